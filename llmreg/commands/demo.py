@@ -1,0 +1,189 @@
+"""``llmreg_demo``: everything once on made-up people, through the public commands, in a few minutes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmreg.commands import shell
+from llmreg.errors import UserError
+from llmreg.files import read_json, written_whole
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """
+  llmreg_demo
+  llmreg_demo -o /tmp/demo --epochs 30
+"""
+_ID, _NAME = "999", "Dataset999_Demo"
+_SUBJECTS, _SEED = 16, 1
+_EPOCHS, _STEPS = 12, 50
+_GRID_LINES_MM = 10.0
+_STAGES = (("as they lie", "initial_"), ("after pre-alignment alone", "prealigned_"), ("after registration", ""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = shell.parser(
+        "Write a small dataset of made-up people (MR-like and CT-like), then plan, train, predict and evaluate with "
+        "the public commands. Shows Dice before and after on people that were not trained on, and writes demo.png.",
+        _EXAMPLES,
+    )
+    arguments.add_argument(
+        "-o", "--output", type=Path, default=Path("llmreg_demo"), metavar="FOLDER",
+        help="everything goes there; an earlier demo in it is replaced (default: ./llmreg_demo)",
+    )  # fmt: skip
+    arguments.add_argument(
+        "--epochs", type=shell.positive, default=_EPOCHS, help=f"epochs of {_STEPS} steps (default: {_EPOCHS})"
+    )
+    arguments.add_argument("--device", help="as in llmreg_train, for example cpu or cuda:0 (default: its own choice)")
+    return shell.run(_demo, arguments, argv)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    folder = options.output.expanduser().resolve()
+    _clear(folder)
+    raw, predictions = folder / "raw" / _NAME, folder / "predictions"
+    device = ["--device", options.device] if options.device else []
+
+    log.info("== Writing %d made-up people to train on and 3 to keep back, each as MR and as CT, to %s", _SUBJECTS, raw)
+    from llmreg.synthetic import write_demo_dataset
+
+    write_demo_dataset(folder / "raw", _SUBJECTS, _SEED)
+    log.info("   took %.0f s", time.monotonic() - began)
+
+    _step(folder, "plan_and_preprocess", "-d", _ID, "--verify_dataset_integrity")
+    shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", "demo"]
+    _step(folder, "train", _ID, "fold0", "--epochs", str(options.epochs), *shorter, *device)
+    _step(folder, "predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), *device)
+    _step(folder, "evaluate", "-i", str(predictions), "-l", str(raw / "labelsTs"))
+
+    _draw(predictions, raw, folder / "demo.png")
+    sys.stdout.write(f"\n{_table(read_json(predictions / 'summary.json'))}\n")
+    sys.stdout.write(f"Figure: {folder / 'demo.png'}\nFields: {predictions}\n")
+    sys.stdout.write(f"The demo took {time.monotonic() - began:.0f} s.\n")
+
+
+def _clear(folder: Path) -> None:
+    """Make room for the demo; only an earlier demo is ever deleted."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / "raw" / _NAME).is_dir():
+            raise UserError(f"{folder} holds something else than a demo: choose a new or empty folder with -o.")
+        for old in (*(folder / kind / _NAME for kind in ("preprocessed", "results", "raw")), folder / "predictions"):
+            if old.exists():
+                shutil.rmtree(old)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {folder}: {error.strerror}. Choose another folder for the demo with -o."
+        ) from error
+
+
+def _step(folder: Path, command: str, *arguments: str) -> None:
+    """Run a public command as a user would, with ``folder`` as its home."""
+    log.info("\n== %s", shlex.join([f"llmreg_{command}", *arguments]))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("llmreg_")}
+    environment["llmreg_home"] = str(folder)
+    began = time.monotonic()
+    words = [sys.executable, "-m", f"llmreg.commands.{command}", *arguments]
+    done = subprocess.run(words, env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"llmreg_{command} failed with exit code {done.returncode}: see its message above.")
+    log.info("   took %.0f s", time.monotonic() - began)
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """Dice and HD95 on people that were not trained on, before and after."""
+    metrics = summary["metrics"]
+    stages = [(title, prefix) for title, prefix in _STAGES if prefix + "dice" in metrics]
+    lines = [f"{summary['num_pairs']} pairs of people that were not trained on", ""]
+    lines += [f"{'':<36}{'Dice (%)':>10}{'HD95 (mm)':>12}"]
+    for title, prefix in stages:
+        dice, hd95 = 100 * metrics[prefix + "dice"]["mean"], metrics[prefix + "hd95_mm"]["mean"]
+        lines.append(f"{title:<36}{dice:>10.1f}{'-' if hd95 is None else format(hd95, '.1f'):>12}")
+    # Whichever start is better: pre-alignment must not make the gain look larger by spoiling the start.
+    before = max(metrics[prefix + "dice"]["mean"] for _, prefix in stages if prefix)
+    gain = 100 * (metrics["dice"]["mean"] - before)
+    lines += ["", f"Dice gained over the better of the two starts: {gain:+.1f} points"]
+    lines.append(f"Folded voxels: {metrics['folding_percent']['mean']:.2f} %")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(predictions: Path, raw: Path, target: Path) -> None:
+    """The first pair in one slice: fixed, moving, warped, contours before and after, and the warped grid."""
+    import numpy as np
+    import SimpleITK as sitk
+    from matplotlib.figure import Figure
+
+    from llmreg.geometry.field import warp_image
+    from llmreg.geometry.io import array_of, read_field, read_image
+
+    pair = read_json(predictions / "predict.json")["pairs"][0]
+    fixed, moving = (read_image(raw / "imagesTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
+    fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
+    field = read_field(predictions / pair["field"])
+    labels = array_of(fixed_label)
+    # The slice in which most organs are seen, and of those the one with most of them.
+    position = max(range(len(labels)), key=lambda z: (len(np.unique(labels[z])), np.count_nonzero(labels[z])))
+
+    def here(image: sitk.Image) -> NDArray[Any]:
+        return array_of(image)[position]
+
+    def as_it_lies(image: sitk.Image, interpolator: int, outside: float) -> sitk.Image:
+        return sitk.Resample(image, fixed, sitk.Transform(), interpolator, outside)
+
+    air = float(array_of(moving).min())
+    before = here(as_it_lies(moving_label, sitk.sitkNearestNeighbor, 0))
+    after = here(warp_image(moving_label, field, "nearest"))
+    mr, ct = {"cmap": "gray"}, {"cmap": "gray", "vmin": -150, "vmax": 250}
+    panels: list[tuple[str, NDArray[Any], dict[str, Any], NDArray[Any] | None]] = [
+        (f"fixed: {pair['fixed']}", here(fixed), mr, None),
+        (f"moving: {pair['moving']}", here(as_it_lies(moving, sitk.sitkLinear, air)), ct, None),
+        ("moving, warped", here(warp_image(moving, field, default=air)), ct, None),
+        ("organs before", here(fixed), mr, before),
+        ("organs after", here(fixed), mr, after),
+    ]
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    aspect = fixed.GetSpacing()[1] / fixed.GetSpacing()[0]
+    for axis, (title, picture, style, other) in zip(axes, panels, strict=False):
+        axis.imshow(picture, aspect=aspect, **style)
+        if other is not None:
+            for label in np.unique(labels[labels > 0]):
+                axis.contour(labels[position] == label, levels=[0.5], colors="lime", linewidths=1.2)
+                if (other == label).any():
+                    axis.contour(other == label, levels=[0.5], colors="red", linewidths=1.2)
+            title += " (green: fixed, red: moving)"
+        axis.set_title(title, fontsize=10)
+
+    # Lines of equal moving x and y, seen in the fixed image: where the moving image's straight lines end up.
+    looked_up = (field.grid.physical_points() + field.vectors)[position]
+    for component in (0, 1):
+        coordinate = looked_up[..., component]
+        levels = np.arange(np.floor(coordinate.min()), np.ceil(coordinate.max()), _GRID_LINES_MM)
+        axes[5].contour(coordinate, levels=levels, colors="black", linestyles="solid", linewidths=0.7)
+    axes[5].set_title(f"warped grid ({_GRID_LINES_MM:g} mm)", fontsize=10)
+    axes[5].set_aspect(aspect)
+    axes[5].invert_yaxis()
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    with written_whole(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""llmreg_plan: plans.json from a fingerprint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from llmreg.commands import shell
+
+EXAMPLES = """\
+  llmreg_plan -d 1
+"""
+
+
+def action(options: argparse.Namespace) -> None:
+    from llmreg.preprocessing import pipeline
+
+    for dataset in options.datasets:
+        pipeline.plan(dataset, options.num_processes, options.overwrite)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = shell.dataset_parser("Derive plans.json (and the paper's plans) from the fingerprint.", EXAMPLES)
+    parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
+    return shell.run(action, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

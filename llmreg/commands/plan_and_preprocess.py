@@ -1,0 +1,35 @@
+"""llmreg_plan_and_preprocess: fingerprint, plans and preprocessed volumes of datasets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from llmreg.commands import shell
+
+EXAMPLES = """\
+  llmreg_plan_and_preprocess -d 1
+  llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity --num_processes 4
+"""
+
+
+def action(options: argparse.Namespace) -> None:
+    from llmreg.preprocessing import pipeline
+
+    for dataset in options.datasets:
+        if options.verify_dataset_integrity:
+            pipeline.verify(dataset, options.num_processes)
+        pipeline.extract_fingerprint(dataset, options.num_processes)
+        pipeline.plan(dataset, options.num_processes, options.overwrite)
+        pipeline.preprocess(dataset, "default", options.num_processes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = shell.dataset_parser("Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES)
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every image and label map first")
+    parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
+    return shell.run(action, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

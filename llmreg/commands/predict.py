@@ -1,0 +1,51 @@
+"""llmreg_predict: register pairs of images with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmreg.commands import shell
+
+EXAMPLES = """\
+  llmreg_predict -i in/ -o out/
+  llmreg_predict -i pairs.csv -o out/ -d 2 -c half -f 0 1
+  llmreg_predict -i in/ -o out/ --all_pairs -m results/Dataset001_Name/llm_morph__default__half
+"""
+
+
+def action(options: argparse.Namespace) -> None:
+    from llmreg.devices import choose_device
+    from llmreg.inference.models import find_model, model_in
+    from llmreg.inference.predict import predict_folder
+
+    if options.model:
+        model = model_in(options.model, options.folds)
+    else:
+        model = find_model(options.dataset, options.configuration, options.plans, options.folds)
+    predict_folder(
+        options.input, options.output, model, choose_device(options.device), options.all_pairs, options.overwrite
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = shell.parser(
+        "Register pairs: displacement fields in each fixed image's own grid (ITK, mm, LPS) and warped moving images.",
+        EXAMPLES,
+    )
+    parser.add_argument("-i", "--input", type=Path, required=True, help="folder of images, or a pairs.csv")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
+    parser.add_argument("-c", "--configuration", help="full or half")
+    parser.add_argument("-p", "--plans", help="name of the plans")
+    parser.add_argument("-f", "--folds", nargs="+", help="folds to average (default: all trained)")
+    parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+    parser.add_argument("--all_pairs", action="store_true", help="every fixed with every moving image")
+    parser.add_argument("--overwrite", action="store_true", help="replace predictions that the output folder holds")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
+    return shell.run(action, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""What every command shares: one clear sentence and exit code 2 for a user's mistake, and a readable log."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from llmreg.errors import UserError
+
+INTERRUPTED = 130
+
+
+def parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser whose ``--help`` ends with examples."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog="examples:\n" + examples.rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--verbose", action="store_true", help="log more than usual")
+    return made
+
+
+def dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser for the commands that prepare datasets: ``-d`` and ``--num_processes``."""
+    made = parser(description, examples)
+    made.add_argument("-d", "--datasets", nargs="+", required=True, metavar="D", help="dataset ids or whole names")
+    made.add_argument(
+        "--num_processes", type=positive, default=os.cpu_count() or 1, help="workers (default: one a core)"
+    )
+    return made
+
+
+def positive(text: str) -> int:
+    """An argument type: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def run(
+    action: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
+    """Parse ``argv``, call ``action`` with the result and turn a :class:`UserError` into a sentence.
+
+    Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted.
+    """
+    options = arguments.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for chatty in ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        action(options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,129 @@
+"""``dataset.json`` as it is written: typed, with one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from llmreg.errors import UserError
+
+
+def as_id(value: object) -> object:
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]+", value) else value
+
+
+Id = Annotated[int, BeforeValidator(as_id), Field(ge=0)]
+
+
+class _Raw(BaseModel):
+    # Learn2Reg's files hold many more keys than we need.
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class RawCase(_Raw):
+    image: str
+    label: str | None = None
+    mask: str | None = None
+    keypoints: str | None = None
+    annotated_labels: list[Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, value: object) -> object:
+        return {"image": value} if isinstance(value, str) else value
+
+
+class RawPair(_Raw):
+    fixed: str
+    moving: str
+
+
+class Direction(_Raw):
+    fixed: Id
+    moving: Id
+
+
+class RawDataset(_Raw):
+    modality: dict[Id, str] = Field(min_length=1)
+    training: Any
+    labels: dict[str, Any] | None = None
+    pairings: Any = None
+    registration_direction: Direction | None = None
+    training_paired_images: list[Any] | None = None
+    registration_val: list[Any] | None = None
+    registration_test: list[Any] | None = None
+
+
+_T = TypeVar("_T")
+
+
+def validated(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | int) -> _T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in (*where, *first["loc"]) if part != "[key]")
+        if first["type"] == "missing":
+            raise UserError(f"{file}: the key '{path}' is missing: add it (see documentation/raw-data.md).") from None
+        expected = "should be an object" if first["type"] == "model_type" else first["msg"].removeprefix("Input ")
+        found = repr(first["input"])
+        found = found if len(found) <= 60 else found[:57] + "..."
+        subject = f"'{path}'" if path else "the file"
+        raise UserError(f"{file}: {subject} {expected} but is {found}: correct the entry.") from None
+
+
+def description_file(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"The dataset folder {folder} does not exist.")
+    file = folder / "dataset.json"
+    if file.is_file():
+        return file
+    others = sorted(folder.glob("*_dataset.json"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise UserError(
+            f"{folder} holds several descriptions ({listed(p.name for p in others)}): rename one to dataset.json."
+        )
+    raise UserError(f"{file} does not exist: write it as documentation/raw-data.md describes.")
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def default_direction(modalities: Mapping[int, str]) -> Direction:
+    ids = sorted(modalities)
+    return Direction(fixed=ids[0], moving=ids[1] if len(ids) > 1 else ids[0])
+
+
+def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
+    """One table id -> name from id -> name, name -> id, or one such table per modality; without background (0)."""
+    raw = raw or {}
+    nested = bool(raw) and all(isinstance(value, dict) for value in raw.values())
+    tables = {f"labels.{key}": table for key, table in raw.items()} if nested else {"labels": raw}
+    found: dict[int, str] = {}
+    for where, table in tables.items():
+        seen: set[int] = set()
+        by_id = all(re.fullmatch(r"[0-9]+", key) for key in table)
+        for key, value in table.items():
+            number, name = (as_id(key), str(value)) if by_id else (as_id(value), key)
+            readable = isinstance(value, str | int) and not isinstance(value, bool)
+            if not readable or not isinstance(number, int) or number < 0:
+                raise UserError(
+                    f'{file}: \'{where}.{key}\' is {value!r}: write labels as "1": "liver" or "liver": 1, '
+                    "with whole numbers from 0."
+                )
+            if number in seen:
+                raise UserError(f"{file}: '{where}' gives the label id {number} twice: use each id once.")
+            seen.add(number)
+            if number and found.setdefault(number, name) != name:
+                raise UserError(
+                    f"{file}: label id {number} is '{found[number]}' in one modality and '{name}' in another: "
+                    "an id must mean the same structure in every modality."
+                )
+    return dict(sorted(found.items()))

@@ -1,0 +1,33 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from llmreg.errors import UserError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; CUDA where there is one, when None. Raises UserError when torch cannot use it."""
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(chosen)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"The device '{chosen}' cannot be used ({reason}): try --device cpu.") from error
+    return device
+
+
+def autocast(device: torch.device, wanted: str) -> torch.autocast:
+    """bfloat16 where the plan wants it and the hardware computes in it; else off."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" and _has_bfloat16(device))
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return False

@@ -1,0 +1,1 @@
+"""How good a registration is: overlap and distance of labels, folding and smoothness of displacement fields."""

@@ -1,0 +1,133 @@
+"""Finds what is needed to score a predictions folder: fields, label maps, label names, annotated labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmreg.dataset import Dataset, load_dataset
+from llmreg.errors import UserError
+from llmreg.files import read_json
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """One pair to score; ``labels`` is id -> name (None: the ids found), ``annotated`` the ids both images have."""
+
+    pair_id: str
+    fixed: str
+    moving: str
+    field: Path
+    fixed_label: Path
+    moving_label: Path
+    prealignment: Path | None = None
+    labels: dict[int, str] | None = None
+    annotated: frozenset[int] | None = None
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pair_id: str
+    fixed: str
+    moving: str
+    field: str
+    fixed_label: str | None = None
+    moving_label: str | None = None
+    prealignment: str | None = None
+
+
+class _Predictions(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pairs: list[_Pair]
+
+
+def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
+    """All pairs of ``predict.json`` with their files.
+
+    A label map is the one that ``predict.json`` names, else ``<labels>/<case name>.nii.gz``. Label names and the
+    annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
+
+    Raises:
+        UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
+    """
+    if not predictions.is_dir():
+        raise UserError(f"The predictions folder {predictions} does not exist: run llmreg_predict first.")
+    file = predictions / "predict.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: give -i the folder that llmreg_predict wrote.")
+    try:
+        listed = _Predictions.model_validate(read_json(file)).pairs
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{file} is not as llmreg_predict writes it ('{where}': {first['msg']}): run the prediction again."
+        ) from None
+    if not listed:
+        raise UserError(f"{file} lists no pairs: run llmreg_predict on at least one pair.")
+    if labels is not None and not labels.is_dir():
+        raise UserError(f"The labels folder {labels} does not exist: give -l the folder with the label maps.")
+
+    dataset = _dataset_near(labels) if labels is not None else None
+    found = []
+    for pair in listed:
+        field = _existing(predictions / pair.field, pair.pair_id, "run the prediction again")
+        before = predictions / pair.prealignment if pair.prealignment else None
+        if before is not None:
+            _existing(before, pair.pair_id, "run the prediction again")
+        fixed = _label_map(predictions, pair.fixed, pair.fixed_label, labels, dataset)
+        moving = _label_map(predictions, pair.moving, pair.moving_label, labels, dataset)
+        dataset = dataset or (_dataset_near(fixed.parent) if labels is None else None)
+        found.append(
+            PairFiles(
+                pair_id=pair.pair_id,
+                fixed=pair.fixed,
+                moving=pair.moving,
+                field=field,
+                fixed_label=fixed,
+                moving_label=moving,
+                prealignment=before,
+                labels=dataset.labels if dataset else None,
+                annotated=_annotated(dataset, pair) if dataset else None,
+            )
+        )
+    return found
+
+
+def _existing(path: Path, pair_id: str, remedy: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} of the pair {pair_id} does not exist: {remedy}.")
+    return path
+
+
+def _dataset_near(folder: Path) -> Dataset | None:
+    folder = folder.resolve()
+    for place in (folder, folder.parent):
+        if (place / "dataset.json").is_file() or len(list(place.glob("*_dataset.json"))) == 1:
+            return load_dataset(place)
+    return None
+
+
+def _label_map(predictions: Path, case: str, named: str | None, labels: Path | None, dataset: Dataset | None) -> Path:
+    # A relative path in predict.json means the predictions folder; joining leaves an absolute one as it is.
+    places = [predictions / named] if named else []
+    if labels is not None:
+        places += [labels / f"{case}.nii.gz", labels / "labelsTr" / f"{case}.nii.gz"]
+    if dataset is not None:
+        places += [known.label for known in dataset.cases if known.name == case and known.label is not None]
+    for place in places:
+        if place.is_file():
+            return place
+    if not places:
+        raise UserError(f"{case} has no label map in predict.json: name the folder that holds {case}.nii.gz with -l.")
+    raise UserError(f"{places[0]} does not exist, so {case} cannot be scored: add the label map or correct -l.")
+
+
+def _annotated(dataset: Dataset, pair: _Pair) -> frozenset[int] | None:
+    known = {case.name: case.annotated_labels for case in dataset.cases}
+    listed = [known[name] for name in (pair.fixed, pair.moving) if known.get(name) is not None]
+    return frozenset.intersection(*(frozenset(ids or ()) for ids in listed)) if listed else None

@@ -1,0 +1,155 @@
+"""Dice, HD95, folding and SDlogJ of numpy arrays in index order (z, y, x).
+
+Label arrays hold whole numbers and lie on the fixed image's grid. ``documentation/evaluation.md`` compares the
+definitions with those of Learn2Reg (https://github.com/MDL-UzL/L2R, ``evaluation/evaluation.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import cKDTree
+
+Array = NDArray[Any]
+
+
+def dice_per_label(
+    moving: Array, fixed: Array, labels: Iterable[int], unwarped: Array | None = None
+) -> dict[int, float]:
+    """Dice coefficient 2 |A and B| / (|A| + |B|) of each label.
+
+    A label that is absent from ``fixed`` is not counted: NaN, whether or not ``moving`` has it. One that ``fixed`` has
+    and ``moving`` lacks counts as 0. Learn2Reg moreover leaves out labels that the moving image never had; give
+    ``unwarped`` for that rule, so that a structure outside the moving image's field of view is not held against the
+    registration, while one that the field pushed out of sight is.
+
+    Args:
+        moving: (z, y, x) the (warped) moving label map on the fixed grid.
+        fixed: (z, y, x) the fixed label map.
+        labels: positive ids.
+        unwarped: the moving label map before warping, on any grid.
+
+    Raises:
+        ValueError: when the shapes differ or an id is not positive.
+    """
+    ids = _checked(moving, fixed, labels)
+    if not ids:
+        return {}
+    size = max(ids) + 2
+    a, b = _clipped(moving, size), _clipped(fixed, size)
+    in_moving, in_fixed = np.bincount(a, minlength=size), np.bincount(b, minlength=size)
+    in_both = np.bincount(a[a == b], minlength=size)
+    ever = in_fixed if unwarped is None else np.bincount(_clipped(unwarped, size), minlength=size)
+    return {
+        i: float(2 * in_both[i] / (in_moving[i] + in_fixed[i])) if in_fixed[i] and ever[i] else float("nan")
+        for i in ids
+    }
+
+
+def hd95_per_label(
+    warped: Array, fixed: Array, labels: Iterable[int], spacing_xyz_mm: Sequence[float]
+) -> dict[int, float]:
+    """95th percentile of the surface distances of each label in mm, the larger of the two directions.
+
+    The surface of a label is its voxels with a face neighbour (or the edge of the image) outside it; distances are
+    between voxel centres. Equal to ``monai.metrics.compute_hausdorff_distance(percentile=95, directed=False)``, but
+    each label is cropped to its own box first. NaN where either side lacks the label: a distance to nothing has no
+    value, so read HD95 together with Dice, which is 0 there.
+
+    Args:
+        warped: (z, y, x) the warped moving label map on the fixed grid.
+        fixed: (z, y, x) the fixed label map.
+        labels: positive ids.
+        spacing_xyz_mm: voxel size in ITK's order x, y, z; (1, 1, 1) gives voxels, as Learn2Reg reports.
+
+    Raises:
+        ValueError: when the shapes differ or an id is not positive.
+    """
+    ids = _checked(warped, fixed, labels)
+    if not ids:
+        return {}
+    spacing = np.asarray(spacing_xyz_mm, dtype=np.float64)[::-1]
+    surfaces_warped, surfaces_fixed = (_surfaces(array, ids, spacing) for array in (warped, fixed))
+    return {i: _hd95(surfaces_warped.get(i), surfaces_fixed.get(i)) for i in ids}
+
+
+def folding(determinant: Array, mask: Array | None = None, margin: int = 1) -> float:
+    """Percentage of voxels whose Jacobian determinant is <= 0: there the mapping is not invertible.
+
+    Args:
+        determinant: (z, y, x), of :func:`llmreg.geometry.field.jacobian_determinant`.
+        mask: (z, y, x) voxels that count; all of them by default.
+        margin: voxels left out along each face, where differences are one-sided.
+
+    Returns:
+        0 to 100; NaN when no voxel is left, or one of them is NaN.
+    """
+    inside = _interior(determinant, mask, margin)
+    if not inside.size or np.isnan(inside).any():
+        return float("nan")
+    return float(100 * np.mean(inside <= 0))
+
+
+def sd_log_jacobian(determinant: Array, mask: Array | None = None, margin: int = 1) -> float:
+    """Standard deviation of log(clip(|J|, 1e-9, 1e9)): 0 for a rigid mapping, larger for a rougher field.
+
+    A folded voxel counts as log(1e-9) = -20.7. Arguments as for :func:`folding`.
+    """
+    return _sd_log(_interior(determinant, mask, margin))
+
+
+def sd_log_jacobian_learn2reg(determinant: Array, mask: Array | None = None, margin: int = 2) -> float:
+    """SDlogJ on the scale of Learn2Reg's tables, which add 3 to |J| before the logarithm and crop 2 voxels.
+
+    The offset shrinks the number to about a quarter and hides folding, so it compares with Learn2Reg only.
+    """
+    return _sd_log(_interior(determinant, mask, margin) + 3)
+
+
+def _checked(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
+    if moving.shape != fixed.shape:
+        raise ValueError(f"the label arrays differ in shape: {moving.shape} and {fixed.shape}")
+    ids = [int(label) for label in labels]
+    if any(i <= 0 for i in ids):
+        raise ValueError(f"label ids must be positive, got {ids}")
+    return ids
+
+
+def _clipped(array: Array, size: int) -> NDArray[np.intp]:
+    """Flat ids; everything that is not in 1 .. size - 2 ends up at 0 or size - 1, which no label uses."""
+    return np.clip(np.ravel(array), 0, size - 1).astype(np.intp)
+
+
+def _surfaces(array: Array, ids: Sequence[int], spacing: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+    """Surface points (n, 3) in mm, in the order z, y, x, of each label that is there."""
+    compact = _clipped(array, max(ids) + 2).reshape(array.shape)
+    boxes = find_objects(compact, max_label=max(ids))
+    found = {}
+    for i in ids:
+        box = boxes[i - 1]
+        if box is not None:
+            # Outside its own box a label has no voxel, so eroding the crop is eroding the whole.
+            inside = compact[box] == i
+            surface = np.argwhere(inside & ~binary_erosion(inside))
+            found[i] = (surface + [part.start for part in box]) * spacing
+    return found
+
+
+def _hd95(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> float:
+    if a is None or b is None:
+        return float("nan")
+    return max(float(np.percentile(cKDTree(to).query(of)[0], 95)) for of, to in ((a, b), (b, a)))
+
+
+def _interior(determinant: Array, mask: Array | None, margin: int) -> NDArray[np.float64]:
+    inner = tuple(slice(margin, max(size - margin, margin)) for size in determinant.shape)
+    values = np.asarray(determinant[inner], dtype=np.float64)
+    return values.ravel() if mask is None else values[np.asarray(mask[inner], dtype=bool)]
+
+
+def _sd_log(determinant: NDArray[np.float64]) -> float:
+    return float(np.std(np.log(np.clip(determinant, 1e-9, 1e9)))) if determinant.size else float("nan")

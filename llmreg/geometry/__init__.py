@@ -1,0 +1,1 @@
+"""The only place that knows axis orders, units and LPS or RAS."""

@@ -1,0 +1,194 @@
+"""Displacement fields in physical space: millimetres, LPS, pull-back, as ITK has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+from llmreg.geometry.grid import Grid
+
+Interpolator = Literal["linear", "nearest", "bspline"]
+_INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """For each point of the fixed grid, where to look in the moving image, relative to the point.
+
+    Attributes:
+        vectors: float32 (z, y, x, 3), components (x, y, z), mm, LPS.
+        grid: where the vectors sit.
+
+    Raises:
+        ValueError: the array does not fit the grid.
+    """
+
+    vectors: NDArray[np.float32]
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.vectors.shape != (*self.grid.shape, 3) or self.vectors.dtype != np.float32:
+            raise ValueError(
+                f"expected float32 vectors of shape {(*self.grid.shape, 3)}, "
+                f"got {self.vectors.dtype} of {self.vectors.shape}"
+            )
+
+    @classmethod
+    def identity(cls, grid: Grid) -> DisplacementField:
+        return cls(np.zeros((*grid.shape, 3), np.float32), grid)
+
+    @classmethod
+    def from_flow(cls, flow: NDArray[Any], grid: Grid) -> DisplacementField:
+        """From a network's displacement (3, z, y, x), components (x, y, z), in voxels of ``grid``."""
+        return cls((np.moveaxis(flow, 0, -1) @ grid.matrix.T).astype(np.float32), grid)
+
+    def to_flow(self) -> NDArray[np.float32]:
+        """(3, z, y, x) in voxels of the grid."""
+        flow = self.vectors @ np.linalg.inv(self.grid.matrix).T
+        return np.ascontiguousarray(np.moveaxis(flow, -1, 0), dtype=np.float32)
+
+    @classmethod
+    def from_image(cls, image: sitk.Image) -> DisplacementField:
+        return cls(sitk.GetArrayFromImage(image).astype(np.float32), Grid.from_image(image))
+
+    @classmethod
+    def from_transform(cls, transform: sitk.Transform, grid: Grid) -> DisplacementField:
+        """Any transform, sampled at the voxels of a grid."""
+        return cls.from_image(
+            sitk.TransformToDisplacementField(
+                transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
+            )
+        )
+
+    def to_image(self, pixel_type: int = sitk.sitkVectorFloat32) -> sitk.Image:
+        image = sitk.GetImageFromArray(self.vectors, isVector=True)
+        image.SetSpacing(self.grid.spacing)
+        image.SetOrigin(self.grid.origin)
+        image.SetDirection(self.grid.direction)
+        return sitk.Cast(image, pixel_type)
+
+    def to_transform(self) -> sitk.DisplacementFieldTransform:
+        """The transform that maps fixed points to moving points; outside its grid it is the identity."""
+        return sitk.DisplacementFieldTransform(self.to_image(sitk.sitkVectorFloat64))
+
+
+def chained(*transforms: sitk.Transform) -> sitk.Transform:
+    """The transform that applies ``transforms`` in the order given (ITK's composite applies the last added first)."""
+    return sitk.CompositeTransform(list(reversed(transforms)))
+
+
+def compose(first: DisplacementField, second: DisplacementField) -> DisplacementField:
+    """first(p) + second(p + first(p)), on the first field's grid; ``second`` is zero outside its own grid."""
+    return DisplacementField.from_transform(chained(first.to_transform(), second.to_transform()), first.grid)
+
+
+def resample(field: DisplacementField, grid: Grid) -> DisplacementField:
+    """The same field at the voxels of another grid, linearly interpolated, zero outside. Millimetres do not scale."""
+    return DisplacementField.from_transform(field.to_transform(), grid)
+
+
+def upsample(field: DisplacementField, factor: int = 2) -> DisplacementField:
+    """On the grid whose blocks of factor^3 voxels are this field's voxels; the edge continues outwards."""
+    margin = [1, 1, 1]
+    padded = DisplacementField(
+        np.pad(field.vectors, ((1, 1), (1, 1), (1, 1), (0, 0)), mode="edge"), field.grid.padded(margin, margin)
+    )
+    return resample(padded, field.grid.upsampled(factor))
+
+
+def fade_outside(field: DisplacementField, margin: int) -> DisplacementField:
+    """Pad by ``margin`` voxels in which the edge's vectors continue and fade smoothly to zero."""
+    vectors = np.pad(field.vectors, ((margin, margin),) * 3 + ((0, 0),), mode="edge")
+    steps = np.arange(1, margin + 1) / (margin + 1)
+    falling = 0.5 * (1 + np.cos(np.pi * steps))
+    for axis, length in enumerate(field.grid.shape):
+        weight = np.concatenate((falling[::-1], np.ones(length), falling)).astype(np.float32)
+        vectors *= weight.reshape([-1 if k == axis else 1 for k in range(4)])
+    return DisplacementField(vectors, field.grid.padded([margin] * 3, [margin] * 3))
+
+
+def inverse(field: DisplacementField, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
+    """The field v with v(p) = -u(p + v(p)) on the same grid, by fixed-point iteration (Chen et al. 2008).
+
+    The edge's displacement continues outside, so that the inverse is right up to the border. Converges where the
+    field does not fold.
+
+    Args:
+        field: the field u.
+        iterations: at most so many.
+        tolerance: stop when no component is off by more, in voxels.
+    """
+    import torch
+
+    from llmreg.geometry import warping
+
+    # Voxels and mm differ by one matrix for the whole grid, so that the iterations are the same in both.
+    found = warping.invert(torch.from_numpy(field.to_flow())[None], iterations, tolerance)
+    return DisplacementField.from_flow(found[0].numpy(), field.grid)
+
+
+def warp_image(
+    image: sitk.Image, field: DisplacementField, interpolator: Interpolator = "linear", default: float = 0.0
+) -> sitk.Image:
+    """The moving image as seen through the field, on the field's grid; ``default`` where it looks outside."""
+    reference = field.grid
+    return sitk.Resample(
+        image,
+        reference.size,
+        field.to_transform(),
+        _INTERPOLATORS[interpolator],
+        reference.origin,
+        reference.spacing,
+        reference.direction,
+        default,
+        image.GetPixelID(),
+    )
+
+
+def resample_image(
+    image: sitk.Image,
+    grid: Grid,
+    transform: sitk.Transform | None = None,
+    interpolator: Interpolator = "linear",
+    default: float = 0.0,
+) -> sitk.Image:
+    """The image at the voxels of a grid, looked up through ``transform`` (grid point -> image point)."""
+    return sitk.Resample(
+        image,
+        grid.size,
+        transform or sitk.Transform(3, sitk.sitkIdentity),
+        _INTERPOLATORS[interpolator],
+        grid.origin,
+        grid.spacing,
+        grid.direction,
+        default,
+        image.GetPixelID(),
+    )
+
+
+def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
+    """Determinant of the mapping p -> p + u(p), (z, y, x); central differences, one-sided at the border."""
+    flow = field.to_flow()
+    # Index coordinates give the same determinant as mm: the grid's matrix cancels.
+    (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component, axis=(2, 1, 0)) for component in flow)
+    a, e, i = a + 1, e + 1, i + 1
+    # Written out: numpy.linalg.det on millions of small matrices takes many times longer.
+    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), dtype=np.float32)
+
+
+def transform_points(points: ArrayLike, field: DisplacementField) -> NDArray[np.float64]:
+    """Points of the fixed image (N, 3), LPS mm, to the moving image."""
+    transform = field.to_transform()
+    return np.array([transform.TransformPoint(tuple(map(float, p))) for p in np.asarray(points)])
+
+
+def mean_field(fields: Sequence[DisplacementField]) -> DisplacementField:
+    """The mean displacement of fields on one grid."""
+    if any(not f.grid.same_as(fields[0].grid) for f in fields):
+        raise ValueError("fields to average must share one grid")
+    return DisplacementField(np.mean([f.vectors for f in fields], axis=0, dtype=np.float32), fields[0].grid)

@@ -1,0 +1,152 @@
+"""A grid: where the voxels of an image lie in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+# Headers written by different programs differ by rounding: a hundredth of a voxel is no other grid.
+SAME_GRID_VOXELS = 0.01
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size, spacing (mm), origin (mm, LPS) and direction (row-major 3x3), all in x, y, z order as in ITK.
+
+    Raises:
+        ValueError: a size or spacing is not positive, or the direction is singular.
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...] = IDENTITY
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 3 or min(self.size) < 1:
+            raise ValueError(f"size must be three positive integers, got {self.size}")
+        if len(self.spacing) != 3 or min(self.spacing) <= 0:
+            raise ValueError(f"spacing must be three positive lengths, got {self.spacing}")
+        if len(self.origin) != 3 or len(self.direction) != 9:
+            raise ValueError(f"origin needs 3 and direction 9 numbers, got {self.origin} and {self.direction}")
+        if abs(np.linalg.det(np.reshape(self.direction, (3, 3)))) < 1e-6:
+            raise ValueError(f"direction is singular: {self.direction}")
+
+    @classmethod
+    def from_image(cls, image: sitk.Image) -> Grid:
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @classmethod
+    def axis_aligned(cls, size: Sequence[int], spacing: Sequence[float], centre: ArrayLike) -> Grid:
+        """A grid along the LPS axes whose middle lies at ``centre`` (mm)."""
+        half = (np.asarray(size) - 1) / 2 * np.asarray(spacing)
+        origin = np.asarray(centre, dtype=float) - half
+        return cls(tuple(int(n) for n in size), tuple(float(s) for s in spacing), tuple(origin.tolist()))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Grid:
+        return cls(
+            tuple(int(n) for n in content["size"]),
+            tuple(content["spacing"]),
+            tuple(content["origin"]),
+            tuple(content["direction"]),
+        )
+
+    def to_dict(self) -> dict[str, list[float]]:
+        return {
+            "size": list(self.size),
+            "spacing": list(self.spacing),
+            "origin": list(self.origin),
+            "direction": list(self.direction),
+        }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an array on this grid, (z, y, x)."""
+        return self.size[::-1]
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """3x3: a step in voxels (x, y, z) to a step in LPS mm."""
+        return np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing)
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4x4: voxel index (x, y, z) to LPS mm."""
+        made = np.eye(4)
+        made[:3, :3] = self.matrix
+        made[:3, 3] = self.origin
+        return made
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """The middle of the volume, LPS mm."""
+        return self.index_to_physical((np.asarray(self.size) - 1) / 2)
+
+    @property
+    def extent(self) -> NDArray[np.float64]:
+        """Edge lengths of the volume along its own axes, mm."""
+        return np.asarray(self.size) * np.asarray(self.spacing)
+
+    def index_to_physical(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices (..., 3) in x, y, z order to LPS mm."""
+        return np.asarray(points, dtype=float) @ self.matrix.T + np.asarray(self.origin)
+
+    def physical_to_index(self, points: ArrayLike) -> NDArray[np.float64]:
+        """LPS mm (..., 3) to voxel indices in x, y, z order."""
+        return (np.asarray(points, dtype=float) - np.asarray(self.origin)) @ np.linalg.inv(self.matrix).T
+
+    def indices(self) -> NDArray[np.float64]:
+        """The index (x, y, z) of every voxel, as an array (z, y, x, 3)."""
+        z, y, x = np.meshgrid(*[np.arange(n, dtype=float) for n in self.shape], indexing="ij")
+        return np.stack((x, y, z), axis=-1)
+
+    def physical_points(self) -> NDArray[np.float64]:
+        """LPS mm of every voxel, as an array (z, y, x, 3)."""
+        return self.index_to_physical(self.indices())
+
+    def same_as(self, other: Grid, tolerance: float = SAME_GRID_VOXELS) -> bool:
+        """Whether every corner lies within ``tolerance`` voxels of the other's."""
+        if self.size != other.size:
+            return False
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3)
+        distance = np.abs(self.index_to_physical(corners) - other.index_to_physical(corners)).max()
+        return bool(distance <= tolerance * min(self.spacing))
+
+    def downsampled(self, factor: int) -> Grid:
+        """The grid of blocks of factor^3 voxels, a voxel in the middle of each block.
+
+        Raises:
+            ValueError: the size does not divide by ``factor``.
+        """
+        if any(n % factor for n in self.size):
+            raise ValueError(f"size {self.size} does not divide by {factor}")
+        origin = self.index_to_physical([(factor - 1) / 2] * 3)
+        return Grid(
+            tuple(n // factor for n in self.size),
+            tuple(s * factor for s in self.spacing),
+            tuple(origin.tolist()),
+            self.direction,
+        )
+
+    def upsampled(self, factor: int) -> Grid:
+        """The grid of which this is the downsampled one."""
+        origin = self.index_to_physical([(1 / factor - 1) / 2] * 3)
+        return Grid(
+            tuple(n * factor for n in self.size),
+            tuple(s / factor for s in self.spacing),
+            tuple(origin.tolist()),
+            self.direction,
+        )
+
+    def padded(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+        """With voxels added (or, where negative, removed) before and after each axis, in x, y, z order."""
+        size = tuple(n + int(a) + int(b) for n, a, b in zip(self.size, lower, upper, strict=True))
+        origin = self.index_to_physical([-int(a) for a in lower])
+        return Grid(size, self.spacing, tuple(origin.tolist()), self.direction)

@@ -1,0 +1,94 @@
+"""Predicting many pairs into a folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from llmreg import __version__
+from llmreg.errors import UserError
+from llmreg.files import write_json, written_whole
+from llmreg.geometry.io import check_values, read_image, write_field, write_image
+from llmreg.inference.models import Model
+from llmreg.inference.pairs import PairInput, case_name, find_pairs
+from llmreg.inference.predictor import Predictor, Registration
+
+log = logging.getLogger(__name__)
+
+PREDICT_FILE = "predict.json"
+
+
+def predict_folder(
+    source: Path, output: Path, model: Model, device: torch.device, all_pairs: bool = False, overwrite: bool = False
+) -> Path:
+    """Register every pair of ``source`` and write fields, warped images and ``predict.json`` to ``output``.
+
+    Raises:
+        UserError: an input cannot be used, or ``output`` holds predictions and ``overwrite`` is not given.
+    """
+    record = output / PREDICT_FILE
+    if record.exists() and not overwrite:
+        raise UserError(f"{output} holds predictions already: choose another folder or add --overwrite.")
+    predictor = Predictor(model, device)
+    pairs = find_pairs(source, predictor.plans, all_pairs)
+    # Found out before the work, not after it.
+    with written_whole(output / ".writable"):
+        pass
+    (output / ".writable").unlink()
+    for path in tqdm(sorted({p for pair in pairs for p in (pair.fixed, pair.moving)}), desc="Check", unit="image"):
+        check_values(read_image(path), path)
+    # From here on the folder is neither the old nor the new set of predictions.
+    record.unlink(missing_ok=True)
+    rows = []
+    with logging_redirect_tqdm():
+        for pair in tqdm(pairs, desc="Predict", unit="pair"):
+            start = time.monotonic()
+            found = predictor.predict(pair.fixed, pair.moving, pair.fixed_modality, pair.moving_modality)
+            rows.append(_write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)})
+    write_json(
+        record,
+        {
+            "llmreg_version": __version__,
+            "model": f"{model.folder.parent.name}/{model.folder.name}",
+            "folds": list(model.folds),
+            "pairs": rows,
+        },
+    )
+    return record
+
+
+def _write(pair: PairInput, found: Registration, output: Path) -> dict[str, Any]:
+    files = {
+        "field": f"disp_{pair.name}.nii.gz",
+        "warped": f"warped_{pair.name}.nii.gz",
+        "prealignment": f"prealign_{pair.name}.tfm",
+    }
+    write_field(found.field, output / files["field"])
+    write_image(found.warped, output / files["warped"])
+    with written_whole(output / files["prealignment"]) as temporary:
+        sitk.WriteTransform(found.prealignment, str(temporary))
+    return {
+        "pair_id": pair.pair_id,
+        "fixed": case_name(pair.fixed),
+        "moving": case_name(pair.moving),
+        **files,
+        "fixed_path": str(pair.fixed.resolve()),
+        "moving_path": str(pair.moving.resolve()),
+        **{
+            role: _absolute(getattr(pair, role))
+            for role in ("fixed_label", "moving_label", "fixed_points", "moving_points")
+        },
+        "fixed_transform": found.fixed_transform.to_dict(),
+        "moving_transform": found.moving_transform.to_dict(),
+    }
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())

@@ -1,0 +1,142 @@
+"""A trained model that registers images."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from llmreg.devices import autocast
+from llmreg.errors import UserError
+from llmreg.geometry.field import DisplacementField, chained, fade_outside, mean_field, warp_image
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import check_values, read_image
+from llmreg.inference.models import Model
+from llmreg.network.factory import build_network, trainable_state
+from llmreg.preprocessing.normalization import safe_default
+from llmreg.preprocessing.padding import pad
+from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
+from llmreg.preprocessing.prealignment import CaseTransform
+from llmreg.preprocessing.preprocess import FramedCase, bring_into_frame, read_reference
+from llmreg.training import checkpoint
+from llmreg.training.trainer import predict_flow
+
+log = logging.getLogger(__name__)
+
+# Voxels of the frame over which the network's displacement fades outside it.
+FADE = 10
+CACHED_CASES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A registered pair.
+
+    Attributes:
+        field: from fixed to moving, on the fixed image's own grid; the pre-alignment is part of it.
+        prealignment: the affine part, fixed points -> moving points.
+        warped: the moving image on the fixed image's grid (0 where the field looks outside it).
+        fixed_transform: how the fixed case was placed in the common frame.
+        moving_transform: the same for the moving case.
+    """
+
+    field: DisplacementField
+    prealignment: sitk.Transform
+    warped: sitk.Image
+    fixed_transform: CaseTransform
+    moving_transform: CaseTransform
+
+
+class Predictor:
+    """Registers pairs with the folds of a model; several folds are averaged.
+
+    Args:
+        model: from :mod:`llmreg.inference.models`.
+        device: where to compute.
+
+    Raises:
+        UserError: the checkpoints, plans and LLM weights do not belong together.
+    """
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.plans: Plans = read_plans(model.folder / PLANS_FILE)
+        self.configuration = self.plans.configuration(model.configuration)
+        self.device = device
+        self._reference = read_reference(model.folder, self.plans)
+        self.network = build_network(self.plans.network, self.configuration.network_shape[::-1]).to(device).eval()
+        self._states: list[dict[str, Tensor]] = []
+        for path in model.folds.values():
+            state = checkpoint.load(path, self.network)
+            if state.plans_digest != self.plans.digest():
+                raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
+            self._states.append({k: v.detach().clone() for k, v in trainable_state(self.network).items()})
+        self._framed = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
+
+    def predict(
+        self, fixed: Path, moving: Path, fixed_modality: str | None = None, moving_modality: str | None = None
+    ) -> Registration:
+        """Register two image files.
+
+        Args:
+            fixed: the image that defines the output grid.
+            moving: the image that is warped.
+            fixed_modality: name of its modality; the dataset's fixed modality when None.
+            moving_modality: the same for the moving image.
+
+        Raises:
+            UserError: an image cannot be used.
+        """
+        fixed_image, fixed_case = self._framed(fixed, fixed_modality or self.modality(self.plans.fixed_modality))
+        moving_image, moving_case = self._framed(moving, moving_modality or self.modality(self.plans.moving_modality))
+        inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
+        to_frame = fixed_case.transform.to_sitk().GetInverse()
+        from_frame = moving_case.transform.to_sitk()
+        whole = chained(to_frame, inner.to_transform(), from_frame)
+        field = DisplacementField.from_transform(whole, Grid.from_image(fixed_image))
+        prealignment = CaseTransform.from_sitk(chained(to_frame, from_frame), "prealignment").to_sitk()
+        return Registration(
+            field, prealignment, warp_image(moving_image, field), fixed_case.transform, moving_case.transform
+        )
+
+    def frame_field(self, fixed: FramedCase, moving: FramedCase) -> DisplacementField:
+        """The network's displacement on the common frame, averaged over folds."""
+        tensors = []
+        back: tuple[slice, ...] = ()
+        for case in (moving, fixed):
+            padded, back = pad(case.image, self.configuration)
+            tensors.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None].to(self.device))
+        fields = []
+        for state in self._states:
+            if len(self._states) > 1:
+                own = trainable_state(self.network)
+                with torch.no_grad():
+                    for name, value in state.items():
+                        own[name].copy_(value)
+            with torch.inference_mode(), autocast(self.device, self.plans.training.autocast):
+                _, flow = predict_flow(self.network, tensors[0], tensors[1], self.configuration.downsampling)
+            cut = flow[0].cpu().numpy()[(slice(None), *back)]
+            fields.append(DisplacementField.from_flow(cut, self.plans.frame))
+        return mean_field(fields)
+
+    def modality(self, index: int) -> str:
+        return self.plans.normalization[index].modality
+
+    def normalization(self, modality: str) -> Normalization:
+        """The plan for a modality by name; the safe default for one that the model was not trained on."""
+        for known in self.plans.normalization.values():
+            if known.modality.casefold() == modality.casefold():
+                return known
+        trained = ", ".join(n.modality for n in self.plans.normalization.values())
+        log.warning("The model was not trained on '%s' (but on %s): its own percentiles are used.", modality, trained)
+        return safe_default(modality)
+
+    def _bring_into_frame(self, path: Path, modality: str) -> tuple[sitk.Image, FramedCase]:
+        image = read_image(path)
+        check_values(image, path)
+        return image, bring_into_frame(image, self.normalization(modality), self.plans, self._reference)

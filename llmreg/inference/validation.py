@@ -1,0 +1,59 @@
+"""A fold's validation: its pairs predicted like any other and scored in the fixed images' own grids."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from llmreg.dataset import Dataset, Pair
+from llmreg.evaluation.evaluate import Row, evaluate_pair, write_results
+from llmreg.evaluation.table import format_summary
+from llmreg.geometry.io import read_image
+from llmreg.inference.models import model_in
+from llmreg.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def validate_fold(
+    model_folder: Path, fold: str, dataset: Dataset, pairs: tuple[Pair, ...], device: torch.device
+) -> Path | None:
+    """Write ``validation/metrics.csv`` and ``summary.json`` into the fold's folder; returns that folder."""
+    if not pairs:
+        log.warning("Fold %s has no validation pair with labels: nothing is scored.", fold)
+        return None
+    predictor = Predictor(model_in(model_folder, [fold]), device)
+    folder = model_folder / f"fold_{fold}" / "validation"
+    rows: list[Row] = []
+    for pair in tqdm(pairs, desc="Validate", unit="pair"):
+        fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
+        if fixed.label is None or moving.label is None:
+            continue
+        found = predictor.predict(
+            fixed.image, moving.image, dataset.modalities[fixed.modality], dataset.modalities[moving.modality]
+        )
+        annotated = set(dataset.labels)
+        for case in (fixed, moving):
+            if case.annotated_labels is not None:
+                annotated &= set(case.annotated_labels)
+        scored = evaluate_pair(
+            read_image(fixed.label),
+            read_image(moving.label),
+            found.field,
+            dataset.labels,
+            annotated,
+            found.prealignment,
+        )
+        rows += [
+            {"pair_id": f"{fixed.name}_{moving.name}", "fixed": fixed.name, "moving": moving.name} | row
+            for row in scored
+        ]
+    if not rows:
+        log.warning("Fold %s: no validation pair has a structure annotated in both images.", fold)
+        return None
+    summary = write_results(rows, folder)
+    log.info("%s", format_summary(summary))
+    return folder

@@ -1,0 +1,1 @@
+"""LLM-Morph: convolutional encoders and decoder around frozen language-model layers."""

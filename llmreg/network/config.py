@@ -1,0 +1,80 @@
+"""Settings of the network: what plans.json holds and a checkpoint must agree with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoRASettings(_Settings):
+    """Low-rank adaptation of the frozen layers' projections; the paper's h = Wx + BAx is alpha = r."""
+
+    r: int = Field(default=64, ge=1)
+    alpha: int = Field(default=64, ge=1)
+    targets: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj"), min_length=1)
+
+
+class LLMSettings(_Settings):
+    """Which pretrained decoder layers the language-model encoding blocks hold, and how they are run.
+
+    Attributes:
+        source: ``smollm2-135m`` or the path of a local Hugging Face directory.
+        layers: zero-based indices of the decoder layers of the first and the second block.
+        dtype: type the frozen weights are kept and computed in.
+        attention: ``bidirectional`` lets each token see all others, ``causal`` only those before it.
+        rotary: ``1d`` applies the model's own rotary embedding along the flattened tokens.
+        token_rms: factor applied to the adapted tokens before the frozen layer. The layer's output is divided by it
+            again unless a final RMSNorm follows. 1 is the paper.
+        sha256: digest of the layers' stored weights; loading others is refused. None accepts any.
+        lora: low-rank adaptation, or None to use the layers as they are.
+    """
+
+    source: str = "smollm2-135m"
+    layers: tuple[int, int] = (15, 16)
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    attention: Literal["bidirectional", "causal"] = "bidirectional"
+    rotary: Literal["none", "1d"] = "none"
+    token_rms: float = Field(default=1.0, gt=0)
+    sha256: str | None = None
+    lora: LoRASettings | None = LoRASettings()
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> LLMSettings:
+        if min(self.layers) < 0:
+            raise ValueError("layers are counted from 0")
+        return self
+
+
+class NetworkSettings(_Settings):
+    """LLM-Morph as built by :func:`llmreg.network.factory.build_network`.
+
+    Attributes:
+        width: channels c at full resolution; the levels have c, 2c, 4c, 8c and 16c.
+        normalization: what follows each convolution (the adapters over tokens are always normalised).
+        reshape: ``half`` shuffles tokens to half a stage's resolution and a transposed convolution does the rest;
+            ``direct`` shuffles straight to the stage's resolution.
+        accumulate: ``compose`` composes the fields of the stages; ``sum`` adds them and leaves the values of an
+            upsampled field as they are, like the authors' earlier code.
+        position_embedding: learned embedding added to the tokens before the first block.
+        final_norm: an RMSNorm after each frozen layer.
+    """
+
+    name: Literal["llm_morph"] = "llm_morph"
+    width: int = Field(default=16, ge=1)
+    normalization: Literal["instance", "none"] = "instance"
+    reshape: Literal["half", "direct"] = "half"
+    accumulate: Literal["compose", "sum"] = "compose"
+    position_embedding: bool = True
+    final_norm: bool = True
+    llm: LLMSettings = LLMSettings()
+
+    @model_validator(mode="after")
+    def _width_shuffles(self) -> NetworkSettings:
+        if self.reshape == "direct" and self.width % 4:
+            raise ValueError("reshape 'direct' needs a width that is a multiple of 4")
+        return self

@@ -1,0 +1,96 @@
+"""The coarse-to-fine decoder: four stages, three of which predict a field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llmreg.geometry import warping
+from llmreg.network.adapters import UpConvolution
+from llmreg.network.encoder import ConvBlock
+
+HEAD_STD = 1e-5
+
+
+class Decoder(nn.Module):
+    """Stages S4 to S1 at 1/8, 1/4, 1/2 and 1 of the resolution.
+
+    S4 fuses [F^4, F_m^4, F_f^4]. S3 adds S4's upsampled output and predicts the first field. S2 and S1 add the moving
+    image warped by the upsampled field, and that field, and predict what is left to do.
+
+    Args:
+        width: channels at full resolution.
+        adapted: channels of F^1 to F^4.
+        normalization: ``instance`` or ``none``.
+        accumulate: ``compose`` or ``sum`` (see :class:`llmreg.network.config.NetworkSettings`).
+    """
+
+    def __init__(self, width: int, adapted: Sequence[int], normalization: str, accumulate: str) -> None:
+        super().__init__()
+        self.compose = accumulate == "compose"
+        self.stages = nn.ModuleDict()
+        self.ups = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        for stage in (4, 3, 2, 1):
+            channels = width * 2 ** (stage - 1)
+            incoming = adapted[stage - 1] + 2 * channels
+            if stage < 4:
+                self.ups[str(stage)] = UpConvolution(2 * channels, channels)
+                self.heads[str(stage)] = FieldHead(channels)
+                incoming += channels
+            if stage < 3:
+                incoming += 4
+            self.stages[str(stage)] = nn.Sequential(
+                ConvBlock(incoming, channels, normalization), ConvBlock(channels, channels, normalization)
+            )
+
+    def forward(
+        self, adapted: Sequence[Tensor], moving: Sequence[Tensor], fixed: Sequence[Tensor], image: Tensor
+    ) -> Tensor:
+        """Predict the field.
+
+        Args:
+            adapted: F^1 to F^4, finest first.
+            moving: the moving encoder's features, finest first.
+            fixed: the fixed encoder's.
+            image: the moving image (B, 1, z, y, x).
+
+        Returns:
+            (B, 3, z, y, x) float32, channels (x, y, z), in voxels.
+        """
+        features = self.stages["4"](torch.cat([adapted[3], moving[3], fixed[3]], dim=1))
+        features = torch.cat([self.ups["3"](features), adapted[2], moving[2], fixed[2]], dim=1)
+        features = self.stages["3"](features)
+        flow = self.heads["3"](features)
+        for stage in (2, 1):
+            index = stage - 1
+            coarse = self._upsampled(flow)
+            resized = image if stage == 1 else warping.downsample_image(image, 2)
+            warped = warping.warp(resized, coarse)
+            guides = torch.cat([warped, coarse], dim=1).to(adapted[index].dtype)
+            parts = [self.ups[str(stage)](features), adapted[index], moving[index], fixed[index], guides]
+            features = self.stages[str(stage)](torch.cat(parts, dim=1))
+            residual = self.heads[str(stage)](features)
+            # The residual lives on the grid of the image warped so far, so it is followed first.
+            flow = warping.compose(residual, coarse) if self.compose else coarse + residual
+        return flow
+
+    def _upsampled(self, flow: Tensor) -> Tensor:
+        finer = warping.upsample(flow, 2)
+        return finer if self.compose else finer / 2
+
+
+class FieldHead(nn.Conv3d):
+    """3x3x3 convolution to a field, near zero at first; in float32 whatever the features are in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 3, 3, padding=1)
+        nn.init.normal_(self.weight, std=HEAD_STD)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())

@@ -1,0 +1,1 @@
+"""Pretrained decoder layers: where they lie and how they are read."""

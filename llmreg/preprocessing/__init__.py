@@ -1,0 +1,1 @@
+"""From raw cases to volumes in the dataset's common frame: fingerprint, plan, preprocess."""

@@ -1,0 +1,104 @@
+"""Which pre-alignment a dataset gets: tried on some of its cases and judged by their label maps.
+
+A case's own transform never looks at labels. Whether a stage helps at all on such images is learned from the
+training labels here, once, because a better mutual information need not mean a better place.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+import SimpleITK as sitk
+
+from llmreg.dataset import Case, Dataset, pairs_among
+from llmreg.geometry.field import resample_image
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import image_from
+from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.plans import Plans
+from llmreg.preprocessing.prealignment import COARSE_MM
+from llmreg.preprocessing.preprocess import bring_into_frame
+from llmreg.workers import in_parallel
+
+METHODS: tuple[Literal["centre", "rigid", "affine"], ...] = ("centre", "rigid", "affine")
+WITHOUT_LABELS: Literal["rigid"] = "rigid"
+CASES_A_MODALITY = 5
+Item = TypeVar("Item")
+# A more flexible stage must be worth its risk on images unlike these.
+LEAST_GAIN = 0.01
+
+
+def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int) -> tuple[Plans, str]:
+    """The plans with the pre-alignment that brought the label maps of sampled pairs nearest, and the reason."""
+    if plans.prealignment.aligned_grid is not None:
+        return plans, plans.reasons["prealignment"]
+    labelled = [case for case in dataset.cases if case.label and case.name not in dataset.held_out]
+    names: list[str] = []
+    for modality in dict.fromkeys((dataset.fixed_modality, dataset.moving_modality)):
+        names += _spread([case.name for case in labelled if case.modality == modality])
+    pairs = pairs_among(dataset, names)
+    if not pairs:
+        # Where pairs are few, cases taken one by one rarely make any.
+        pairs = _spread(pairs_among(dataset, [case.name for case in labelled]))
+    chosen = [dataset.case(name) for name in dict.fromkeys(n for pair in pairs for n in (pair.fixed, pair.moving))]
+    if not pairs:
+        return _with_method(plans, WITHOUT_LABELS), (
+            "No labelled pair tells which pre-alignment helps: the centre of the foreground, then rigid."
+        )
+    first = dataset.case(plans.prealignment.reference_case)
+    framed = bring_into_frame(read_case(first, plans.labels)[0], plans.normalization[first.modality], plans, None)
+    place = partial(_placed_labels, plans=plans, reference_values=framed.image)
+    found = in_parallel(place, chosen, num_processes, "Pre-alignment")
+    placed = dict(zip((case.name for case in chosen), found, strict=True))
+    known = {
+        case.name: set(plans.labels if case.annotated_labels is None else case.annotated_labels) for case in chosen
+    }
+    score = {
+        method: float(np.mean([
+            _dice(placed[p.fixed][method], placed[p.moving][method], known[p.fixed] & known[p.moving]) for p in pairs
+        ]))
+        for method in METHODS
+    }  # fmt: skip
+    best: Literal["centre", "rigid", "affine"] = "centre"
+    for method in METHODS:
+        if score[method] > score[best] + LEAST_GAIN:
+            best = method
+    figures = ", ".join(f"{method} {100 * value:.1f}" for method, value in score.items())
+    return _with_method(plans, best), (
+        f"{best}: over {len(pairs)} pairs of {len(chosen)} training cases, mean Dice (%) after each stage was "
+        f"{figures}; the reference case is {first.name}."
+    )
+
+
+def _spread(items: list[Item]) -> list[Item]:
+    return items[:: max(1, len(items) // CASES_A_MODALITY)][:CASES_A_MODALITY]
+
+
+def _with_method(plans: Plans, method: Literal["centre", "rigid", "affine"]) -> Plans:
+    return plans.model_copy(update={"prealignment": plans.prealignment.model_copy(update={"method": method})})
+
+
+def _placed_labels(case: Case, plans: Plans, reference_values: np.ndarray) -> dict[str, sitk.Image]:
+    """The case's label map in a coarse frame after each method."""
+    reference = image_from(reference_values, plans.frame)
+    image, label = read_case(case, plans.labels)
+    assert label is not None
+    frame = plans.frame
+    size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
+    coarse = Grid.axis_aligned(size, (COARSE_MM,) * 3, frame.centre)
+    own = None if case.name == plans.prealignment.reference_case else reference
+    placed: dict[str, sitk.Image] = {}
+    for method in METHODS:
+        found = bring_into_frame(image, plans.normalization[case.modality], _with_method(plans, method), own)
+        placed[method] = resample_image(label, coarse, found.transform.to_sitk(), "nearest")
+    return placed
+
+
+def _dice(fixed: sitk.Image, moving: sitk.Image, labels: set[int]) -> float:
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(sitk.Cast(fixed, sitk.sitkInt32), sitk.Cast(moving, sitk.sitkInt32))
+    present = np.union1d(sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moving))
+    scores = [overlap.GetDiceCoefficient(label) for label in sorted(labels & set(present.astype(int).tolist()))]
+    return float(np.mean(scores)) if scores else 0.0

@@ -1,0 +1,85 @@
+"""The steps before training, by dataset id, between the three folders."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from llmreg import paths
+from llmreg.dataset import load_dataset
+from llmreg.errors import UserError
+from llmreg.preprocessing import fingerprint as fingerprints
+from llmreg.preprocessing import planning, splits
+from llmreg.preprocessing import preprocess as preprocessing
+from llmreg.preprocessing.alignment_choice import choose_prealignment
+from llmreg.preprocessing.plans import Plans, read_plans, write_plans
+from llmreg.verification import verify_dataset_integrity
+
+log = logging.getLogger(__name__)
+
+SPLITS_FILE = "splits.json"
+
+
+def preprocessed_dataset(dataset_id: str | int) -> Path:
+    """The dataset's folder under ``llmreg_preprocessed`` (which need not exist yet)."""
+    return paths.preprocessed_folder() / paths.find_dataset_folder(dataset_id, paths.raw_folder()).name
+
+
+def plans_path(folder: Path, name: str) -> Path:
+    return folder / ("plans.json" if name == "default" else f"plans_{name}.json")
+
+
+def find_plans(folder: Path, name: str) -> Plans:
+    path = plans_path(folder, name)
+    if not path.exists():
+        raise UserError(f"There are no plans '{name}' ({path} is missing): run llmreg_plan_and_preprocess first.")
+    return read_plans(path)
+
+
+def verify(dataset_id: str, num_processes: int) -> None:
+    verify_dataset_integrity(load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder())), num_processes)
+
+
+def extract_fingerprint(dataset_id: str, num_processes: int) -> Path:
+    folder = preprocessed_dataset(dataset_id)
+    dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
+    path = folder / fingerprints.FINGERPRINT_FILE
+    fingerprints.write_fingerprint(path, fingerprints.extract_fingerprint(dataset, num_processes))
+    return path
+
+
+def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
+    """Write the default plans, the paper's, and the splits. Splits that exist are kept.
+
+    Raises:
+        UserError: there are other plans already, perhaps edited by hand, and ``overwrite`` is not given.
+    """
+    folder = preprocessed_dataset(dataset_id)
+    dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
+    fingerprint = folder / fingerprints.FINGERPRINT_FILE
+    if not fingerprint.exists():
+        raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
+    made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
+    made, reason = choose_prealignment(dataset, made, num_processes)
+    made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
+    both = (made, planning.paper_plans(made))
+    for plans in both:
+        path = plans_path(folder, plans.plans_name)
+        if path.exists() and not overwrite and read_plans(path) != plans:
+            raise UserError(
+                f"{path} differs from what would be planned now (it was edited, or the dataset or llmreg changed): "
+                "keep it and run llmreg_preprocess, or plan again with --overwrite."
+            )
+    for plans in both:
+        write_plans(plans_path(folder, plans.plans_name), plans)
+    if not (folder / SPLITS_FILE).exists():
+        splits.write_splits(folder / SPLITS_FILE, splits.make_splits(dataset, seed=made.training.seed))
+    for decision, reason in made.reasons.items():
+        log.info("%s: %s", decision, reason)
+    return plans_path(folder, "default")
+
+
+def preprocess(dataset_id: str, plans_name: str, num_processes: int) -> Path:
+    folder = preprocessed_dataset(dataset_id)
+    dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
+    return preprocessing.preprocess(dataset, find_plans(folder, plans_name), folder, num_processes)

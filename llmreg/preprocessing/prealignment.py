@@ -1,0 +1,195 @@
+"""A case's place in the common frame, found from its image alone.
+
+The case transform maps points of the frame to points of the case (pull-back), so that the case in the frame is
+``resample_image(case, frame, transform)``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from llmreg.geometry.field import resample_image
+from llmreg.geometry.grid import Grid
+from llmreg.preprocessing.plans import PreAlignment
+
+log = logging.getLogger(__name__)
+
+STAGES = ("identity", "centre", "rigid", "affine")
+# Registration looks at the images this coarsely: enough for a pose, and a second or two a case.
+COARSE_MM = 4.0
+HISTOGRAM_BINS = 32
+# Plausible between people lying in a scanner: lengths differ by less than this factor, axes turn by less than this.
+LARGEST_SCALE = 1.3
+LARGEST_TURN = np.cos(np.deg2rad(25))
+
+
+@dataclass(frozen=True, eq=False)
+class CaseTransform:
+    """Frame point -> case point, x -> matrix x + translation (mm, LPS), with the stage that found it.
+
+    Attributes:
+        matrix: (3, 3).
+        translation: (3,).
+        stage: identity, centre, rigid or affine.
+        score: Mattes mutual information with the reference at that stage (higher is better); None when not compared.
+    """
+
+    matrix: NDArray[np.float64]
+    translation: NDArray[np.float64]
+    stage: str
+    score: float | None = None
+
+    @classmethod
+    def from_sitk(cls, transform: sitk.Transform, stage: str, score: float | None = None) -> CaseTransform:
+        origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+        columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
+        return cls(np.stack(columns, axis=1), origin, stage, score)
+
+    def to_sitk(self) -> sitk.AffineTransform:
+        return sitk.AffineTransform(self.matrix.ravel().tolist(), self.translation.tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "matrix": self.matrix.tolist(),
+            "translation": self.translation.tolist(),
+            "stage": self.stage,
+            "score": self.score,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> CaseTransform:
+        return cls(np.array(content["matrix"]), np.array(content["translation"]), content["stage"], content["score"])
+
+
+def foreground_centre(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
+    """Middle of the foreground's bounding box, mm."""
+    box = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
+    return grid.index_to_physical([(b[0] + b[-1]) / 2 for b in box])
+
+
+def centre_transform(mask: NDArray[np.bool_], grid: Grid, frame: Grid) -> CaseTransform:
+    """Move the frame's middle to the middle of the case's foreground."""
+    return CaseTransform(np.eye(3), foreground_centre(mask, grid) - frame.centre, "centre")
+
+
+def align_case(
+    image: sitk.Image,
+    mask: NDArray[np.bool_],
+    stored_grid: Grid,
+    frame: Grid,
+    plan: PreAlignment,
+    reference: sitk.Image | None,
+) -> CaseTransform:
+    """Find a case's transform.
+
+    Args:
+        image: the normalised case, float32.
+        mask: its foreground (z, y, x).
+        stored_grid: the case's grid as stored in its file.
+        frame: the common frame.
+        plan: which stages to try.
+        reference: the normalised reference case in the frame; None for the reference case itself, which is centred.
+    """
+    if plan.aligned_grid is not None and Grid.from_dict(plan.aligned_grid).same_as(stored_grid):
+        return CaseTransform(np.eye(3), np.zeros(3), "identity")
+    if plan.method == "identity":
+        return CaseTransform(np.eye(3), np.zeros(3), "identity")
+    centred = centre_transform(mask, Grid.from_image(image), frame)
+    if plan.method == "centre" or reference is None:
+        return centred
+    fixed = _coarse(reference)
+    moving = _coarse(image)
+    best = _similarity(fixed, moving, centred.to_sitk())
+    found = replace(centred, score=best)
+    for stage in ("rigid", "affine") if plan.method == "affine" else ("rigid",):
+        transform = _started(stage, found, frame.centre)
+        try:
+            better = CaseTransform.from_sitk(_optimised(fixed, moving, transform), stage)
+            score = _similarity(fixed, moving, better.to_sitk())
+        except RuntimeError as error:
+            log.debug("pre-alignment stopped before %s: %s", stage, error)
+            break
+        if not _plausible(better) or score <= best:
+            break
+        best, found = score, replace(better, score=score)
+    return found
+
+
+def _started(stage: str, found: CaseTransform, centre: NDArray[np.float64]) -> sitk.Transform:
+    """A transform about the frame's centre that does what was found so far; ``rigid`` starts from a translation."""
+    if stage == "rigid":
+        rigid = sitk.Euler3DTransform()
+        rigid.SetCenter(centre.tolist())
+        rigid.SetTranslation(found.translation.tolist())
+        return rigid
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(centre.tolist())
+    affine.SetMatrix(found.matrix.ravel().tolist())
+    affine.SetTranslation((found.matrix @ centre + found.translation - centre).tolist())
+    return affine
+
+
+def _coarse(image: sitk.Image) -> sitk.Image:
+    grid = Grid.from_image(image)
+    size = [max(8, int(np.ceil(n * s / COARSE_MM))) for n, s in zip(grid.size, grid.spacing, strict=True)]
+    spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
+    smooth = sitk.SmoothingRecursiveGaussian(image, COARSE_MM / 2)
+    origin = grid.index_to_physical([(m / s - 1) / 2 for m, s in zip(spacing, grid.spacing, strict=True)])
+    return resample_image(smooth, Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction))
+
+
+def _method() -> sitk.ImageRegistrationMethod:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
+    method.SetInterpolator(sitk.sitkLinear)
+    return method
+
+
+def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
+    method = _method()
+    method.SetMovingInitialTransform(transform)
+    method.SetInitialTransform(sitk.TranslationTransform(3))
+    with _one_thread():
+        return -float(method.MetricEvaluate(fixed, moving))
+
+
+def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:
+    method = _method()
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=2.0, minStep=1e-3, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    method.SetInitialTransform(transform, inPlace=True)
+    with _one_thread():
+        method.Execute(fixed, moving)
+    return transform
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums over threads arrive in any order; one thread gives the same transform every time."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
+def _plausible(transform: CaseTransform) -> bool:
+    left, scales, right = np.linalg.svd(transform.matrix)
+    rotation = left @ right
+    return bool(
+        scales.max() < LARGEST_SCALE and scales.min() > 1 / LARGEST_SCALE and np.diag(rotation).min() > LARGEST_TURN
+    )

@@ -1,0 +1,140 @@
+"""Random changes of a training pair: mirroring, small affine transforms and intensity, through batchgenerators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from batchgenerators.augmentations.color_augmentations import (
+    augment_brightness_multiplicative,
+    augment_contrast,
+    augment_gamma,
+)
+from batchgenerators.augmentations.noise_augmentations import augment_gaussian_noise
+from batchgenerators.augmentations.spatial_transformations import augment_mirroring, augment_spatial
+from numpy.typing import NDArray
+
+from llmreg.preprocessing.plans import AugmentationSettings
+
+_ARRAY_AXIS = {"z": 0, "y": 1, "x": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class PairArrays:
+    """The arrays of a pair on its common grid, all of one shape (z, y, x).
+
+    Attributes:
+        fixed: float32 intensities in [0, 1].
+        moving: float32 intensities in [0, 1].
+        fixed_labels: Integer ids, or None.
+        moving_labels: Integer ids, or None.
+    """
+
+    fixed: NDArray[np.float32]
+    moving: NDArray[np.float32]
+    fixed_labels: NDArray[Any] | None = None
+    moving_labels: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        arrays = (self.fixed, self.moving, self.fixed_labels, self.moving_labels)
+        shapes = {array.shape for array in arrays if array is not None}
+        if len(shapes) != 1 or self.fixed.ndim != 3:
+            raise ValueError(f"expected arrays of one shape (z, y, x), got {sorted(shapes)}")
+
+
+def augment_pair(sample: PairArrays, settings: AugmentationSettings, rng: np.random.Generator) -> PairArrays:
+    """Return a randomly changed copy of a pair; the same state of `rng` gives the same result.
+
+    Images stay float32 in [0, 1]; label maps keep their type, are resampled by nearest neighbour, and are zero where
+    a transform looks outside. The arrays of `sample` are not written to, but may be returned.
+    """
+    fixed, fixed_labels = sample.fixed, sample.fixed_labels
+    moving, moving_labels = sample.moving, sample.moving_labels
+    with _numpy_global_state(rng):
+        fixed, fixed_labels = _spatial(fixed, fixed_labels, settings, rng)
+        moving, moving_labels = _spatial(moving, moving_labels, settings, rng)
+        fixed = _intensity(fixed, settings, rng)
+        moving = _intensity(moving, settings, rng)
+        return _mirrored(PairArrays(fixed, moving, fixed_labels, moving_labels), settings)
+
+
+@contextmanager
+def _numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
+    """Seed NumPy's global generator from `rng`, because batchgenerators draws from it, and restore it afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _spatial(
+    image: NDArray[np.float32], labels: NDArray[Any] | None, settings: AugmentationSettings, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
+    """Transform an image (linear) and its labels (nearest) by one random rotation, scale and translation."""
+    if rng.random() >= settings.spatial_probability:
+        return image, labels
+    angle = (-np.deg2rad(settings.rotation), np.deg2rad(settings.rotation))
+    moved, moved_labels = augment_spatial(
+        image[None, None],
+        None if labels is None else labels[None, None],
+        image.shape,
+        # A crop of the full size whose centre varies is a translation.
+        random_crop=True,
+        patch_center_dist_from_border=[length / 2 - settings.translation for length in image.shape],
+        do_elastic_deform=False,
+        angle_x=angle,
+        angle_y=angle,
+        angle_z=angle,
+        scale=settings.scale,
+        order_data=1,
+        border_mode_data="constant",
+        order_seg=0,
+        border_mode_seg="constant",
+    )
+    # It returns float32 labels, exact up to 2^24.
+    return moved[0, 0], None if labels is None else moved_labels[0, 0].astype(labels.dtype)
+
+
+def _intensity(
+    image: NDArray[np.float32], settings: AugmentationSettings, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Change gamma, brightness, contrast and noise of an image, each by chance."""
+    gamma, brightness, contrast, noise = rng.random(4) < settings.intensity_probability
+    if not (gamma or brightness or contrast or noise):
+        return image
+    data = image[None].copy()
+    if gamma:
+        data = augment_gamma(data, settings.gamma)
+    if brightness:
+        data = augment_brightness_multiplicative(data, settings.brightness)
+    if contrast:
+        data = augment_contrast(data, settings.contrast)
+    if noise:
+        # The level is drawn here: of a range batchgenerators draws it from Python's own generator. What it calls a
+        # variance is used as a standard deviation.
+        level = rng.uniform(*settings.noise)
+        data = augment_gaussian_noise(data, (level, level))
+    result: NDArray[np.float32] = np.clip(data[0], 0.0, 1.0, dtype=np.float32)
+    return result
+
+
+def _mirrored(sample: PairArrays, settings: AugmentationSettings) -> PairArrays:
+    """Mirror every array of a pair along the same axes."""
+    axes = tuple(_ARRAY_AXIS[name] for name in settings.mirror_axes)
+    if not axes:
+        return sample
+    images = np.stack((sample.fixed, sample.moving))
+    labels = [array for array in (sample.fixed_labels, sample.moving_labels) if array is not None]
+    images, stacked = augment_mirroring(images, np.stack(labels) if labels else None, axes)
+    mirrored = list(stacked) if labels else []
+    return PairArrays(
+        images[0],
+        images[1],
+        None if sample.fixed_labels is None else mirrored.pop(0),
+        None if sample.moving_labels is None else mirrored.pop(0),
+    )

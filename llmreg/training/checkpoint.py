@@ -1,0 +1,106 @@
+"""Checkpoints: tensors in safetensors, state as JSON in its header and, for people, in a file beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmreg.errors import UserError
+from llmreg.files import write_json, written_whole
+from llmreg.network.factory import load_trainable_state, trainable_state
+
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
+
+
+class State(BaseModel):
+    """Where a training stands.
+
+    Attributes:
+        plans_digest: hash of the plans it follows.
+        llm_sha256: hash of the frozen layers it was trained with.
+        epoch: epochs done.
+        epochs: epochs planned; the learning rate's schedule depends on it.
+        best_dice: best mean validation Dice so far; None without validation pairs.
+        seconds: training time so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    plans_digest: str
+    llm_sha256: str
+    configuration: str
+    fold: str
+    epoch: int = 0
+    epochs: int
+    best_dice: float | None = None
+    seconds: float = 0.0
+
+
+def path_of(folder: Path, which: str) -> Path:
+    return folder / f"checkpoint_{which}.safetensors"
+
+
+def save(
+    folder: Path, which: str, state: State, network: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write ``checkpoint_<which>``; with the optimiser's moments when given, so that training can go on."""
+    tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in trainable_state(network).items()}
+    if optimizer is not None:
+        names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        for index, moments in optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
+                tensors[f"{_OPTIMIZER}{key}.{names[index]}"] = value.cpu().contiguous()
+    with written_whole(path_of(folder, which)) as temporary:
+        save_file(tensors, temporary, metadata={"state": state.model_dump_json()})
+    write_json(path_of(folder, which).with_suffix(".json"), state.model_dump())
+
+
+def read_state(path: Path) -> State:
+    """Raises UserError when the checkpoint is missing or damaged."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: train this fold first (llmreg_train).")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return State.model_validate(json.loads((file.metadata() or {})["state"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): train again or copy it again.") from error
+
+
+def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
+    """Put a checkpoint's tensors into a network, and its moments into an optimiser.
+
+    Raises:
+        UserError: the checkpoint does not fit the network, or was trained with other LLM weights.
+    """
+    state = read_state(path)
+    sha256 = getattr(network, "llm_sha256", state.llm_sha256)
+    if sha256 != state.llm_sha256:
+        raise UserError(
+            f"{path} was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]}): "
+            "use the weights it was trained with."
+        )
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    load_trainable_state(network, _below(tensors, _NETWORK))
+    if optimizer is not None:
+        names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        stored = _below(tensors, _OPTIMIZER)
+        content: dict[str, Any] = optimizer.state_dict()
+        content["state"] = {
+            index: {key: stored[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for index, name in enumerate(names)
+            if f"step.{name}" in stored
+        }
+        optimizer.load_state_dict(content)
+    return state
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,52 @@
+"""What a training says of itself: a JSON line an epoch and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmreg.files import written_whole
+
+LOG_FILE = "training_log.jsonl"
+
+
+def read_log(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """The first ``epochs`` lines: what came after the checkpoint is trained again."""
+    path = folder / LOG_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines[:epochs]]
+
+
+def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
+    with written_whole(folder / LOG_FILE) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``progress.png``: losses, validation Dice, learning rate and seconds over epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [row["epoch"] for row in rows]
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
+    panels = [
+        ("Loss", ("loss", "dice_loss", "smoothness")),
+        ("Validation Dice", ("validation_dice", "initial_dice")),
+        ("Learning rate", ("learning_rate",)),
+        ("Seconds an epoch", ("seconds",)),
+    ]
+    for axis, (title, keys) in zip(axes.flat, panels, strict=True):
+        for key in keys:
+            axis.plot(epochs, [row[key] for row in rows], label=key.replace("_", " "))
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        if len(keys) > 1:
+            axis.legend()
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    with written_whole(folder / "progress.png") as temporary:
+        figure.savefig(temporary, dpi=100)
+    pyplot.close(figure)

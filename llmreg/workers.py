@@ -1,0 +1,48 @@
+"""Work on many cases in several processes, with a progress bar and errors that stay readable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from llmreg.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int, title: str, unit: str = "case"
+) -> Iterator[Result]:
+    """``map`` over processes, in order; in this process when one is enough.
+
+    Raises:
+        UserError: whatever ``function`` raises of that kind, or a worker that was ended from outside.
+    """
+    processes = min(num_processes, len(items))
+    if processes < 2:
+        yield from tqdm(map(function, items), title, len(items), unit=unit)
+        return
+    try:
+        # Spawned, since a forked child could inherit a lock that one of the libraries' threads holds.
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_single_threaded) as pool:
+            yield from tqdm(pool.map(function, items), title, len(items), unit=unit)
+    except BrokenProcessPool:
+        raise UserError(
+            f"A process was ended from outside during '{title}', perhaps for want of memory: try again with fewer "
+            "processes (--num_processes)."
+        ) from None
+
+
+def _single_threaded() -> None:
+    """The processes share out the cores, so each keeps to one thread."""
+    import blosc2
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    blosc2.set_nthreads(1)

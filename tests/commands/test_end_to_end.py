@@ -1,0 +1,341 @@
+"""The three commands on a small dataset of our own, with a tiny random language model, and what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmreg.commands import evaluate, plan_and_preprocess, predict, preprocess, train
+from llmreg.preprocessing.plans import read_plans
+from llmreg.synthetic import write_demo_dataset
+
+NAME = "Dataset999_Demo"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with raw, preprocessed and results in which fold 0 was trained for two epochs of two steps."""
+    home = tmp_path_factory.mktemp("home")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=50,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(home / "llm")
+    write_demo_dataset(home / "raw", subjects=6, seed=3, held_out=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("llmreg_home", str(home))
+        assert plan_and_preprocess.main(["-d", "999", "--num_processes", "2", "--verify_dataset_integrity"]) == 0
+        assert train.main([*training("0", "tiny", home), "--epochs", "2"]) == 0
+    return home
+
+
+@pytest.fixture
+def environment(home, monkeypatch) -> Path:
+    monkeypatch.setenv("llmreg_home", str(home))
+    return home
+
+
+def training(fold: str, name: str, home: Path, *more: str) -> list[str]:
+    changes = [
+        f"network.llm.source={home / 'llm'}", "network.llm.layers=[1,2]", "network.width=4",
+        "training.steps_per_epoch=2", "training.validation_pairs=1", *more,
+    ]  # fmt: skip
+    return ["999", f"fold{fold}", "--set", *changes, "--as", name, "--workers", "0", "--device", "cpu"]
+
+
+def model(home: Path, name: str = "tiny") -> Path:
+    return home / "results" / NAME / f"llm_morph__{name}__half"
+
+
+def refused(capsys, *said: str) -> None:
+    """The last command wrote one sentence without a traceback that contains ``said``."""
+    error = capsys.readouterr().err
+    line = [text for text in error.splitlines() if text.startswith("error: ")]
+    assert len(line) == 1, error
+    assert "Traceback" not in error
+    for part in said:
+        assert part in line[0]
+
+
+def test_planning_writes_plans_with_reasons_and_volumes_that_fit(environment):
+    folder = environment / "preprocessed" / NAME
+    plans = read_plans(folder / "plans.json")
+    assert set(plans.reasons) >= {"grid", "default_configuration", "prealignment"}
+    assert read_plans(folder / "plans_paper.json").training.learning_rate == 1e-4
+    record = json.loads(next((folder / f"volumes_{plans.volumes_digest()}").glob("*_0001.json")).read_text())
+    assert record["transform"]["stage"] in ("centre", "rigid", "affine")
+
+
+def test_training_leaves_all_its_files_and_no_frozen_weights(environment):
+    fold = model(environment) / "fold_0"
+    names = {path.name for path in fold.iterdir()}
+    for which in ("latest", "best", "final"):
+        assert {f"checkpoint_{which}.safetensors", f"checkpoint_{which}.json"} <= names
+    assert {"training_log.jsonl", "progress.png", "validation"} <= names
+    assert len((fold / "training_log.jsonl").read_text().splitlines()) == 2
+    assert not [name for name in load_file(fold / "checkpoint_final.safetensors") if "base_layer" in name]
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert {"dice", "hd95_mm", "folding_percent"} <= set(summary["metrics"])
+
+
+def test_two_epochs_with_a_break_equal_two_without(environment, capsys):
+    final = Path("fold_0", "checkpoint_final.safetensors")
+    for name in ("whole", "halves"):
+        arguments = training("0", name, environment, "training.schedule=constant")
+        if name == "halves":
+            assert train.main([*arguments, "--epochs", "1"]) == 0
+            arguments.append("--continue")
+        assert train.main([*arguments, "--epochs", "2"]) == 0
+    whole, halves = (load_file(model(environment, name) / final) for name in ("whole", "halves"))
+    assert whole.keys() == halves.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(halves[key], value, rtol=0, atol=1e-6)
+    capsys.readouterr()
+    assert train.main(training("0", "whole", environment, "training.schedule=constant")) == 2
+    refused(capsys, "--continue")
+    for name in ("whole", "halves"):
+        shutil.rmtree(model(environment, name))
+
+
+def test_going_on_trains_the_epochs_that_are_missing(environment):
+    arguments = training("1", "tiny", environment)
+    assert train.main([*arguments, "--epochs", "1"]) == 0
+    assert train.main([*arguments, "--continue", "--epochs", "2"]) == 0
+    log = (model(environment) / "fold_1" / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+
+
+def test_predictions_are_what_simpleitk_makes_of_them(environment, tmp_path):
+    source = environment / "raw" / NAME / "imagesTs"
+    out = tmp_path / "out"
+    assert predict.main(["-i", str(source), "-o", str(out), "-m", str(model(environment)), "-f", "0"]) == 0
+    pairs = json.loads((out / "predict.json").read_text())["pairs"]
+    assert len(pairs) == 2
+    for pair in pairs:
+        fixed, moving = sitk.ReadImage(pair["fixed_path"]), sitk.ReadImage(pair["moving_path"])
+        field = sitk.ReadImage(str(out / pair["field"]), sitk.sitkVectorFloat64)
+        assert field.GetSize() == fixed.GetSize()
+        np.testing.assert_allclose(field.GetOrigin(), fixed.GetOrigin(), atol=1e-3)
+        np.testing.assert_allclose(field.GetDirection(), fixed.GetDirection(), atol=1e-5)
+        lookup = sitk.DisplacementFieldTransform(sitk.Image(field))
+        expected = sitk.Resample(moving, fixed, lookup, sitk.sitkLinear, 0.0)
+        warped = sitk.ReadImage(str(out / pair["warped"]))
+        np.testing.assert_allclose(
+            sitk.GetArrayFromImage(warped).astype(float), sitk.GetArrayFromImage(expected), atol=1.0
+        )
+        # Two epochs change little, so what the field does is nearly the pre-alignment.
+        transform = sitk.ReadTransform(str(out / pair["prealignment"]))
+        middle = fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])
+        moved = lookup.TransformPoint(middle)
+        assert np.linalg.norm(np.subtract(moved, transform.TransformPoint(middle))) < 12
+    assert evaluate.main(["-i", str(out), "-l", str(environment / "raw" / NAME / "labelsTs")]) == 0
+    table = pd.read_csv(out / "metrics.csv")
+    assert {"initial_dice", "prealigned_dice", "dice", "hd95_mm", "folding_percent", "sdlogj"} <= set(table.columns)
+
+
+def test_overwriting_needs_a_word_and_pairs_may_come_from_a_table(environment, tmp_path, capsys):
+    source = environment / "raw" / NAME / "imagesTs"
+    images = sorted(source.glob("*.nii.gz"))
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"fixed,moving,moving_modality\n{images[0]},{images[3]},PET\n")
+    arguments = ["-i", str(table), "-o", str(tmp_path / "out"), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main(arguments) == 0
+    assert "PET" in capsys.readouterr().err
+    before = (tmp_path / "out" / "predict.json").read_text()
+    assert predict.main(arguments) == 2
+    refused(capsys, "--overwrite")
+    assert (tmp_path / "out" / "predict.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["77", "0"], "no dataset 77"),
+        (["999", "fold9"], "no fold"),
+        (["999", "0", "-p", "mine"], "mine"),
+        (["999", "0", "-c", "quarter"], "quarter"),
+        (["999", "0", "--set", "loss.smoothness=1"], "--as"),
+        (["999", "0", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_training_refuses(environment, capsys, arguments, said):
+    assert train.main(arguments) == 2
+    refused(capsys, said)
+
+
+def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
+    copy = tmp_path / "results" / NAME / "llm_morph__tiny__half"
+    shutil.copytree(model(environment), copy)
+    content = json.loads((copy / "plans.json").read_text())
+    content["loss"]["smoothness"] = 9.0
+    (copy / "plans.json").write_text(json.dumps(content))
+    source = str(environment / "raw" / NAME / "imagesTs")
+    assert predict.main(["-i", source, "-o", str(tmp_path / "out"), "-m", str(copy)]) == 2
+    refused(capsys, "plans")
+    content["loss"]["smoothness"] = 0.1
+    content["network"]["llm"]["layers"] = [0, 1]
+    (copy / "plans.json").write_text(json.dumps(content))
+    assert predict.main(["-i", source, "-o", str(tmp_path / "out"), "-m", str(copy)]) == 2
+    refused(capsys, "LLM")
+    assert not (tmp_path / "out").exists()
+
+
+def test_predicting_needs_a_model_and_several_are_listed(environment, tmp_path, monkeypatch, capsys):
+    source = str(environment / "raw" / NAME / "imagesTs")
+    other = model(environment, "twin")
+    shutil.copytree(model(environment), other)
+    try:
+        assert predict.main(["-i", source, "-o", str(tmp_path / "out")]) == 2
+        refused(capsys, "tiny", "twin")
+    finally:
+        shutil.rmtree(other)
+    monkeypatch.setenv("llmreg_results", str(tmp_path))
+    assert predict.main(["-i", source, "-o", str(tmp_path / "out")]) == 2
+    refused(capsys, "train one first")
+
+
+def test_unmatched_images_are_named(environment, tmp_path, capsys):
+    source = environment / "raw" / NAME / "imagesTs"
+    images = sorted(source.glob("*_0000.nii.gz")) + sorted(source.glob("*_0001.nii.gz"))[:1]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for image in images:
+        shutil.copy(image, folder)
+    arguments = ["-i", str(folder), "-o", str(tmp_path / "out"), "-m", str(model(environment))]
+    assert predict.main(arguments) == 2
+    refused(capsys, "no moving image")
+    (folder / images[-1].name).unlink()
+    assert predict.main(arguments) == 2
+    refused(capsys, "no moving image")
+
+
+def test_an_unset_folder_says_what_to_type(monkeypatch, capsys):
+    for variable in ("llmreg_home", "llmreg_raw", "llmreg_preprocessed", "llmreg_results"):
+        monkeypatch.delenv(variable, raising=False)
+    assert plan_and_preprocess.main(["-d", "1"]) == 2
+    refused(capsys, "export llmreg_")
+
+
+def test_an_output_that_cannot_be_written_is_refused(environment, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    source = str(environment / "raw" / NAME / "imagesTs")
+    assert predict.main(["-i", source, "-o", str(tmp_path / "file" / "out"), "-m", str(model(environment))]) == 2
+    refused(capsys, "Cannot write")
+
+
+@pytest.fixture
+def raw(environment, tmp_path, monkeypatch) -> Path:
+    """A copy of the raw dataset to damage."""
+    shutil.copytree(environment / "raw", tmp_path / "raw")
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    return tmp_path / "raw" / NAME
+
+
+def test_two_folders_with_one_id_are_refused(raw, capsys):
+    (raw.parent / "Dataset999_Twin").mkdir()
+    assert plan_and_preprocess.main(["-d", "999"]) == 2
+    refused(capsys, "Dataset999_Twin")
+
+
+def damaged(image: sitk.Image, how: str) -> sitk.Image:
+    values = sitk.GetArrayFromImage(image)
+    if how == "zero":
+        values = values * 0
+    if how == "nan":
+        values = values.astype(np.float32)
+        values[2, 2, 2] = np.nan
+    if how == "2d":
+        return image[:, :, 4]
+    changed = sitk.GetImageFromArray(values)
+    changed.CopyInformation(image)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("zero", "empty"), ("nan", "NaN"), ("2d", "3-D"), ("truncated", "truncated")]
+)
+def test_an_unusable_image_is_refused(raw, capsys, how, said):
+    path = sorted((raw / "imagesTr").glob("*.nii.gz"))[1]
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        sitk.WriteImage(damaged(sitk.ReadImage(str(path)), how), str(path))
+    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    refused(capsys, said, path.name)
+    assert not (raw.parents[1] / "preprocessed").exists()
+
+
+def test_a_label_map_that_does_not_fit_is_refused(raw, capsys):
+    path = sorted((raw / "labelsTr").glob("*.nii.gz"))[1]
+    label = sitk.ReadImage(str(path))
+    sitk.WriteImage(label[1:, :, :], str(path))
+    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    refused(capsys, path.name)
+    values = sitk.GetArrayFromImage(label)
+    values[values == 1] = 77
+    changed = sitk.GetImageFromArray(values)
+    changed.CopyInformation(label)
+    sitk.WriteImage(changed, str(path))
+    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    refused(capsys, "77")
+
+
+def test_preprocessing_again_is_quick_and_changes_nothing(environment):
+    folder = next((environment / "preprocessed" / NAME).glob("volumes_*"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert preprocess.main(["-d", "999"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_what_changed_is_preprocessed_again(raw, tmp_path):
+    arguments = ["-d", "999", "--num_processes", "2"]
+    assert plan_and_preprocess.main(arguments) == 0
+    folder = next((tmp_path / "preprocessed" / NAME).glob("volumes_*"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
+    plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
+    changed = next(
+        path for path in sorted((raw / "labelsTr").iterdir()) if plans.prealignment.reference_case not in path.name
+    )
+    label = sitk.ReadImage(str(changed))
+    sitk.WriteImage(sitk.BinaryThreshold(label, 1, 99) * 2, str(changed))
+    assert preprocess.main(["-d", "999"]) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
+    case = changed.name.removesuffix(".nii.gz")
+    assert {name for name in after if after[name] != before[name]} == {f"{case}.b2nd", f"{case}_seg.b2nd"}
+
+
+def test_plans_that_were_edited_are_not_overwritten(raw, tmp_path, capsys):
+    assert plan_and_preprocess.main(["-d", "999"]) == 0
+    path = tmp_path / "preprocessed" / NAME / "plans.json"
+    content = json.loads(path.read_text())
+    content["loss"]["smoothness"] = 5.0
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert plan_and_preprocess.main(["-d", "999"]) == 2
+    refused(capsys, "plans.json", "--overwrite")
+    assert read_plans(path).loss.smoothness == 5.0
+    assert plan_and_preprocess.main(["-d", "999", "--overwrite"]) == 0
+    assert read_plans(path).loss.smoothness == 1.0
+
+
+def test_a_fold_without_validation_pairs_trains_and_predicts(environment, capsys):
+    splits = environment / "preprocessed" / NAME / "splits.json"
+    kept = splits.read_text()
+    content = json.loads(kept)
+    content[2]["validation_pairs"] = []
+    splits.write_text(json.dumps(content))
+    try:
+        assert train.main([*training("2", "blind", environment), "--epochs", "1"]) == 0
+        assert train.main([*training("2", "blind", environment), "--epochs", "2", "--continue"]) == 0
+    finally:
+        splits.write_text(kept)
+        shutil.rmtree(model(environment, "blind"))
+    assert "no validation pair" in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""Helpers that several test modules use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmreg.geometry.grid import Grid
+
+
+@pytest.fixture
+def oblique() -> Grid:
+    """An oblique, anisotropic grid with flipped axes."""
+    angle = np.deg2rad(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    direction = turn @ np.diag([-1.0, 1.0, -1.0])
+    return Grid((14, 12, 10), (1.0, 1.5, 3.0), (10.0, -20.0, 5.0), tuple(direction.ravel().tolist()))

@@ -1,0 +1,182 @@
+"""Our warp, SimpleITK on the written file and SciPy on the Learn2Reg export must agree."""
+
+import gzip
+import struct
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+from smooth import smooth_noise
+
+from llmreg.geometry import field as fields
+from llmreg.geometry import warping
+from llmreg.geometry.field import DisplacementField
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import (
+    array_of,
+    from_learn2reg,
+    image_from,
+    read_field,
+    to_learn2reg,
+    write_field,
+    write_learn2reg,
+)
+
+
+@st.composite
+def grids(draw):
+    """Oblique, anisotropic grids with flipped axes."""
+    angles = [draw(st.floats(-60, 60)) for _ in range(3)]
+    flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)])
+    direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ flips
+    spacing = tuple(draw(st.floats(0.5, 4)) for _ in range(3))
+    origin = tuple(draw(st.floats(-200, 200)) for _ in range(3))
+    size = tuple(draw(st.integers(12, 20)) for _ in range(3))
+    return Grid(size, spacing, origin, tuple(direction.ravel().tolist()))
+
+
+def random_field(grid: Grid, seed: int, voxels: float, sigma: float = 3.0) -> DisplacementField:
+    rng = np.random.default_rng(seed)
+    flow = np.stack([smooth_noise(rng, grid.shape, sigma) for _ in range(3)]) * voxels
+    return DisplacementField.from_flow(flow, grid)
+
+
+@settings(max_examples=15, deadline=None)
+@given(grid=grids(), seed=st.integers(0, 1000))
+def test_four_ways_to_look_up_a_coordinate_agree(grid, seed, tmp_path_factory):
+    # Warping an image that holds a voxel coordinate shows where each voxel looks, to be compared in voxels.
+    field = random_field(grid, seed, voxels=2.0)
+    path = tmp_path_factory.mktemp("field") / "disp.nii.gz"
+    write_field(field, path)
+    written = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+    exported = to_learn2reg(field)
+    flow = torch.from_numpy(field.to_flow())[None]
+    inside = np.all((lookup := grid.indices() + np.moveaxis(field.to_flow(), 0, -1)) >= 0.01, axis=-1)
+    inside &= np.all(lookup <= np.array(grid.size) - 1.01, axis=-1)
+    assert inside.mean() > 0.2
+    for axis in range(3):
+        values = grid.indices()[..., axis].astype(np.float32)
+        image = image_from(values, grid)
+        by_torch = warping.warp(torch.from_numpy(values)[None, None], flow)[0, 0].numpy()
+        by_us = array_of(fields.warp_image(image, field))
+        by_itk = sitk.GetArrayFromImage(sitk.Resample(image, image, written, sitk.sitkLinear, 0.0))
+        index = np.moveaxis(exported, -1, 0) + np.indices(grid.size)
+        by_scipy = map_coordinates(values.transpose(2, 1, 0), index, order=1).transpose(2, 1, 0)
+        for other in (by_us, by_itk, by_scipy, lookup[..., axis]):
+            np.testing.assert_allclose(by_torch[inside], other[inside], atol=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(grid=grids(), seed=st.integers(0, 1000))
+def test_a_field_after_its_inverse_is_the_identity(grid, seed):
+    field = random_field(grid, seed, voxels=1.5)
+    back = fields.compose(fields.inverse(field), field)
+    # Near the border the composed path leaves the grid, where ITK knows no displacement.
+    inner = (slice(3, -3),) * 3
+    error = np.linalg.norm(np.moveaxis(back.to_flow(), 0, -1)[inner], axis=-1)
+    assert error.max() < 0.05
+
+
+def test_composing_is_following_one_field_after_the_other(oblique):
+    first, second = random_field(oblique, 1, 0.8), random_field(oblique, 2, 0.8)
+    both = fields.compose(first, second)
+    for index in [(4, 4, 4), (7, 5, 3), (6, 6, 5)]:
+        point = oblique.index_to_physical(index)
+        there = second.to_transform().TransformPoint(first.to_transform().TransformPoint(point.tolist()))
+        np.testing.assert_allclose(point + both.vectors[index[::-1]], there, atol=1e-3)
+    flows = [torch.from_numpy(f.to_flow())[None] for f in (first, second)]
+    inner = (slice(None), slice(2, -2), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(warping.compose(*flows)[0].numpy()[inner], both.to_flow()[inner], atol=1e-3)
+
+
+def test_upsampling_doubles_voxels_and_keeps_millimetres(oblique):
+    coarse = random_field(oblique, 3, 1.0, sigma=4.0)
+    fine = fields.upsample(coarse, 2)
+    assert fine.grid.same_as(oblique.upsampled(2))
+    by_torch = warping.upsample(torch.from_numpy(coarse.to_flow())[None], 2)[0].numpy()
+    np.testing.assert_allclose(fine.to_flow(), by_torch, atol=1e-4)
+    constant = torch.full((1, 3, 4, 4, 4), 1.5)
+    assert torch.allclose(warping.upsample(constant, 2), torch.tensor(3.0))
+
+
+def test_fading_keeps_the_inside_and_ends_near_zero(oblique):
+    field = random_field(oblique, 4, 2.0)
+    faded = fields.fade_outside(field, 6)
+    inside = (slice(6, -6),) * 3
+    np.testing.assert_array_equal(faded.vectors[inside], field.vectors)
+    assert np.abs(faded.vectors[0]).max() < 0.1 * np.abs(field.vectors).max()
+    np.testing.assert_allclose(
+        faded.grid.index_to_physical((6, 6, 6)), field.grid.index_to_physical((0, 0, 0)), atol=1e-9
+    )
+
+
+def test_a_written_nifti_is_a_vector_image(oblique, tmp_path):
+    field = random_field(oblique, 5, 1.0)
+    write_field(field, tmp_path / "disp.nii.gz")
+    header = gzip.decompress((tmp_path / "disp.nii.gz").read_bytes())[:348]
+    assert struct.unpack("<8h", header[40:56])[:6] == (5, *oblique.size, 1, 3)
+    assert struct.unpack("<h", header[68:70])[0] == 1007
+    found = read_field(tmp_path / "disp.nii.gz")
+    assert found.grid.same_as(oblique)
+    np.testing.assert_allclose(found.vectors, field.vectors, atol=1e-5)
+
+
+def test_learn2reg_arrays_round_trip_between_different_grids(oblique):
+    moving = Grid((20, 18, 16), (1.2, 1.0, 2.0), (0.0, -10.0, 3.0))
+    field = random_field(oblique, 6, 1.0)
+    array = to_learn2reg(field, moving)
+    assert array.shape == (*oblique.size, 3)
+    np.testing.assert_allclose(from_learn2reg(array, oblique, moving).vectors, field.vectors, atol=1e-3)
+
+
+def test_learn2reg_files_hold_the_array(oblique, tmp_path):
+    field = random_field(oblique, 8, 1.0)
+    write_learn2reg(field, tmp_path / "disp.npz")
+    with np.load(tmp_path / "disp.npz") as stored:
+        np.testing.assert_array_equal(stored["displacements"], to_learn2reg(field))
+    write_learn2reg(field, tmp_path / "disp.nii.gz")
+    # The bytes, so that no reader's axis order comes between: NIfTI stores the first axis fastest.
+    content = gzip.decompress((tmp_path / "disp.nii.gz").read_bytes())
+    assert struct.unpack("<8h", content[40:56])[:5] == (4, *oblique.size, 3)
+    assert struct.unpack("<h", content[70:72])[0] == 16
+    values = np.frombuffer(content, "<f4", offset=int(struct.unpack("<f", content[108:112])[0]))
+    np.testing.assert_array_equal(values.reshape((*oblique.size, 3), order="F"), to_learn2reg(field))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disp.nii.gz", "disp.npz"]
+
+
+def test_fields_round_trip_in_other_formats(oblique, tmp_path):
+    field = random_field(oblique, 9, 1.0)
+    for name in ("disp.mha", "disp.nrrd"):
+        write_field(field, tmp_path / name)
+        found = read_field(tmp_path / name)
+        assert found.grid.same_as(oblique)
+        np.testing.assert_array_equal(found.vectors, field.vectors)
+
+
+def test_resampling_keeps_the_edge_and_the_millimetres(oblique):
+    field = random_field(oblique, 10, 1.0)
+    # On its own grid nothing changes, not even in the outermost voxels.
+    np.testing.assert_allclose(fields.resample(field, oblique).vectors, field.vectors, atol=1e-5)
+    constant = DisplacementField(np.full((*oblique.shape, 3), 2.5, np.float32), oblique)
+    for grid in (oblique.downsampled(2), oblique.upsampled(2)):
+        inner = (slice(1, -1),) * 3
+        np.testing.assert_allclose(fields.resample(constant, grid).vectors[inner], 2.5, atol=1e-5)
+
+
+def test_the_determinant_of_an_affine_mapping_is_the_matrix_determinant(oblique):
+    matrix = np.array([[1.1, 0.1, 0.0], [0.0, 0.9, 0.2], [0.1, 0.0, 1.05]])
+    vectors = (oblique.physical_points() @ (matrix - np.eye(3)).T).astype(np.float32)
+    determinant = fields.jacobian_determinant(DisplacementField(vectors, oblique))
+    np.testing.assert_allclose(determinant, np.linalg.det(matrix), atol=1e-4)
+
+
+def test_points_go_from_fixed_to_moving_and_the_mean_is_a_mean(oblique):
+    field = random_field(oblique, 7, 1.0)
+    point = oblique.index_to_physical((5, 5, 5))
+    np.testing.assert_allclose(fields.transform_points([point], field)[0], point + field.vectors[5, 5, 5], atol=1e-4)
+    zero = DisplacementField.identity(oblique)
+    np.testing.assert_allclose(fields.mean_field([field, zero]).vectors, field.vectors / 2, atol=1e-6)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from smooth import smooth_noise
+
+from llmreg.geometry import warping
+
+SHAPE = (10, 12, 14)
+
+
+def random_flow(seed: int, voxels: float, sigma: float = 3.0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    flow = np.stack([smooth_noise(rng, SHAPE, sigma) for _ in range(3)]) * voxels
+    return torch.from_numpy(flow.astype(np.float32))[None]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), mode=st.sampled_from(["bilinear", "nearest"]), border=st.booleans())
+def test_warp_is_scipy_map_coordinates(seed, mode, border):
+    values = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+    flow = random_flow(seed, 3.0)
+    padding = "border" if border else "zeros"
+    found = warping.warp(torch.from_numpy(values)[None, None], flow, mode, padding)[0, 0].numpy()
+    lookup = np.indices(SHAPE) + flow[0].numpy()[::-1]
+    expected = map_coordinates(
+        values, lookup, order=1 if mode == "bilinear" else 0, mode="nearest" if border else "grid-constant"
+    )
+    # Halfway between two voxels either is the nearest.
+    tie = np.any(np.abs(lookup - np.floor(lookup) - 0.5) < 1e-4, axis=0) & (mode == "nearest")
+    np.testing.assert_allclose(found[~tie], expected[~tie], atol=1e-3)
+
+
+def test_warp_stays_in_float32_under_autocast_and_has_a_gradient():
+    image = torch.rand(2, 1, *SHAPE)
+    flow = torch.full((2, 3, *SHAPE), 0.3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = warping.warp(image, flow)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, warping.warp(image, flow))
+    found.sum().backward()
+    assert flow.grad.abs().max() > 0
+
+
+def test_warp_refuses_differing_shapes():
+    with pytest.raises(ValueError, match="shape"):
+        warping.warp(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 3, 4, 4, 5))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_a_flow_and_its_inverse_cancel_up_to_the_border(seed):
+    flow = random_flow(seed, 1.5)
+    assert warping.compose(warping.invert(flow), flow).norm(dim=1).max() < 0.05
+
+
+def test_upsampling_undoes_downsampling_of_coordinates():
+    # A voxel's coordinate on the coarse grid, times 2 plus 1/2, is its block's centre on the fine grid.
+    fine = warping.identity_grid((8, 12, 16))
+    coarse = warping.identity_grid((4, 6, 8))
+    torch.testing.assert_close(warping.downsample_image(fine, 2), 2 * coarse + 0.5)
+    inner = (..., slice(1, -1), slice(1, -1), slice(1, -1))
+    # upsample() also doubles the values: coordinates in voxels of the finer grid.
+    torch.testing.assert_close((warping.upsample(coarse, 2) + 0.5)[inner], fine[inner])
+
+
+def test_the_determinant_is_that_of_numpy():
+    flow = random_flow(3, 1.5)
+    jacobian = np.stack([np.stack(np.gradient(u, axis=(2, 1, 0)), -1) for u in flow[0].numpy()], -2) + np.eye(3)
+    np.testing.assert_allclose(warping.jacobian_determinant(flow)[0].numpy(), np.linalg.det(jacobian), atol=1e-5)

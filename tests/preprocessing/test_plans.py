@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from llmreg.errors import UserError
+from llmreg.preprocessing.planning import plan_configuration
+from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans, write_plans
+
+
+@pytest.fixture
+def plans() -> Plans:
+    half, full = plan_configuration((80, 96, 80), 2), plan_configuration((80, 96, 80), 1)
+    return Plans.model_validate(
+        {
+            "dataset_name": "Dataset001_X", "plans_name": "default", "spacing": (2, 2, 2), "size": (80, 96, 80),
+            "centre": (0, 0, 0), "fixed_modality": 0, "moving_modality": 1, "labels": {1: "liver"},
+            "normalization": {0: {"modality": "MR", "scheme": "percentiles", "lower": 0, "upper": 95}},
+            "prealignment": {"method": "affine", "reference_case": "X_0001_0000"},
+            "configurations": {"full": full, "half": half}, "default_configuration": "half", "reasons": {},
+        }
+    )  # fmt: skip
+
+
+def test_plans_round_trip_through_their_file(plans, tmp_path):
+    write_plans(tmp_path / "plans.json", plans)
+    assert read_plans(tmp_path / "plans.json") == plans
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("spacing",), [2, 2], "spacing"),
+        (("training", "learning_rate"), "fast", "training.learning_rate"),
+        (("network", "llm", "layer"), 3, "network.llm.layer"),
+        (("format_version",), 9, "format_version"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_its_path(plans, tmp_path, path, value, named):
+    content = plans.model_dump(mode="json")
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=named.replace(".", r"\.")):
+        read_plans(tmp_path / "plans.json")
+
+
+def test_overrides_make_a_named_copy_with_another_digest(plans):
+    changed = override(plans, ["loss.smoothness=0.3", "network.llm.rotary=1d"], "smooth")
+    assert (changed.loss.smoothness, changed.network.llm.rotary, changed.plans_name) == (0.3, "1d", "smooth")
+    assert changed.digest() != plans.digest()
+    # The volumes do not depend on it, so they are shared.
+    assert changed.volumes_digest() == plans.volumes_digest()
+    assert override(plans, ["spacing=[3,3,3]"], "coarse").volumes_digest() != plans.volumes_digest()
+
+
+@pytest.mark.parametrize("wrong", ["loss.smoothness", "los.smoothness=1", "loss.smooth=1", "loss.smoothness=-1"])
+def test_a_wrong_override_is_refused(plans, wrong):
+    with pytest.raises(UserError):
+        override(plans, [wrong], "x")
+
+
+def test_only_configurations_that_exist_are_given(plans):
+    assert plans.configuration("half").downsampling == 2
+    with pytest.raises(UserError, match="quarter"):
+        plans.configuration("quarter")
+    with pytest.raises(UserError, match="plans"):
+        parse_plans({"nonsense": 1}, "plans.json")
