@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,35 +16,7 @@ _CPU_CHUNK = 1 << 16
 _PAD = 2
 
 
-@dataclass(frozen=True)
-class Lattice:
-    """A regular subset of the fixed voxels: `offset`, `offset + stride`, ... along each axis.
-
-    With `stride` s and a random offset per step, soft Dice over the lattice is a cheap estimate (1 / s^3 of the work)
-    of soft Dice over all voxels.
-
-    Attributes:
-        stride: Step along every axis, in voxels, at least 1.
-        offset: First voxel along (z, y, x), each in [0, stride).
-    """
-
-    stride: int = 1
-    offset: tuple[int, int, int] = (0, 0, 0)
-
-    def __post_init__(self) -> None:
-        if self.stride < 1 or any(not 0 <= start < self.stride for start in self.offset):
-            raise ValueError(f"expected stride >= 1 and 0 <= offset < stride, got {self.stride} and {self.offset}")
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """Index of the lattice in the last three axes of a volume, as in `flow[(..., *lattice.slices)]`."""
-        z, y, x = (slice(start, None, self.stride) for start in self.offset)
-        return z, y, x
-
-
-def soft_dice(
-    moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels: Tensor, lattice: Lattice | None = None
-) -> tuple[Tensor, Tensor]:
+def soft_dice(moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return one minus the mean soft Dice of the warped moving labels and the fixed labels.
 
     The soft Dice of label k is `2 sum(w_k f_k) / (sum w_k + sum f_k)`: w_k is the one-hot moving volume of k sampled
@@ -54,17 +25,14 @@ def soft_dice(
     the gradient of that table is the coefficient of each corner weight. Cells of the moving volume whose eight corners
     agree have no gradient and are only counted, so that work is spent at the borders of structures alone.
 
-    Labels that are absent from either volume (from the lattice, for the fixed one) are left out of the mean, as in
-    Learn2Reg. A batch is averaged over its samples that have any label left; with none the loss is zero, and so is
+    Labels that are absent from either volume are left out of the mean, as in Learn2Reg. A batch is averaged over its samples that have any label left; with none the loss is zero, and so is
     its gradient. A displacement that is not finite counts as outside.
 
     Args:
         moving_labels: Integer ids, (B, z, y, x).
         fixed_labels: Integer ids, (B, z, y, x), of the same shape.
-        flow: Displacement from fixed to moving in voxels, (B, 3, z, y, x), channels (x, y, z). With a lattice its
-            shape is the lattice's: `flow[(..., *lattice.slices)]` of a full one, still in voxels of the full grid.
+        flow: Displacement from fixed to moving in voxels, (B, 3, z, y, x), channels (x, y, z).
         labels: The ids that count, 1-D, distinct and positive; with partial annotation, the annotated ones.
-        lattice: The fixed voxels that count; all of them without one.
 
     Returns:
         The loss (a float32 scalar) and the Dice of each of `labels` averaged over the samples that have it, detached,
@@ -73,12 +41,11 @@ def soft_dice(
     Raises:
         ValueError: If shapes disagree or an id of `labels` is not positive.
     """
-    lattice = lattice or Lattice()
-    fixed_labels = fixed_labels[(..., *lattice.slices)]
-    if moving_labels.ndim != 4 or flow.shape != (len(moving_labels), 3, *fixed_labels.shape[1:]):
+    shape = moving_labels.shape
+    if len(shape) != 4 or fixed_labels.shape != shape or flow.shape != (shape[0], 3, *shape[1:]):
         raise ValueError(
-            f"expected labels (B, z, y, x) and flow (B, 3, z, y, x) on the fixed voxels that count, got moving "
-            f"{tuple(moving_labels.shape)}, fixed {tuple(fixed_labels.shape)} and flow {tuple(flow.shape)}"
+            f"expected labels (B, z, y, x) of one shape and flow (B, 3, z, y, x), got moving {tuple(shape)}, fixed "
+            f"{tuple(fixed_labels.shape)} and flow {tuple(flow.shape)}"
         )
     if not len(labels):
         return flow.sum() * 0.0, flow.new_zeros(0)
@@ -87,7 +54,7 @@ def soft_dice(
 
     lookup = _lookup(labels.to(flow.device))
     moving, fixed = _codes(moving_labels, lookup), _codes(fixed_labels, lookup)
-    table = _JointHistogram.apply(flow.float(), moving, fixed, len(labels), lattice)  # float64, (B, fixed, moving)
+    table = _JointHistogram.apply(flow.float(), moving, fixed, len(labels))  # float64, (B, fixed, moving)
     overlap = table.diagonal(dim1=1, dim2=2)[:, 1:]
     in_warped = table.sum(dim=1)[:, 1:]
     in_fixed = table.detach().sum(dim=2)[:, 1:]  # corner weights of a voxel sum to one, so rows do not depend on flow
@@ -158,7 +125,7 @@ class _JointHistogram(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, flow: Tensor, moving: Tensor, fixed: Tensor, count: int, lattice: Lattice) -> Tensor:
+    def forward(ctx: Any, flow: Tensor, moving: Tensor, fixed: Tensor, count: int) -> Tensor:
         codes, mixed = count + 1, count + 1
         width = codes + 1  # a row of the table has one more column, for voxels that fall into mixed cells
         ctx.width, ctx.shape, ctx.mixed_voxels = width, flow.shape, []
@@ -177,7 +144,7 @@ class _JointHistogram(torch.autograd.Function):
             counts = torch.zeros(codes * width, dtype=torch.float64, device=flow.device)
             kept = []
             for start, stop in _slabs(fixed.shape[1:], flow.device):
-                base = _linear_base(flow[sample, :, start:stop], start, lattice, padded.shape)
+                base = _linear_base(flow[sample, :, start:stop], start, padded.shape)
                 cell = cells.index_select(0, base)
                 fixed_row = fixed[sample, start:stop].reshape(-1).to(torch.int32).mul_(width)
                 counts += torch.bincount(fixed_row + cell, minlength=codes * width)
@@ -213,7 +180,7 @@ class _JointHistogram(torch.autograd.Function):
                 slopes = torch.lerp(slope_x[0], slope_x[1], z), torch.lerp(slope_y[0], slope_y[1], z)
                 for channel, slope in enumerate((*slopes, value[1] - value[0])):
                     result[sample, channel].index_copy_(0, at, slope)
-        return result.view(ctx.shape), None, None, None, None
+        return result.view(ctx.shape), None, None, None
 
 
 def _slabs(shape: torch.Size, device: torch.device) -> list[tuple[int, int]]:
@@ -222,7 +189,7 @@ def _slabs(shape: torch.Size, device: torch.device) -> list[tuple[int, int]]:
     return list(pairwise([*range(0, shape[0], step), shape[0]]))
 
 
-def _linear_base(flow: Tensor, first: int, lattice: Lattice, padded: torch.Size) -> Tensor:
+def _linear_base(flow: Tensor, first: int, padded: torch.Size) -> Tensor:
     """Return the linear index in the padded moving volume of the lowest corner at each voxel of a slab, int32.
 
     The floor is taken of the displacement, not of the position, so that the fraction loses no digits. The index is
@@ -232,9 +199,9 @@ def _linear_base(flow: Tensor, first: int, lattice: Lattice, padded: torch.Size)
     corner = flow.floor().clamp_(-1e6, 1e6).to(torch.int32)
     index = torch.zeros((), dtype=torch.int32, device=flow.device)
     for axis in range(3):  # z, y, x
-        start = lattice.offset[axis] + _PAD + (first * lattice.stride if axis == 0 else 0)
+        start = _PAD + (first if axis == 0 else 0)
         length = flow.shape[axis + 1]
-        steps = torch.arange(length, dtype=torch.int32, device=flow.device) * lattice.stride + start
+        steps = torch.arange(start, start + length, dtype=torch.int32, device=flow.device)
         along = corner[2 - axis] + steps.view([length if other == axis else 1 for other in range(3)])
         index = index * padded[axis] + along.clamp_(0, padded[axis] - _PAD)
     return index.view(-1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from llmreg.preprocessing.splits import (
     ALL,
     MOST_VALIDATION_PAIRS,
     Split,
+    check_splits,
     make_splits,
     parse_fold,
     read_splits,

@@ -8,19 +8,18 @@ from monai.losses import DiffusionLoss
 from torch import Tensor
 from torch.nn import functional
 
-from llmreg.training.losses import Lattice, gradient_l2, soft_dice
+from llmreg.training.losses import gradient_l2, soft_dice
 
 SHAPE = (9, 12, 7)
 
 
-def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor, lattice: Lattice | None = None) -> Tensor:
+def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor) -> Tensor:
     """Soft Dice per sample and label by one-hot volumes and grid_sample, NaN where a label is absent."""
-    lattice = lattice or Lattice()
-    axes = [torch.arange(length, dtype=flow.dtype)[part] for length, part in zip(SHAPE, lattice.slices, strict=True)]
+    axes = [torch.arange(length, dtype=flow.dtype) for length in SHAPE]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1) + flow.movedim(1, -1)
     grid = 2 * position / (torch.tensor(SHAPE[::-1], dtype=flow.dtype) - 1) - 1
     moving_hot = torch.stack([moving == label for label in labels], 1).to(flow.dtype)
-    fixed_hot = torch.stack([fixed == label for label in labels], 1).to(flow.dtype)[(..., *lattice.slices)]
+    fixed_hot = torch.stack([fixed == label for label in labels], 1).to(flow.dtype)
     warped = functional.grid_sample(moving_hot, grid, align_corners=True, padding_mode="zeros")
     dice = 2 * (warped * fixed_hot).sum((2, 3, 4)) / (warped.sum((2, 3, 4)) + fixed_hot.sum((2, 3, 4)) + 1e-6)
     absent = (moving_hot.sum((2, 3, 4)) == 0) | (fixed_hot.sum((2, 3, 4)) == 0)
@@ -40,10 +39,10 @@ def random_flow(scale: float, seed: int, shape: tuple[int, ...] = SHAPE, batch: 
     return torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def assert_matches(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor, lattice: Lattice | None = None) -> None:
+def assert_matches(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor) -> None:
     ours, exact = flow.clone().requires_grad_(), flow.double().requires_grad_()
-    loss, per_label = soft_dice(moving, fixed, ours, labels, lattice)
-    expected = one_hot_dice(moving.long(), fixed.long(), exact, labels, lattice)
+    loss, per_label = soft_dice(moving, fixed, ours, labels)
+    expected = one_hot_dice(moving.long(), fixed.long(), exact, labels)
     expected_loss = (1 - expected.nanmean(dim=1)).nanmean()
     loss.backward()
     expected_loss.backward()
@@ -146,14 +145,6 @@ def test_a_wild_displacement_counts_as_outside(bad: float) -> None:
     assert flow.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("stride", "offset"), [(1, (0, 0, 0)), (2, (0, 1, 1)), (3, (2, 0, 1))])
-def test_lattice_equals_the_full_computation_on_these_voxels(stride: int, offset: tuple[int, int, int]) -> None:
-    lattice = Lattice(stride, offset)
-    moving, fixed, labels = label_volume(4, 1), label_volume(4, 2), torch.arange(1, 5)
-    flow = random_flow(1.5, 3)[(..., *lattice.slices)].contiguous()
-    assert_matches(moving, fixed, flow, labels, lattice)
-
-
 def test_bfloat16_flow_gets_its_gradient_in_bfloat16() -> None:
     flow = random_flow(1.0, 3).bfloat16().requires_grad_()
     soft_dice(label_volume(3, 1), label_volume(3, 2), flow, torch.arange(1, 4))[0].backward()
@@ -172,8 +163,6 @@ def test_wrong_input_is_refused() -> None:
         soft_dice(volume, volume, flow[:, :, 1:], torch.tensor([1]))
     with pytest.raises(ValueError, match="positive"):
         soft_dice(volume, volume, flow, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="offset"):
-        Lattice(2, (0, 2, 0))
 
 
 def test_gradient_l2_equals_a_plain_loop() -> None:
