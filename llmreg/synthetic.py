@@ -21,6 +21,7 @@ from llmreg.geometry.io import image_from, write_image
 
 DEMO_ID = 999
 DEMO_NAME = "Demo"
+DEMO_FOLDER = f"Dataset{DEMO_ID:03d}_{DEMO_NAME}"
 HELD_OUT = 3
 
 Array = NDArray[np.float64]
@@ -81,7 +82,7 @@ def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = H
     Returns:
         The dataset's folder.
     """
-    dataset = Path(folder) / f"Dataset{DEMO_ID:03d}_{DEMO_NAME}"
+    dataset = Path(folder) / DEMO_FOLDER
     training: dict[str, list[dict[str, str]]] = {"0": [], "1": []}
     for number in range(1, subjects + held_out + 1):
         part = "Tr" if number <= subjects else "Ts"

@@ -30,7 +30,7 @@ def in_parallel(
         return
     try:
         # Spawned, since a forked child could inherit a lock that one of the libraries' threads holds.
-        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_single_threaded) as pool:
+        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=single_threaded) as pool:
             yield from tqdm(pool.map(function, items), title, len(items), unit=unit)
     except BrokenProcessPool:
         raise UserError(
@@ -39,7 +39,7 @@ def in_parallel(
         ) from None
 
 
-def _single_threaded() -> None:
+def single_threaded() -> None:
     """The processes share out the cores, so each keeps to one thread."""
     import blosc2
     import SimpleITK as sitk

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -15,3 +18,11 @@ def oblique() -> Grid:
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     direction = turn @ np.diag([-1.0, 1.0, -1.0])
     return Grid((14, 12, 10), (1.0, 1.5, 3.0), (10.0, -20.0, 5.0), tuple(direction.ravel().tolist()))
+
+
+@pytest.fixture(autouse=True)
+def log_handlers() -> Iterator[None]:
+    """Take away what a command logs to: pytest closes the stream that was stderr during its test."""
+    before = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = before

@@ -28,7 +28,6 @@ _EXAMPLES = """
   llmreg_demo
   llmreg_demo -o /tmp/demo --epochs 30
 """
-_ID, _NAME = "999", "Dataset999_Demo"
 _SUBJECTS, _SEED = 16, 1
 _EPOCHS, _STEPS = 12, 50
 _GRID_LINES_MM = 10.0
@@ -53,21 +52,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from llmreg.synthetic import DEMO_FOLDER, DEMO_ID, HELD_OUT, write_demo_dataset
+
     began = time.monotonic()
     folder = options.output.expanduser().resolve()
-    _clear(folder)
-    raw, predictions = folder / "raw" / _NAME, folder / "predictions"
+    _clear(folder, DEMO_FOLDER)
+    raw, predictions = folder / "raw" / DEMO_FOLDER, folder / "predictions"
     device = ["--device", options.device] if options.device else []
 
-    log.info("== Writing %d made-up people to train on and 3 to keep back, each as MR and as CT, to %s", _SUBJECTS, raw)
-    from llmreg.synthetic import write_demo_dataset
-
+    log.info(
+        "== Writing %d made-up people to train on and %d to keep back, each as MR and as CT, to %s",
+        _SUBJECTS,
+        HELD_OUT,
+        raw,
+    )
     write_demo_dataset(folder / "raw", _SUBJECTS, _SEED)
     log.info("   took %.0f s", time.monotonic() - began)
 
-    _step(folder, "plan_and_preprocess", "-d", _ID, "--verify_dataset_integrity")
+    _step(folder, "plan_and_preprocess", "-d", str(DEMO_ID), "--verify_dataset_integrity")
     shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", "demo"]
-    _step(folder, "train", _ID, "fold0", "--epochs", str(options.epochs), *shorter, *device)
+    _step(folder, "train", str(DEMO_ID), "fold0", "--epochs", str(options.epochs), *shorter, *device)
     _step(folder, "predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), *device)
     _step(folder, "evaluate", "-i", str(predictions), "-l", str(raw / "labelsTs"))
 
@@ -77,13 +81,13 @@ def _demo(options: argparse.Namespace) -> None:
     sys.stdout.write(f"The demo took {time.monotonic() - began:.0f} s.\n")
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, dataset: str) -> None:
     """Make room for the demo; only an earlier demo is ever deleted."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / "raw" / _NAME).is_dir():
+        if any(folder.iterdir()) and not (folder / "raw" / dataset).is_dir():
             raise UserError(f"{folder} holds something else than a demo: choose a new or empty folder with -o.")
-        for old in (*(folder / kind / _NAME for kind in ("preprocessed", "results", "raw")), folder / "predictions"):
+        for old in (*(folder / kind / dataset for kind in ("preprocessed", "results", "raw")), folder / "predictions"):
             if old.exists():
                 shutil.rmtree(old)
     except OSError as error:

@@ -52,7 +52,7 @@ def run(
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
     )
-    for chatty in ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore"):
+    for chatty in ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore", "numexpr"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         action(options)

@@ -75,6 +75,8 @@ def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tupl
         enough = max(counts.values())
         shared = {m for m, count in counts.items() if 0 < count < min(folds, enough)}
     divided = {s: owned for s, owned in modalities_of.items() if not owned & shared}
+    if len(divided) < 2:  # sharing would leave nobody to hold out
+        shared, divided, enough = set(), modalities_of, min(enough, *counts.values())
     wanted, folds = folds, min(folds, enough, len(divided))
     if folds < 2:
         log.warning("%s has too few subjects to hold some out: only fold 'all' can be trained.", dataset.name)
@@ -83,7 +85,7 @@ def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tupl
         log.info("%s has too few subjects for %d folds: %d are made.", dataset.name, wanted, folds)
     for modality in sorted(shared):
         log.info(
-            "Modality %d (%s) has %d subjects only: its cases are shared by training and validation as an atlas.",
+            "Modality %d (%s) has too few subjects (%d): its cases are shared by training and validation as an atlas.",
             modality,
             dataset.modalities[modality],
             counts[modality],

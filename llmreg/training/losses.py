@@ -25,8 +25,9 @@ def soft_dice(moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels:
     the gradient of that table is the coefficient of each corner weight. Cells of the moving volume whose eight corners
     agree have no gradient and are only counted, so that work is spent at the borders of structures alone.
 
-    Labels that are absent from either volume are left out of the mean, as in Learn2Reg. A batch is averaged over its samples that have any label left; with none the loss is zero, and so is
-    its gradient. A displacement that is not finite counts as outside.
+    Labels that are absent from either volume are left out of the mean, as in Learn2Reg. A batch is averaged over its
+    samples that have any label left; with none the loss is zero, and so is its gradient. A displacement that is not
+    finite counts as outside.
 
     Args:
         moving_labels: Integer ids, (B, z, y, x).

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from llmreg.dataset import Pair
@@ -22,7 +21,7 @@ from llmreg.network.factory import build_network
 from llmreg.preprocessing.plans import Plans
 from llmreg.training import checkpoint, progress
 from llmreg.training.losses import gradient_l2, soft_dice
-from llmreg.training.pairs import TrainingPairs, as_tensors, common_labels, load_pair
+from llmreg.training.pairs import TrainingPairs, as_tensors, batches, common_labels, load_pair
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,9 @@ def train(
         desc="Train",
         smoothing=0.05,
     )
-    loader = _loader(pairs, state, plans, workers, device)
+    per_epoch = settings.steps_per_epoch * settings.batch_size
+    remaining = range(state.epoch * per_epoch, state.epochs * per_epoch)
+    loader = batches(pairs, remaining, settings.batch_size, workers, pin_memory=device.type == "cuda")
     for epoch in range(state.epoch, state.epochs):
         start = time.monotonic()
         rate = _learning_rate(plans, epoch, state.epochs)
@@ -189,48 +190,8 @@ def _resumed(
     return stored.model_copy(update={"epochs": max(epochs or stored.epochs, stored.epoch)})
 
 
-def _loader(
-    pairs: TrainingPairs, state: checkpoint.State, plans: Plans, workers: int, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    size = plans.training.batch_size
-    steps = plans.training.steps_per_epoch * size
-    loader = DataLoader(
-        pairs,
-        batch_size=size,
-        sampler=_Steps(state.epoch * steps, state.epochs * steps),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.type == "cuda",
-        collate_fn=_collate,
-    )
-    try:
-        yield from loader
-    except UserError as error:
-        # A worker's error comes back as its whole traceback; the sentence is its last line.
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
-
-
 def _shown(dice: float | None) -> str:
     return "unknown" if dice is None else f"{dice:.4f}"
-
-
-class _Steps(torch.utils.data.Sampler[int]):
-    def __init__(self, start: int, end: int) -> None:
-        self._range = range(start, end)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._range)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-
-def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    # Pairs of a batch may be annotated differently: what all of them know is counted.
-    common = sorted(set.intersection(*(set(sample["labels"].tolist()) for sample in samples)))
-    return default_collate([{**sample, "labels": torch.tensor(common)} for sample in samples]) | {
-        "labels": torch.tensor(common)
-    }
 
 
 def _learning_rate(plans: Plans, epoch: int, epochs: int) -> float:
@@ -271,12 +232,8 @@ def _step(
 def _validation_samples(plans: Plans, configuration_name: str, fold: Fold) -> list[dict[str, Tensor]]:
     configuration = plans.configuration(configuration_name)
     chosen = fold.validation_pairs[:: max(1, len(fold.validation_pairs) // plans.training.validation_pairs)]
-    samples = []
-    for pair in chosen[: plans.training.validation_pairs]:
-        labels = common_labels(fold.volumes, pair, list(plans.labels))
-        if labels:
-            samples.append(as_tensors(load_pair(fold.volumes, pair, configuration), labels))
-    return samples
+    labels = common_labels(fold.volumes, chosen[: plans.training.validation_pairs], list(plans.labels))
+    return [as_tensors(load_pair(fold.volumes, pair, configuration), ids) for pair, ids in labels.items() if ids]
 
 
 @torch.inference_mode()

@@ -62,6 +62,11 @@ def test_no_subject_is_on_both_sides(owned: list[set[int]], pairing: Pairing, fo
     except UserError:
         return
     assert make_splits(dataset, folds, seed) == splits
+    if not splits:
+        # Nobody can be held out: of one modality, or of both at once, there is one subject at most.
+        both, fewest = owned.count({0, 1}), min(sum(modality in one for one in owned) for modality in (0, 1))
+        assert (both if pairing == "intra_subject" else fewest) < 2
+        return
     assert 2 <= len(splits) <= folds
     everyone = {case.name for case in dataset.cases}
     validated: list[str] = []
