@@ -186,6 +186,7 @@ def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
 
 def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction: Direction, file: Path) -> Pairing:
     subject_of = {case.name: case.subject for case in cases}
+    modality_of = {case.name: case.modality for case in cases}
     if isinstance(raw, list):
         return "explicit"
     if raw is None:
@@ -200,8 +201,13 @@ def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction
             f"{file}: 'pairings' is {raw!r}: write one of {listed(_PAIRINGS)}, or a list of {{fixed, moving}}."
         )
     pairing = _PAIRINGS[raw]
-    across = any(subject_of[pair.fixed] != subject_of[pair.moving] for pair in paired)
-    if pairing == "intra_subject" and paired and (across or direction.fixed == direction.moving):
+    # Learn2Reg lists its pairs even where they are just those of each subject.
+    implied = all(
+        subject_of[pair.fixed] == subject_of[pair.moving]
+        and (modality_of[pair.fixed], modality_of[pair.moving]) == (direction.fixed, direction.moving)
+        for pair in paired
+    )
+    if pairing == "intra_subject" and paired and (not implied or direction.fixed == direction.moving):
         return "explicit"
     if pairing == "explicit" and not paired:
         raise UserError(

@@ -38,6 +38,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether its results can be written. Raises UserError when they cannot."""
+    with written_whole(folder / ".writable"):
+        pass
+    (folder / ".writable").unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -36,6 +36,14 @@ def results_folder() -> Path:
     return _folder("llmreg_results")
 
 
+def llm_cache_folder() -> Path:
+    """``$llmreg_llm``, else ``$llmreg_home/llm``, else a folder in the user's cache: prediction needs no set-up."""
+    for variable, below in (("llmreg_llm", ""), ("llmreg_home", "llm")):
+        if value := os.environ.get(variable):
+            return Path(value).expanduser() / below
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmreg" / "llm"
+
+
 def find_dataset_folder(name_or_id: str | int, root: Path) -> Path:
     """The folder ``Dataset<id>_<Name>`` under ``root``, found by id (``1``, ``"001"``) or by its whole name.
 

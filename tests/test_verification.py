@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from llmreg.dataset import Case, Dataset, load_dataset
 from llmreg.errors import UserError
-from llmreg.verification import check_case, verify_dataset_integrity
+from llmreg.preprocessing.cases import check_case
+from llmreg.verification import verify_dataset_integrity
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[2] / "shared"))
 LABELS = {1: "liver", 2: "spleen"}

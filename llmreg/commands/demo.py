@@ -30,6 +30,7 @@ _EXAMPLES = """
 """
 _SUBJECTS, _SEED = 16, 1
 _EPOCHS, _STEPS = 12, 50
+_PLANS, _PREDICTIONS = "demo", "demo_predictions"
 _GRID_LINES_MM = 10.0
 _STAGES = (("as they lie", "initial_"), ("after pre-alignment alone", "prealigned_"), ("after registration", ""))
 
@@ -57,7 +58,7 @@ def _demo(options: argparse.Namespace) -> None:
     began = time.monotonic()
     folder = options.output.expanduser().resolve()
     _clear(folder, DEMO_FOLDER)
-    raw, predictions = folder / "raw" / DEMO_FOLDER, folder / "predictions"
+    raw, predictions = folder / "raw" / DEMO_FOLDER, folder / _PREDICTIONS
     device = ["--device", options.device] if options.device else []
 
     log.info(
@@ -70,9 +71,21 @@ def _demo(options: argparse.Namespace) -> None:
     log.info("   took %.0f s", time.monotonic() - began)
 
     _step(folder, "plan_and_preprocess", "-d", str(DEMO_ID), "--verify_dataset_integrity")
-    shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", "demo"]
+    shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", _PLANS]
     _step(folder, "train", str(DEMO_ID), "fold0", "--epochs", str(options.epochs), *shorter, *device)
-    _step(folder, "predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), *device)
+    _step(
+        folder,
+        "predict",
+        "-d",
+        str(DEMO_ID),
+        "-p",
+        _PLANS,
+        "-i",
+        str(raw / "imagesTs"),
+        "-o",
+        str(predictions),
+        *device,
+    )
     _step(folder, "evaluate", "-i", str(predictions), "-l", str(raw / "labelsTs"))
 
     _draw(predictions, raw, folder / "demo.png")
@@ -87,7 +100,7 @@ def _clear(folder: Path, dataset: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / "raw" / dataset).is_dir():
             raise UserError(f"{folder} holds something else than a demo: choose a new or empty folder with -o.")
-        for old in (*(folder / kind / dataset for kind in ("preprocessed", "results", "raw")), folder / "predictions"):
+        for old in (*(folder / kind / dataset for kind in ("preprocessed", "results", "raw")), folder / _PREDICTIONS):
             if old.exists():
                 shutil.rmtree(old)
     except OSError as error:

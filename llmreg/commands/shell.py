@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -59,7 +60,26 @@ def run(
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except MemoryError as error:
+        return _out_of(f"memory ({error})" if str(error) else "memory")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _out_of(f"space on the disk of {error.filename}" if error.filename else "space on the disk")
+    except RuntimeError as error:
+        # torch's own class for CUDA, without importing torch for every --help; a loader whose worker was killed.
+        if type(error).__name__ != "OutOfMemoryError" and "exited unexpectedly" not in str(error):
+            raise
+        return _out_of("memory")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
     return 0
+
+
+def _out_of(what: str) -> int:
+    sys.stderr.write(
+        f"error: The computer ran out of {what}: free some, or do with less (in training: -c half, or a narrower "
+        "network with --set network.width=8 --as narrow).\n"
+    )
+    return 2

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 
 from llmreg.commands import shell
+from llmreg.network.ablations import ABLATIONS
 
 EXAMPLES = """\
   llmreg_train 1 fold0
   llmreg_train 1 fold0 --continue
   llmreg_train 1 all -c full --epochs 200
+  llmreg_train 1 fold0 --ablation no-lora
   llmreg_train 1 0 --set loss.smoothness=0.3 network.llm.rotary=1d --as smoother
 """
 
@@ -26,6 +28,7 @@ def action(options: argparse.Namespace) -> None:
         plans_name=options.plans,
         changes=options.set,
         name=options.name,
+        ablation_name=options.ablation,
         epochs=options.epochs,
         go_on=options.go_on,
         device_name=options.device,
@@ -44,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change the plans; needs --as"
     )
     parser.add_argument("--as", dest="name", help="name of the changed plans")
+    parser.add_argument(
+        "--ablation",
+        metavar="NAME",
+        help=f"change the network: {', '.join(ABLATIONS)}, or layers-I-J for other layers",
+    )
     parser.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")

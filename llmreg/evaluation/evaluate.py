@@ -24,7 +24,7 @@ from llmreg.evaluation.metrics import (
     sd_log_jacobian,
     sd_log_jacobian_learn2reg,
 )
-from llmreg.files import write_json, written_whole
+from llmreg.files import check_writable, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, jacobian_determinant, warp_image
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_field, read_image
@@ -168,6 +168,7 @@ def evaluate_folder(
         UserError: for missing or unreadable files, grids that do not agree, or nothing to score.
     """
     pairs = find_pairs(predictions, labels)
+    check_writable(output or predictions)
     rows: list[Row] = []
     for pair, found in zip(pairs, in_parallel(_score, pairs, num_processes, "Evaluate", "pair"), strict=True):
         if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
 from llmreg.files import read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,11 @@ def _dataset_near(folder: Path) -> Dataset | None:
     folder = folder.resolve()
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file() or len(list(place.glob("*_dataset.json"))) == 1:
-            return load_dataset(place)
+            try:
+                return load_dataset(place)
+            except UserError as error:
+                log.warning("Label names are unknown, and all labels count as annotated everywhere: %s", error)
+                return None
     return None
 
 

@@ -78,14 +78,13 @@ def find_model(
         UserError: none or several fit; the message lists them.
     """
     root = paths.results_folder()
-    places = sorted(root.glob("Dataset*_*"))
-    if dataset is not None:
-        places = [p for p in places if p.name == dataset or (dataset.isdecimal() and int(p.name[7:10]) == int(dataset))]
-    trained = sorted({path.parents[1] for place in places for path in place.glob("*/fold_*/checkpoint_*.safetensors")})
+    checkpoints = root.glob("Dataset[0-9][0-9][0-9]_*/*__*__*/fold_*/checkpoint_*.safetensors")
+    trained = sorted({path.parents[1] for path in checkpoints})
     fitting = [
         folder
         for folder in trained
-        if (configuration is None or folder.name.split("__")[-1] == configuration)
+        if (dataset is None or _is_called(folder.parent.name, dataset))
+        and (configuration is None or folder.name.split("__")[-1] == configuration)
         and (plans is None or folder.name.split("__")[1] == plans)
     ]
     if len(fitting) == 1:
@@ -95,3 +94,8 @@ def find_model(
         raise UserError(f"No trained model in {root} fits (trained: {listed}): train one first (llmreg_train).")
     listed = ", ".join(f"{f.parent.name}/{f.name}" for f in fitting)
     raise UserError(f"Several trained models fit ({listed}): choose with -d, -c or -p, or give the folder with -m.")
+
+
+def _is_called(folder: str, dataset: str) -> bool:
+    """Whether a dataset's folder has that id or whole name."""
+    return folder == dataset or (dataset.isdecimal() and int(folder[7:10]) == int(dataset))

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg import __version__
 from llmreg.errors import UserError
-from llmreg.files import write_json, written_whole
+from llmreg.files import check_writable, write_json, written_whole
 from llmreg.geometry.io import check_values, read_image, write_field, write_image
 from llmreg.inference.models import Model
 from llmreg.inference.pairs import PairInput, case_name, find_pairs
@@ -38,12 +38,9 @@ def predict_folder(
         raise UserError(f"{output} holds predictions already: choose another folder or add --overwrite.")
     predictor = Predictor(model, device)
     pairs = find_pairs(source, predictor.plans, all_pairs)
-    # Found out before the work, not after it.
-    with written_whole(output / ".writable"):
-        pass
-    (output / ".writable").unlink()
     for path in tqdm(sorted({p for pair in pairs for p in (pair.fixed, pair.moving)}), desc="Check", unit="image"):
         check_values(read_image(path), path)
+    check_writable(output)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
     rows = []

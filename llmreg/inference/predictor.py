@@ -92,8 +92,9 @@ class Predictor:
         Raises:
             UserError: an image cannot be used.
         """
-        fixed_image, fixed_case = self._framed(fixed, fixed_modality or self.modality(self.plans.fixed_modality))
-        moving_image, moving_case = self._framed(moving, moving_modality or self.modality(self.plans.moving_modality))
+        # By number where nobody names a contrast: two modalities may share a name and not a window.
+        fixed_image, fixed_case = self._framed(fixed, fixed_modality or self.plans.fixed_modality)
+        moving_image, moving_case = self._framed(moving, moving_modality or self.plans.moving_modality)
         inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
         to_frame = fixed_case.transform.to_sitk().GetInverse()
         from_frame = moving_case.transform.to_sitk()
@@ -124,11 +125,10 @@ class Predictor:
             fields.append(DisplacementField.from_flow(cut, self.plans.frame))
         return mean_field(fields)
 
-    def modality(self, index: int) -> str:
-        return self.plans.normalization[index].modality
-
-    def normalization(self, modality: str) -> Normalization:
-        """The plan for a modality by name; the safe default for one that the model was not trained on."""
+    def normalization(self, modality: str | int) -> Normalization:
+        """The plan for a modality by number or name; the safe default for one that the model was not trained on."""
+        if isinstance(modality, int):
+            return self.plans.normalization[modality]
         for known in self.plans.normalization.values():
             if known.modality.casefold() == modality.casefold():
                 return known
@@ -136,7 +136,7 @@ class Predictor:
         log.warning("The model was not trained on '%s' (but on %s): its own percentiles are used.", modality, trained)
         return safe_default(modality)
 
-    def _bring_into_frame(self, path: Path, modality: str) -> tuple[sitk.Image, FramedCase]:
+    def _bring_into_frame(self, path: Path, modality: str | int) -> tuple[sitk.Image, FramedCase]:
         image = read_image(path)
         check_values(image, path)
-        return image, bring_into_frame(image, self.normalization(modality), self.plans, self._reference)
+        return image, bring_into_frame(image, self.normalization(modality), self.plans, self._reference, path)

@@ -23,23 +23,25 @@ class LLMSettings(_Settings):
     """Which pretrained decoder layers the language-model encoding blocks hold, and how they are run.
 
     Attributes:
-        source: ``smollm2-135m`` or the path of a local Hugging Face directory.
-        layers: zero-based indices of the decoder layers of the first and the second block.
+        source: ``smollm2-135m``, a Hugging Face folder, a GGUF file, or a hub id.
+        layers: zero-based indices of the decoder layers, one for each block.
+        weights: ``random`` replaces the pretrained weights by the model's initial ones, drawn with a fixed seed.
         dtype: type the frozen weights are kept and computed in.
         attention: ``bidirectional`` lets each token see all others, ``causal`` only those before it.
-        rotary: ``1d`` applies the model's own rotary embedding along the flattened tokens.
-        token_rms: factor applied to the adapted tokens before the frozen layer. The layer's output is divided by it
-            again unless a final RMSNorm follows. 1 is the paper.
+        rotary: the model's own rotary embedding, along the flattened tokens (``1d``) or the token grid (``3d``).
+        calibrate: tokens enter a layer, and leave it, multiplied by the root mean square of the hidden states there in
+            the original model, as far as the layer cache knows it.
         sha256: digest of the layers' stored weights; loading others is refused. None accepts any.
         lora: low-rank adaptation, or None to use the layers as they are.
     """
 
     source: str = "smollm2-135m"
-    layers: tuple[int, int] = (15, 16)
+    layers: tuple[int, ...] = Field(default=(15, 16), min_length=1, max_length=2)
+    weights: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     attention: Literal["bidirectional", "causal"] = "bidirectional"
-    rotary: Literal["none", "1d"] = "none"
-    token_rms: float = Field(default=1.0, gt=0)
+    rotary: Literal["none", "1d", "3d"] = "none"
+    calibrate: bool = True
     sha256: str | None = None
     lora: LoRASettings | None = LoRASettings()
 
@@ -61,7 +63,11 @@ class NetworkSettings(_Settings):
         accumulate: ``compose`` composes the fields of the stages; ``sum`` adds them and leaves the values of an
             upsampled field as they are, like the authors' earlier code.
         position_embedding: learned embedding added to the tokens before the first block.
-        final_norm: an RMSNorm after each frozen layer.
+        final_norm: an RMSNorm at the end of each block.
+        blocks: what the tokens pass through. ``llm``: language-model encoding blocks. ``vit``: vision-transformer
+            layers that are trained, in their place. ``adapters``: the adapters alone. ``none``: nothing, so that the
+            decoder is fed by the encoders' skip connections alone.
+        token_width: channels of the tokens of ``vit`` and ``adapters``; a language model has its own.
     """
 
     name: Literal["llm_morph"] = "llm_morph"
@@ -71,6 +77,8 @@ class NetworkSettings(_Settings):
     accumulate: Literal["compose", "sum"] = "compose"
     position_embedding: bool = True
     final_norm: bool = True
+    blocks: Literal["llm", "vit", "adapters", "none"] = "llm"
+    token_width: int = Field(default=576, ge=1)
     llm: LLMSettings = LLMSettings()
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class Decoder(nn.Module):
 
     Args:
         width: channels at full resolution.
-        adapted: channels of F^1 to F^4.
+        adapted: channels of F^1 to F^4; 0 for a decoder without them.
         normalization: ``instance`` or ``none``.
         accumulate: ``compose`` or ``sum`` (see :class:`llmreg.network.config.NetworkSettings`).
     """
@@ -47,12 +47,12 @@ class Decoder(nn.Module):
             )
 
     def forward(
-        self, adapted: Sequence[Tensor], moving: Sequence[Tensor], fixed: Sequence[Tensor], image: Tensor
+        self, adapted: Sequence[Tensor | None], moving: Sequence[Tensor], fixed: Sequence[Tensor], image: Tensor
     ) -> Tensor:
         """Predict the field.
 
         Args:
-            adapted: F^1 to F^4, finest first.
+            adapted: F^1 to F^4, finest first; None for one that has no channels.
             moving: the moving encoder's features, finest first.
             fixed: the fixed encoder's.
             image: the moving image (B, 1, z, y, x).
@@ -60,18 +60,17 @@ class Decoder(nn.Module):
         Returns:
             (B, 3, z, y, x) float32, channels (x, y, z), in voxels.
         """
-        features = self.stages["4"](torch.cat([adapted[3], moving[3], fixed[3]], dim=1))
-        features = torch.cat([self.ups["3"](features), adapted[2], moving[2], fixed[2]], dim=1)
-        features = self.stages["3"](features)
+        features = self.stages["4"](_joined(adapted[3], moving[3], fixed[3]))
+        features = self.stages["3"](_joined(self.ups["3"](features), adapted[2], moving[2], fixed[2]))
         flow = self.heads["3"](features)
         for stage in (2, 1):
             index = stage - 1
             coarse = self._upsampled(flow)
             resized = image if stage == 1 else warping.downsample_image(image, 2)
             warped = warping.warp(resized, coarse)
-            guides = torch.cat([warped, coarse], dim=1).to(adapted[index].dtype)
-            parts = [self.ups[str(stage)](features), adapted[index], moving[index], fixed[index], guides]
-            features = self.stages[str(stage)](torch.cat(parts, dim=1))
+            up = self.ups[str(stage)](features)
+            guides = torch.cat([warped, coarse], dim=1).to(up.dtype)
+            features = self.stages[str(stage)](_joined(up, adapted[index], moving[index], fixed[index], guides))
             residual = self.heads[str(stage)](features)
             # The residual lives on the grid of the image warped so far, so it is followed first.
             flow = warping.compose(residual, coarse) if self.compose else coarse + residual
@@ -80,6 +79,10 @@ class Decoder(nn.Module):
     def _upsampled(self, flow: Tensor) -> Tensor:
         finer = warping.upsample(flow, 2)
         return finer if self.compose else finer / 2
+
+
+def _joined(*parts: Tensor | None) -> Tensor:
+    return torch.cat([part for part in parts if part is not None], dim=1)
 
 
 class FieldHead(nn.Conv3d):

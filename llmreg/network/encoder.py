@@ -30,9 +30,10 @@ class Encoder(nn.Module):
     Args:
         width: c.
         normalization: ``instance`` or ``none``.
+        deepest: whether there is the fifth level, which only the encoding blocks look at.
     """
 
-    def __init__(self, width: int, normalization: str) -> None:
+    def __init__(self, width: int, normalization: str, deepest: bool = True) -> None:
         super().__init__()
         levels: list[nn.Module] = [
             nn.Sequential(ConvBlock(1, width, normalization), ConvBlock(width, width, normalization))
@@ -46,7 +47,8 @@ class Encoder(nn.Module):
                     ConvBlock(channels, channels, normalization),
                 )
             )
-        levels.append(ConvBlock(8 * width, 16 * width, normalization, stride=2))
+        if deepest:
+            levels.append(ConvBlock(8 * width, 16 * width, normalization, stride=2))
         self.levels = nn.ModuleList(levels)
 
     def forward(self, image: Tensor) -> list[Tensor]:

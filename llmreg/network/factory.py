@@ -8,49 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from llmreg.errors import UserError
-from llmreg.network.config import LLMSettings, NetworkSettings
-from llmreg.network.llm import loading, sources
+from llmreg.network.config import NetworkSettings
+from llmreg.network.llm.loading import build_layers, find_layers
 from llmreg.network.llm_morph import LLMMorph
+from llmreg.paths import llm_cache_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def build_network(settings: NetworkSettings, shape: Sequence[int]) -> LLMMorph:
-    """Build the network for images of one shape, on the CPU, with pretrained frozen layers.
+    """Build the network for images of one shape, on the CPU, with pretrained frozen layers where it has some.
 
     Args:
         settings: the network's settings.
         shape: (z, y, x), each a multiple of 16.
 
     Raises:
-        UserError: the language model is missing, unreadable, or another than the settings' ``sha256`` says.
+        UserError: the language model is missing, unreadable, another than the settings' ``sha256`` says, or cannot be
+            run as they say.
         ValueError: the shape is not a multiple of 16.
     """
-    return LLMMorph(settings, shape, load_llm(settings.llm))
-
-
-def load_llm(settings: LLMSettings) -> loading.LoadedLayers:
-    """Read the frozen layers and check their digest.
-
-    Raises:
-        UserError: they are missing, unreadable, lack a LoRA target, or differ from ``settings.sha256``.
-    """
-    source = sources.resolve(settings.source)
-    loaded = loading.load_layers(source, settings.layers, DTYPES[settings.dtype])
-    if settings.sha256 is not None and settings.sha256 != loaded.sha256:
-        raise UserError(
-            f"the language model at {source.path} is not the one this plan was made with "
-            f"(sha256 {loaded.sha256[:12]}, not {settings.sha256[:12]}); put the same weights there."
-        )
-    if settings.lora is not None:
-        linear = {name.split(".")[-1] for name, part in loaded.layers[0].named_modules() if isinstance(part, nn.Linear)}
-        for target in settings.lora.targets:
-            if target not in linear:
-                raise UserError(
-                    f"LoRA target '{target}' is not in the language model's layers; "
-                    f"use some of {', '.join(sorted(linear))}."
-                )
-    return loaded
+    loaded = None
+    if settings.blocks == "llm":
+        loaded = build_layers(find_layers(settings.llm, llm_cache_folder()), DTYPES[settings.llm.dtype])
+    return LLMMorph(settings, shape, loaded)
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

@@ -48,7 +48,8 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int) -> t
             "No labelled pair tells which pre-alignment helps: the centre of the foreground, then rigid."
         )
     first = dataset.case(plans.prealignment.reference_case)
-    framed = bring_into_frame(read_case(first, plans.labels)[0], plans.normalization[first.modality], plans, None)
+    image = read_case(first, plans.labels).image
+    framed = bring_into_frame(image, plans.normalization[first.modality], plans, None, first.image)
     place = partial(_placed_labels, plans=plans, reference_values=framed.image)
     found = in_parallel(place, chosen, num_processes, "Pre-alignment")
     placed = dict(zip((case.name for case in chosen), found, strict=True))
@@ -83,16 +84,17 @@ def _with_method(plans: Plans, method: Literal["centre", "rigid", "affine"]) -> 
 def _placed_labels(case: Case, plans: Plans, reference_values: np.ndarray) -> dict[str, sitk.Image]:
     """The case's label map in a coarse frame after each method."""
     reference = image_from(reference_values, plans.frame)
-    image, label = read_case(case, plans.labels)
-    assert label is not None
+    images = read_case(case, plans.labels)
+    assert images.label is not None
     frame = plans.frame
     size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
     coarse = Grid.axis_aligned(size, (COARSE_MM,) * 3, frame.centre)
     own = None if case.name == plans.prealignment.reference_case else reference
     placed: dict[str, sitk.Image] = {}
     for method in METHODS:
-        found = bring_into_frame(image, plans.normalization[case.modality], _with_method(plans, method), own)
-        placed[method] = resample_image(label, coarse, found.transform.to_sitk(), "nearest")
+        own_plans = _with_method(plans, method)
+        found = bring_into_frame(images.image, plans.normalization[case.modality], own_plans, own, case.image)
+        placed[method] = resample_image(images.label, coarse, found.transform.to_sitk(), "nearest")
     return placed
 
 

@@ -1,8 +1,10 @@
-"""Reading a case's image and label map, checked against each other."""
+"""Reading a case's image, label map and mask, checked against each other and the dataset's label table."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,30 +15,113 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, check_values, read_image
 
 
-def read_case(case: Case, labels: Collection[int]) -> tuple[sitk.Image, sitk.Image | None]:
-    """The image and, where the case has one, the label map.
+@dataclass(frozen=True, eq=False)
+class CaseImages:
+    """A case's images on one grid; the label map and the mask are None where it has none."""
+
+    image: sitk.Image
+    label: sitk.Image | None
+    mask: sitk.Image | None
+
+
+def read_case(case: Case, labels: Collection[int]) -> CaseImages:
+    """Read what a case has.
 
     Args:
         case: the case to read.
         labels: the ids of the dataset's label table.
 
     Raises:
-        UserError: a file is unusable, the grids differ, or an id is not in the table.
+        UserError: the first problem that :func:`check_case` finds.
     """
-    image = read_image(case.image)
-    check_values(image, case.image)
-    if case.label is None:
-        return image, None
-    label = read_image(case.label)
-    if not Grid.from_image(label).same_as(Grid.from_image(image)):
-        raise UserError(
-            f"The grid of {case.label} differs from that of its image {case.image.name}: resample the label map onto "
-            "the image's grid with nearest neighbours."
-        )
-    unknown = sorted(set(np.unique(array_of(label)).tolist()) - {0, *labels})
+    images, problems = _read(case, labels)
+    if problems or images is None:
+        raise UserError(problems[0])
+    return images
+
+
+def check_case(case: Case, labels: Collection[int]) -> list[str]:
+    """What is wrong with one case, a sentence with its remedy for each problem; arguments as in :func:`read_case`."""
+    return _read(case, labels)[1]
+
+
+def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[str]]:
+    problems: list[str] = []
+    image = _opened(case.image, problems)
+    if image is None:
+        return None, problems
+    try:
+        check_values(image, case.image)
+    except UserError as error:
+        problems.append(str(error))
+    grid = Grid.from_image(image)
+    found: dict[Path, sitk.Image | None] = {}
+    for path in (case.label, case.mask):
+        if path is None:
+            continue
+        other = found[path] = _opened(path, problems)
+        if other is None:
+            continue
+        difference = _difference(Grid.from_image(other), grid)
+        if difference:
+            problems.append(
+                f"{path} is not on the grid of its image {case.image.name} ({difference}): "
+                "resample it onto the image's grid with nearest neighbours."
+            )
+        if path == case.label:
+            problems += _label_problems(other, case, path, labels)
+    label, mask = (None if path is None else found[path] for path in (case.label, case.mask))
+    return CaseImages(image, label, mask), problems
+
+
+def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
+    if not path.is_file():
+        problems.append(f"{path} does not exist: add the file or take it out of dataset.json.")
+        return None
+    try:
+        return read_image(path)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _difference(found: Grid, expected: Grid) -> str:
+    """Empty when the grids agree, else what differs."""
+    if found.same_as(expected):
+        return ""
+    for name in ("size", "spacing", "origin", "direction"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        if not np.allclose(mine, theirs, rtol=0, atol=1e-4):
+            return f"{name} {_short(mine)} instead of {_short(theirs)}"
+    return "a slightly different position"
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "x".join(f"{value:.6g}" for value in values)
+
+
+def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
+    values = np.unique(array_of(image))
+    if not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
+        odd = [f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3]
+        return [f"{path} holds values that are no label ids ({', '.join(odd)}): save whole numbers."]
+    present = {int(value) for value in values} - {0}
+    problems = []
+    unknown = sorted(present - set(labels))
     if unknown:
-        raise UserError(
-            f"{case.label} holds the label id {unknown[0]:g}, which dataset.json does not list: add it there or mend "
-            "the label map."
+        problems.append(
+            f"{path} holds the label {_some(unknown)}, which 'labels' in dataset.json does not list: "
+            "add it there or correct the label image."
         )
-    return image, label
+    if case.annotated_labels is not None:
+        unannounced = sorted(present & set(labels) - set(case.annotated_labels))
+        if unannounced:
+            problems.append(
+                f"{path} holds the label {_some(unannounced)}, which is not among its 'annotated_labels' in "
+                "dataset.json: add it there or clear it from the label image."
+            )
+    return problems
+
+
+def _some(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")

@@ -13,7 +13,7 @@ from llmreg.dataset import Case, Dataset
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, oriented_lps, read_image
+from llmreg.geometry.io import array_of, oriented_lps
 from llmreg.preprocessing.cases import read_case
 from llmreg.preprocessing.normalization import foreground_mask, is_ct
 from llmreg.workers import in_parallel
@@ -67,15 +67,15 @@ class Fingerprint(BaseModel):
 
 def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: frozenset[int]) -> CaseFingerprint:
     """Raises UserError when the image cannot be used."""
-    stored, label = read_case(case, known_labels)
-    image = oriented_lps(stored)
+    images = read_case(case, known_labels)
+    image = oriented_lps(images.image)
     grid = Grid.from_image(image)
     values = array_of(image)
     mask = foreground_mask(image, is_ct(modalities[case.modality]))
-    labels = array_of(oriented_lps(label)) if label is not None else np.zeros(grid.shape, np.uint8)
+    labels = np.zeros(grid.shape, np.uint8) if images.label is None else array_of(oriented_lps(images.label))
     counted = labels > 0
-    given = array_of(oriented_lps(read_image(case.mask))) > 0 if case.mask else mask
-    regarded = counted if counted.any() else given if given.shape == mask.shape and given.any() else mask
+    given = mask if images.mask is None else array_of(oriented_lps(images.mask)) > 0
+    regarded = counted if counted.any() else given if given.any() else mask
     percentiles = np.percentile(values[regarded], PERCENTILES)
     box = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
     first, last = np.array([b[0] for b in box]), np.array([b[-1] for b in box])
@@ -91,8 +91,8 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: froze
     return CaseFingerprint(
         case=case.name,
         modality=case.modality,
-        grid=Grid.from_image(stored).to_dict(),
-        orientation=sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection()),
+        grid=Grid.from_image(images.image).to_dict(),
+        orientation=sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images.image.GetDirection()),
         size=list(grid.size),
         spacing=list(grid.spacing),
         intensities=[float(p) for p in percentiles],

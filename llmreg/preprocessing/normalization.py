@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from llmreg.preprocessing.plans import Normalization
 log = logging.getLogger(__name__)
 
 AIR_HU = -500.0
+# Contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam CT and CT angiography.
+_CT = re.compile(r"(CE|NC|LD|CB|FB)?CTA?")
 # A background of one constant value (skull-stripped or masked images) fills at least this share.
 CONSTANT_BACKGROUND = 0.2
 
 
 def is_ct(modality: str) -> bool:
-    return "CT" in modality.upper().replace("-", " ").split()
+    """Whether a modality's name says CT: ``CT``, ``ct_venous``, ``CECT``, ``CBCT``, ``CTA`` ...; not ``ACTH``."""
+    return any(_CT.fullmatch(word) for word in re.split(r"[^A-Z]+", modality.upper()))
 
 
 def foreground_mask(image: sitk.Image, ct: bool) -> NDArray[np.bool_]:

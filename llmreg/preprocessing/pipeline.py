@@ -33,7 +33,10 @@ def find_plans(folder: Path, name: str) -> Plans:
     path = plans_path(folder, name)
     if not path.exists():
         raise UserError(f"There are no plans '{name}' ({path} is missing): run llmreg_plan_and_preprocess first.")
-    return read_plans(path)
+    plans = read_plans(path)
+    if plans.plans_name != name:
+        raise UserError(f"{path}: plans_name is '{plans.plans_name}': write '{name}', as in the file's name.")
+    return plans
 
 
 def verify(dataset_id: str, num_processes: int) -> None:
@@ -59,6 +62,7 @@ def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
     fingerprint = folder / fingerprints.FINGERPRINT_FILE
     if not fingerprint.exists():
         raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
+    folds = splits.make_splits(dataset)
     made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
     made, reason = choose_prealignment(dataset, made, num_processes)
     made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
@@ -73,7 +77,7 @@ def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
     for plans in both:
         write_plans(plans_path(folder, plans.plans_name), plans)
     if not (folder / SPLITS_FILE).exists():
-        splits.write_splits(folder / SPLITS_FILE, splits.make_splits(dataset, seed=made.training.seed))
+        splits.write_splits(folder / SPLITS_FILE, folds)
     for decision, reason in made.reasons.items():
         log.info("%s: %s", decision, reason)
     return plans_path(folder, "default")

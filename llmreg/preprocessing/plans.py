@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json
@@ -22,8 +22,23 @@ PLANS_FILE = "plans.json"
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+def _in_order(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("the first number must not be larger than the second")
+    return values
+
+
+def _positive(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] <= 0:
+        raise ValueError("both numbers must be above 0")
+    return values
+
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Range = tuple[float, float]
+Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
+PositiveRange = Annotated[Range, AfterValidator(_positive)]
 
 
 class _Model(BaseModel):
@@ -37,12 +52,12 @@ class AugmentationSettings(_Model):
         mirror_axes: Axes along which the whole pair is mirrored, each with probability 0.5.
         spatial_probability: Probability, for each image on its own, of a rotation, scale and translation.
         rotation: Largest rotation about each axis, degrees.
-        scale: Range of the isotropic scale.
+        scale: PositiveRange of the isotropic scale.
         translation: Largest translation along each axis, voxels.
         intensity_probability: Probability, for each image on its own, of each of gamma, brightness, contrast, noise.
-        gamma: Range of the exponent.
-        brightness: Range of the factor of the intensities.
-        contrast: Range of the factor of the distance from the mean.
+        gamma: PositiveRange of the exponent.
+        brightness: PositiveRange of the factor of the intensities.
+        contrast: PositiveRange of the factor of the distance from the mean.
         noise: Range of the standard deviation of Gaussian noise.
     """
 
@@ -68,6 +83,14 @@ class Normalization(_Model):
     scheme: Literal["window", "percentiles"]
     lower: float
     upper: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Normalization:
+        if self.lower >= self.upper:
+            raise ValueError("lower must be below upper")
+        if self.scheme == "percentiles" and not 0 <= self.lower < self.upper <= 100:
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
 
 
 class PreAlignment(_Model):
@@ -124,6 +147,7 @@ class Training(_Model):
     steps_per_epoch: int = Field(default=250, ge=1)
     learning_rate: float = Field(default=4e-4, gt=0)
     schedule: Literal["constant", "polynomial"] = "polynomial"
+    clip_gradient: float | None = Field(default=10.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
     validation_pairs: int = Field(default=8, ge=1)
     autocast: Literal["bfloat16", "none"] = "bfloat16"
@@ -174,9 +198,9 @@ class Plans(_Model):
 
     def digest(self) -> str:
         """A hash of all that shapes a trained model, whatever the file's layout."""
-        # Only keys that the file has: one that a later version adds must not make old models unusable.
+        # Without defaults: a key that a file leaves out, or that a later version adds, changes nothing.
         derived: Any = {"reasons": True, "default_configuration": True, "configurations": {"__all__": {"memory_gb"}}}
-        content = self.model_dump(mode="json", exclude=derived, exclude_unset=True)
+        content = self.model_dump(mode="json", exclude=derived, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def configuration(self, name: str) -> Configuration:
@@ -205,14 +229,22 @@ def write_plans(path: Path, plans: Plans) -> None:
     write_json(path, plans.model_dump(mode="json"))
 
 
+# The digest in the plans is that of certain layers: other ones have another.
+OTHER_LAYERS = tuple(f"network.llm.{key}=" for key in ("source", "layers", "weights"))
+
+
 def override(plans: Plans, assignments: list[str], name: str) -> Plans:
     """A copy called ``name`` with ``key.path=value`` assignments; values are JSON, or text where they are not."""
     content = plans.model_dump(mode="json") | {"plans_name": name}
+    if any(assignment.startswith(OTHER_LAYERS) for assignment in assignments):
+        content["network"]["llm"]["sha256"] = None
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"'{assignment}' is not an assignment: write key=value, for example loss.smoothness=0.2.")
         *parents, last = path.split(".")
+        if path == "plans_name":
+            raise UserError("The plans' name is given with --as, not with --set.")
         place: Any = content
         for part in parents:
             place = place.get(part) if isinstance(place, dict) else None

@@ -47,7 +47,7 @@ def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
 
 
 def bring_into_frame(
-    stored: sitk.Image, normalization: Normalization, plans: Plans, reference: sitk.Image | None
+    stored: sitk.Image, normalization: Normalization, plans: Plans, reference: sitk.Image | None, path: Path
 ) -> FramedCase:
     """Normalise an image and bring it into the frame: the one way for preprocessing and prediction.
 
@@ -56,6 +56,10 @@ def bring_into_frame(
         normalization: its modality's plan.
         plans: the dataset's plans.
         reference: the reference case in the frame (see :func:`read_reference`), None for that case itself.
+        path: where the image was read, for the error.
+
+    Raises:
+        UserError: nothing of the image lies in the frame.
     """
     image = oriented_lps(stored)
     normalization = applicable(normalization, image)
@@ -63,6 +67,11 @@ def bring_into_frame(
     normal = image_from(normalize(array_of(image), mask, normalization), Grid.from_image(image))
     transform = align_case(normal, mask, Grid.from_image(stored), plans.frame, plans.prealignment, reference)
     framed = resample_image(normal, plans.frame, transform.to_sitk())
+    if sitk.GetArrayViewFromImage(framed).max() == 0:
+        raise UserError(
+            f"No part of {path} lies in the common frame of the plans: check where it lies in space, or plan with "
+            "another prealignment.method."
+        )
     return FramedCase(array_of(framed), transform)
 
 
@@ -70,24 +79,20 @@ def preprocess_case(
     case: Case, plans: Plans, folder: Path, reference: sitk.Image | None, reference_sources: Sources
 ) -> FramedCase:
     """Write ``<case>.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json`` into ``folder``."""
-    stored, label = read_case(case, plans.labels)
-    framed = bring_into_frame(stored, plans.normalization[case.modality], plans, reference)
-    if framed.image.max() == 0:
-        raise UserError(
-            f"No part of {case.image} lies in the common frame: plan again, or choose another prealignment.method."
-        )
+    images = read_case(case, plans.labels)
+    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, reference, case.image)
     # Removed first: its presence says that the volumes are whole.
     (folder / f"{case.name}.json").unlink(missing_ok=True)
     _write_volume(folder / f"{case.name}.b2nd", framed.image)
-    if label is not None:
-        seg = array_of(resample_image(label, plans.frame, framed.transform.to_sitk(), "nearest"))
+    if images.label is not None:
+        seg = array_of(resample_image(images.label, plans.frame, framed.transform.to_sitk(), "nearest"))
         _write_volume(folder / f"{case.name}_seg.b2nd", seg.astype(np.uint8 if max(plans.labels) < 256 else np.int32))
     write_json(
         folder / f"{case.name}.json",
         {
             "case": case.name,
             "image": str(case.image),
-            "grid": Grid.from_image(stored).to_dict(),
+            "grid": Grid.from_image(images.image).to_dict(),
             "frame": plans.frame.to_dict(),
             "transform": framed.transform.to_dict(),
             "annotated_labels": _listed(case.annotated_labels),

@@ -132,6 +132,7 @@ def check_splits(path: Path, splits: Sequence[Split], dataset: Dataset) -> None:
         UserError: a case is unknown, a subject is on both sides, or a held-out case would be trained on.
     """
     known = {case.name: case for case in dataset.cases}
+    usable = {case.name for case in _usable(dataset)}
     remedy = f"mend {path}, or remove it and run llmreg_plan again"
     for split in splits:
         pairs = [name for pair in split.validation_pairs for name in (pair.fixed, pair.moving)]
@@ -142,11 +143,11 @@ def check_splits(path: Path, splits: Sequence[Split], dataset: Dataset) -> None:
         # Other images of an atlas subject may be trained on; a validated one may not.
         if both:
             raise UserError(f"{path} has subject {min(both)} on both sides of fold {split.fold}: {remedy}.")
-        held_out = sorted(set(split.training_cases) & dataset.held_out)
+        held_out = sorted(set(split.training_cases) - usable)
         if held_out:
-            raise UserError(f"{path} would train on {held_out[0]}, which dataset.json holds out: {remedy}.")
+            raise UserError(f"{path} would train on {held_out[0]}, whose subject dataset.json holds out: {remedy}.")
     used = {name for split in splits for name in (*split.training_cases, *split.validation)}
-    unused = sorted(set(known) - used - dataset.held_out) if splits else []
+    unused = sorted(usable - used) if splits else []
     if unused:
         log.warning("%s does not use %d cases, such as %s: %s to include them.", path, len(unused), unused[0], remedy)
 

@@ -15,7 +15,8 @@ from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among
 from llmreg.devices import choose_device
 from llmreg.errors import UserError
 from llmreg.files import written_whole
-from llmreg.network.factory import load_llm
+from llmreg.network.ablations import ablation
+from llmreg.network.llm.fetching import fetch
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
@@ -40,11 +41,16 @@ def model_folder(dataset_name: str, plans: Plans, configuration: str) -> Path:
     return paths.results_folder() / dataset_name / f"{plans.network.name}__{plans.plans_name}__{configuration}"
 
 
-def planned(folder: Path, plans_name: str, changes: list[str], name: str | None) -> Plans:
-    """The plans to train: those called ``plans_name``, or a changed copy called ``name``."""
+def planned(
+    folder: Path, plans_name: str, changes: list[str], name: str | None, ablation_name: str | None = None
+) -> Plans:
+    """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation)."""
+    plans = pipeline.find_plans(folder, plans_name)
+    if ablation_name is not None:
+        changes = ablation(ablation_name, plans.network) + changes
+        name = name or ablation_name
     if bool(changes) != bool(name):
         raise UserError("--set and --as go together: --set changes the plans, --as names the changed plans.")
-    plans = pipeline.find_plans(folder, plans_name)
     if name is None:
         return plans
     if not re.fullmatch(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*", name):
@@ -58,6 +64,18 @@ def planned(folder: Path, plans_name: str, changes: list[str], name: str | None)
     return changed
 
 
+def with_layers(plans: Plans) -> Plans:
+    """Cache the language model's layers and write their digest into the plans, where the network has them.
+
+    Raises:
+        UserError: the layers cannot be found, or are others than the plans say.
+    """
+    if plans.network.blocks != "llm":
+        return plans
+    llm = fetch(plans.network.llm, paths.llm_cache_folder())
+    return plans.model_copy(update={"network": plans.network.model_copy(update={"llm": llm})})
+
+
 def run_fold(
     dataset_id: str,
     fold_text: str,
@@ -66,6 +84,7 @@ def run_fold(
     plans_name: str = "default",
     changes: list[str] | None = None,
     name: str | None = None,
+    ablation_name: str | None = None,
     epochs: int | None = None,
     go_on: bool = False,
     device_name: str | None = None,
@@ -74,33 +93,40 @@ def run_fold(
     """Train one fold between the three folders. Nothing is written before everything was found to be there."""
     folder = pipeline.preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
-    plans = planned(folder, plans_name, changes or [], name)
-    configuration = configuration or plans.default_configuration
-    plans.configuration(configuration)
+    asked = planned(folder, plans_name, changes or [], name, ablation_name)
+    configuration = configuration or asked.default_configuration
+    asked.configuration(configuration)
     folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
     splits.check_splits(folder / pipeline.SPLITS_FILE, folds, dataset)
     fold = splits.parse_fold(fold_text, range(len(folds)))
     split = splits.split_all(dataset) if fold == "all" else folds[int(fold)]
-    volumes = volumes_folder(folder, plans)
+    volumes = volumes_folder(folder, asked)
     usable = [case for case in split.training_cases if dataset.case(case).label is not None]
     missing = next((case for case in usable if not (volumes / f"{case}_seg.b2nd").exists()), None)
     device = choose_device(device_name)
-    load_llm(plans.network.llm)
+    plans = with_layers(asked)
     model = model_folder(dataset.name, plans, configuration)
     own = model / PLANS_FILE
     if own.exists() and read_plans(own).digest() != plans.digest() and any(model.glob("fold_*/checkpoint_*")):
         raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
-    if name is not None:
-        write_plans(pipeline.plans_path(folder, name), plans)
+    place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
+    travelling = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
+    missing = missing or next((path.name for path in travelling if not path.exists()), None)
+    if not place.training_pairs:
+        raise UserError(
+            f"Fold {fold} of {dataset.name} has no pair of labelled cases to train on: the Dice loss needs label "
+            "maps in labelsTr."
+        )
+    if asked.plans_name != plans_name:
+        write_plans(pipeline.plans_path(folder, asked.plans_name), asked)
     if missing is not None:
         raise UserError(
             f"{missing} is not preprocessed for the plans '{plans.plans_name}': run llmreg_preprocess -d {dataset_id} "
             f"-p {plans.plans_name}."
         )
     write_plans(own, plans)
-    for source in (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE):
+    for source in travelling:
         with written_whole(model / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
     train(plans, configuration, place, device, epochs, go_on, workers)
     return TrainedFold(model, str(fold), dataset, split.validation_pairs, device)

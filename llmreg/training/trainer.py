@@ -26,7 +26,6 @@ from llmreg.training.pairs import TrainingPairs, as_tensors, batches, common_lab
 log = logging.getLogger(__name__)
 
 POLYNOMIAL_POWER = 0.9
-CLIPPED_GRADIENT = 10.0
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,8 @@ def _step(
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], CLIPPED_GRADIENT)
+    if plans.training.clip_gradient is not None:
+        nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], plans.training.clip_gradient)
     optimizer.step()
     bar.update()
     bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)

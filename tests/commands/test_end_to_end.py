@@ -184,7 +184,7 @@ def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
     content["network"]["llm"]["layers"] = [0, 1]
     (copy / "plans.json").write_text(json.dumps(content))
     assert predict.main(["-i", source, "-o", str(tmp_path / "out"), "-m", str(copy)]) == 2
-    refused(capsys, "LLM")
+    refused(capsys, "language model", "sha256")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""A tiny random Llama on disk, sharded, and what builds a network around it."""
+"""Tiny language models on disk, and what builds a network around one of them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import save_random_model
 
 from llmreg.network.config import LLMSettings, LoRASettings, NetworkSettings
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny_llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=100,
-        initializer_range=0.2,
-    )
-    model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
-    model.save_pretrained(folder, max_shard_size="100KB")
-    assert (folder / "model.safetensors.index.json").is_file()
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's tiny model, which is made when it is first asked for."""
+    folders: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in folders:
+            folders[family] = save_random_model(tmp_path_factory.mktemp(f"tiny_{family}"), family)
+            assert (folders[family] / "model.safetensors.index.json").is_file()
+        return folders[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model("llama")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A layer cache of this test's own."""
+    folder = tmp_path / "llm_cache"
+    monkeypatch.setenv("llmreg_llm", str(folder))
     return folder
 
 
@@ -39,6 +43,6 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_settings(tiny_llama: Path) -> Callable[..., NetworkSettings]:
     def make(llm: dict[str, Any] | None = None, **changes: Any) -> NetworkSettings:
         values = {"source": str(tiny_llama), "layers": (1, 2), "lora": LoRASettings(r=4, alpha=4), **(llm or {})}
-        return NetworkSettings(**{"width": 4, "llm": LLMSettings(**values), **changes})
+        return NetworkSettings(**{"width": 4, "token_width": 64, "llm": LLMSettings(**values), **changes})
 
     return make

@@ -1,36 +1,24 @@
-"""Reading single pretrained decoder layers, and only their tensors, as frozen modules."""
+"""Decoder layers as frozen modules, and where a plan finds them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers import PreTrainedConfig
 
 from llmreg.errors import UserError
-from llmreg.network.llm.sources import LLMSource
+from llmreg.network.config import LLMSettings
+from llmreg.network.llm import cache
+from llmreg.network.llm.families import Family, build_config, family_of
+from llmreg.network.llm.reading import undo_rotary_permutation
+from llmreg.network.llm.sources import read_layers
+from llmreg.network.llm.stored import StoredLayers, StoredTensor
 
-FAMILIES = ("llama",)
-_GGUF_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
+_RANDOM_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,146 +26,117 @@ class LoadedLayers:
     """Frozen decoder layers in the order asked for.
 
     Attributes:
+        family: how transformers runs them.
         config: the language model's configuration.
         layers: one module a layer, in evaluation mode and without gradients.
+        indices: their zero-based positions in the language model.
         sha256: digest of the layers' tensors as they are stored, before any cast.
+        input_rms: root mean square of the hidden states that enter each layer in the original model; 1 where unknown.
     """
 
-    config: LlamaConfig
+    family: Family
+    config: PreTrainedConfig
     layers: list[nn.Module]
+    indices: tuple[int, ...]
     sha256: str
+    input_rms: tuple[float, ...]
 
 
-def load_layers(source: LLMSource, layers: Sequence[int], dtype: torch.dtype) -> LoadedLayers:
-    """Read decoder layers of a language model; nothing else of it is read.
+def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
+    """The layers that a plan names: from the cache if it has them, else from their source.
 
     Args:
-        source: from :func:`llmreg.network.llm.sources.resolve`.
-        layers: zero-based layer indices.
+        settings: source, layers, and the digest that they must have.
+        folder: the layer cache.
+
+    Raises:
+        UserError: they are nowhere, or those of the source have another digest.
+    """
+    sha256 = settings.sha256
+    wanted = f"Layers {', '.join(map(str, settings.layers))} of the language model '{settings.source}'"
+    if sha256 is not None and (cached := cache.find(sha256, folder)) is not None:
+        stored = cache.read(cached)
+        if stored.layers != settings.layers:
+            raise UserError(
+                f"{wanted} are not what the plans' sha256 {sha256[:12]} stands for (layers "
+                f"{', '.join(map(str, stored.layers))}): restore the plans, or set network.llm.sha256 to null."
+            )
+        return stored
+    try:
+        stored = read_layers(settings.source, settings.layers)
+    except UserError as error:
+        if sha256 is None:
+            raise
+        raise UserError(
+            f"{wanted} (sha256 {sha256[:12]}) are not in the layer cache {folder}, and not at their source ({error}). "
+            "Copy their folder into the cache from the computer that trained with them, or run llmreg_fetch_llm."
+        ) from error
+    if settings.weights == "random":
+        stored = randomised(stored)
+    if sha256 is not None and stored.sha256 != sha256:
+        raise UserError(
+            f"{wanted} are not those of this plan (sha256 {stored.sha256[:12]}, not {sha256[:12]}): put the same "
+            f"weights there, or their layer cache into {folder}."
+        )
+    return stored
+
+
+def randomised(stored: StoredLayers) -> StoredLayers:
+    """The same layers with the random weights that a new model starts from, always the same ones.
+
+    As in transformers' models: matrices are normal with the configuration's ``initializer_range``, biases zero, the
+    scales of norms as their class makes them.
+    """
+    family = family_of(stored.config, stored.source)
+    config = build_config(stored.config, family)
+    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+    tensors: dict[tuple[int, str], StoredTensor] = {}
+    for index in stored.layers:
+        for name, values in family.build_layer(config, index).state_dict().items():
+            if values.ndim > 1:
+                values = torch.empty_like(values).normal_(0.0, config.initializer_range, generator=generator)
+            elif name.endswith(".bias"):
+                values = torch.zeros_like(values)
+            tensors[index, name] = StoredTensor(values)
+    return replace(stored, revision=None, rows="huggingface", tensors=tensors)
+
+
+def build_layers(stored: StoredLayers, dtype: torch.dtype) -> LoadedLayers:
+    """Make modules of stored layers; tensors that have the type already are not copied.
+
+    Args:
+        stored: what was read.
         dtype: type of the frozen weights.
 
     Raises:
-        UserError: a file is damaged, its family is unknown, or a layer does not exist.
+        UserError: the family is unknown, or tensors are missing.
     """
-    try:
-        reader: _GGUF | _HuggingFace = _GGUF(source.path) if source.kind == "gguf" else _HuggingFace(source.path)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{source.path} cannot be read as a language model ({error}); get it again.") from error
-    config = reader.config
-    count = int(config.num_hidden_layers)
-    for index in layers:
-        if not 0 <= index < count:
-            raise UserError(f"{source.path} has layers 0 to {count - 1}, so layer {index} cannot be used.")
-    digest = hashlib.sha256()
-    modules: list[nn.Module] = []
-    for index in layers:
+    family = family_of(stored.config, stored.source)
+    config = build_config(stored.config, family)
+    modules = []
+    for index in stored.layers:
         with torch.device("meta"):
-            module = LlamaDecoderLayer(config, layer_idx=0)
-        state: dict[str, Tensor] = {}
-        for name, expected in module.state_dict().items():
-            try:
-                tensor = reader.tensor(index, name, digest)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                raise UserError(f"{source.path} lacks a readable {name} of layer {index}; get it again.") from error
-            if tensor.shape != expected.shape:
-                raise UserError(
-                    f"{source.path}: {name} of layer {index} is {tuple(tensor.shape)}, but its configuration "
-                    f"says {tuple(expected.shape)}; get the model again."
-                )
-            state[name] = tensor.to(dtype)
-        module.load_state_dict(state, assign=True)
+            module = family.build_layer(config, index)
+        state = {name: _weights(stored, index, name, family, config).to(dtype) for name in _names(stored, index)}
+        try:
+            module.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"The layers of '{stored.source}' do not fit its configuration: get them again.") from error
         modules.append(module.requires_grad_(False).eval())
-    return LoadedLayers(config, modules, digest.hexdigest())
+    rms = stored.input_rms or (None,) * len(stored.layers)
+    known = tuple(1.0 if value is None else value for value in rms)
+    return LoadedLayers(family, config, modules, stored.layers, stored.sha256, known)
 
 
-class _HuggingFace:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _check_family(str(raw.get("model_type")), folder / "config.json")
-        self.config = _configured(LlamaConfig.from_dict(raw))
-        index = folder / "model.safetensors.index.json"
-        self._files: dict[str, str] | None = None
-        if not (folder / "model.safetensors").is_file():
-            self._files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-
-    def tensor(self, index: int, name: str, digest: hashlib._Hash) -> Tensor:
-        full = f"model.layers.{index}.{name}"
-        file = "model.safetensors" if self._files is None else self._files[full]
-        with safe_open(self._folder / file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(full).contiguous()
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
-        return tensor
+def _names(stored: StoredLayers, index: int) -> Iterable[str]:
+    return [name for layer, name in stored.tensors if layer == index]
 
 
-class _GGUF:
-    def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
-        reader = GGUFReader(path)
-        family = self._value(reader, "general.architecture")
-        _check_family(str(family), path)
-        head = f"{family}."
-        self._heads = int(self._value(reader, head + "attention.head_count"))
-        self._key_heads = int(self._value(reader, head + "attention.head_count_kv", self._heads))
-        self.config = _configured(
-            LlamaConfig(
-                hidden_size=int(self._value(reader, head + "embedding_length")),
-                intermediate_size=int(self._value(reader, head + "feed_forward_length")),
-                num_hidden_layers=int(self._value(reader, head + "block_count")),
-                num_attention_heads=self._heads,
-                num_key_value_heads=self._key_heads,
-                rms_norm_eps=float(self._value(reader, head + "attention.layer_norm_rms_epsilon")),
-                max_position_embeddings=int(self._value(reader, head + "context_length")),
-                rope_parameters={
-                    "rope_type": "default",
-                    "rope_theta": float(self._value(reader, head + "rope.freq_base", 10000.0)),
-                },
-            )
-        )
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    @staticmethod
-    def _value(reader: Any, key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None:
-            if default is None:
-                raise KeyError(f"{key} is missing")
-            return default
-        return field.contents()
-
-    def tensor(self, index: int, name: str, digest: hashlib._Hash) -> Tensor:
-        from gguf.quants import dequantize
-
-        stored = self._tensors[f"blk.{index}.{_GGUF_NAMES[name]}"]
-        digest.update(f"{name} {stored.tensor_type.name}".encode())
-        digest.update(np.ascontiguousarray(stored.data).view(np.uint8).data)
-        # A copy, since unquantized tensors are read-only views of the mapped file.
-        tensor = torch.from_numpy(np.array(dequantize(stored.data, stored.tensor_type), dtype=np.float32))
-        if name == "self_attn.q_proj.weight":
-            return undo_rotary_permutation(tensor, self._heads)
-        if name == "self_attn.k_proj.weight":
-            return undo_rotary_permutation(tensor, self._key_heads)
-        return tensor
-
-
-def undo_rotary_permutation(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a GGUF query or key projection in Hugging Face's order.
-
-    llama.cpp rotates neighbouring rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + d/2.
-    The convertor (``LlamaModel.permute`` in llama.cpp's convert_hf_to_gguf.py) interleaves the halves; this undoes it.
-    """
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def _check_family(family: str, path: Path) -> None:
-    if family not in FAMILIES:
-        raise UserError(f"{path}: model family '{family}' is not supported; known: {', '.join(FAMILIES)}.")
-
-
-def _configured(config: LlamaConfig) -> LlamaConfig:
-    config._attn_implementation = "sdpa"
-    config.attention_dropout = 0.0
-    return config
+def _weights(stored: StoredLayers, index: int, name: str, family: Family, config: PreTrainedConfig) -> Tensor:
+    values = stored.tensors[index, name].numbers()
+    if stored.rows == "gguf" and family.name == "llama":
+        if "q_proj" in name:
+            return undo_rotary_permutation(values, int(config.num_attention_heads))
+        if "k_proj" in name:
+            return undo_rotary_permutation(values, int(config.num_key_value_heads))
+    return values

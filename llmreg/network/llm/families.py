@@ -1,0 +1,161 @@
+"""The families of language models whose decoder layers can be used, in transformers' own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llmreg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where transformers keeps a family's layer and what a checkpoint calls its parts.
+
+    Attributes:
+        name: transformers' ``model_type`` of the text model.
+        prefix: transformers' prefix of the family's classes.
+        layer: the decoder layer's class, after the prefix.
+        container: what checkpoints call the list of layers.
+        first_norm: a tensor that every decoder layer has, and no layer of a vision tower.
+        attention: the attention module's name in the layer.
+        fused: the projection that holds q, k and v in one matrix, if there is one.
+        rotary: whether the family rotates queries and keys.
+        kernel: transformers' attention implementation.
+        scaled_embeddings: whether token embeddings are multiplied by the root of their width.
+    """
+
+    name: str
+    prefix: str
+    layer: str = "DecoderLayer"
+    container: str = "layers"
+    first_norm: str = "input_layernorm.weight"
+    attention: str = "self_attn"
+    fused: str | None = None
+    rotary: bool = True
+    kernel: str = "sdpa"
+    scaled_embeddings: bool = False
+
+    @property
+    def _module(self) -> Any:
+        folder = self.name.removesuffix("_text")
+        return import_module(f"transformers.models.{folder}.modeling_{folder}")
+
+    def build_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
+        """Decoder layer ``index`` with transformers' initial weights (on the meta device: none)."""
+        layer: nn.Module = getattr(self._module, self.prefix + self.layer)(config, layer_idx=index)
+        return layer
+
+    def build_rotary(self, config: PreTrainedConfig, index: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The rotary embedding of layer ``index``: from hidden states and positions (B, L) to cos and sin (B, L, D)."""
+        rotary: Any = getattr(self._module, self.prefix + "RotaryEmbedding")(config)
+        # Some families rotate their sliding layers by other angles than their full ones.
+        by_type = "layer_type" in signature(rotary.forward).parameters
+        return partial(rotary, layer_type=config.layer_types[index]) if by_type else rotary
+
+
+_FAMILIES = {
+    family.name: family
+    for family in (
+        Family("llama", "Llama"),
+        Family("mistral", "Mistral"),
+        Family("qwen2", "Qwen2"),
+        Family("qwen3", "Qwen3"),
+        Family("phi3", "Phi3", fused="qkv_proj"),
+        # Its attention scores pass through a tanh, which sdpa leaves out.
+        Family("gemma2", "Gemma2", kernel="eager", scaled_embeddings=True),
+        Family("gemma3_text", "Gemma3", scaled_embeddings=True),
+        Family("gpt2", "GPT2", "Block", "h", "ln_1.weight", "attn", "c_attn", rotary=False),
+    )
+}
+# Models with a picture encoder: their text model is what is used.
+_TEXT_MODEL = {"phi3_v": "phi3", "gemma3": "gemma3_text"}
+
+
+def known_families() -> str:
+    return ", ".join(sorted({*_FAMILIES, *_TEXT_MODEL}))
+
+
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """The family of a model by its ``config.json``.
+
+    Raises:
+        UserError: the family is not among the known ones.
+    """
+    model_type = str(config.get("model_type"))
+    family = _FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
+    if family is None:
+        raise UserError(
+            f"{where}: model family '{model_type}' is not supported; known: {known_families()}. Choose another model."
+        )
+    return family
+
+
+def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
+    """transformers' configuration of the text model, without dropout."""
+    # A model with a picture encoder nests the text model's part, or has everything at the top.
+    text = {**config, **config.get("text_config", {}), "model_type": family.name}
+    for key in ("text_config", "vision_config", "auto_map"):
+        text.pop(key, None)
+    scaling = text.get("rope_scaling") or {}
+    if scaling.get("type") == "su":
+        # What Phi-3 first called it; transformers knows the name but then misses the length that comes with it.
+        text["rope_scaling"] = {**scaling, "type": "longrope"}
+    built: PreTrainedConfig = CONFIG_MAPPING[family.name].from_dict(text)
+    built._attn_implementation = family.kernel
+    for key in ("attention_dropout", "attn_pdrop", "resid_pdrop"):
+        if hasattr(built, key):
+            setattr(built, key, 0.0)
+    return built
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def split_fused(layer: nn.Module, family: Family, config: PreTrainedConfig) -> None:
+    """Replace a projection that holds q, k and v in one matrix by three, so that each can be adapted on its own.
+
+    The three share the memory of the one. Families without such a projection are left as they are.
+    """
+    if family.fused is None:
+        return
+    attention = layer.get_submodule(family.attention)
+    fused: Any = attention.get_submodule(family.fused)
+    # GPT-2's Conv1D keeps its weight transposed.
+    weight = fused.weight if isinstance(fused, nn.Linear) else fused.weight.T
+    heads = int(config.num_attention_heads)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    sizes = (heads * head_dim(config), key_heads * head_dim(config), key_heads * head_dim(config))
+    setattr(attention, family.fused, SplitProjection(weight, fused.bias, sizes))
+
+
+class SplitProjection(nn.Module):
+    """q, k and v from three linear layers, concatenated along the channels as by the fused one."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: tuple[int, int, int]) -> None:
+        super().__init__()
+        weights = weight.detach().split(sizes)
+        biases = (None,) * 3 if bias is None else bias.detach().split(sizes)
+        for name, part, offset in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+            linear = nn.Linear(part.shape[1], part.shape[0], bias=offset is not None, device="meta")
+            linear.weight = nn.Parameter(part, requires_grad=False)
+            if offset is not None:
+                linear.bias = nn.Parameter(offset, requires_grad=False)
+            self.add_module(name, linear)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)], dim=-1)

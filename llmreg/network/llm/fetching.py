@@ -1,0 +1,77 @@
+"""Fetching layers: read them once, measure the scale at which the original model uses them, and cache them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from llmreg.network.config import LLMSettings
+from llmreg.network.llm import cache
+from llmreg.network.llm.layer import FrozenLayer, check_runnable
+from llmreg.network.llm.loading import build_layers, find_layers
+from llmreg.network.llm.sources import open_model, readable
+from llmreg.network.llm.stored import StoredLayers
+
+log = logging.getLogger(__name__)
+
+# Enough tokens for a stable median; few enough for seconds on a CPU.
+_TOKENS = 256
+_SEED = 0
+
+
+def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
+    """Put the layers that settings name into the cache.
+
+    Args:
+        settings: source, layers and, where known, the digest they must have.
+        folder: the layer cache.
+
+    Returns:
+        The settings with the layers' digest.
+
+    Raises:
+        UserError: the layers cannot be found, are others than the digest says, or the cache cannot be written.
+    """
+    if settings.sha256 is not None and (cached := cache.find(settings.sha256, folder)) is not None:
+        check_runnable(cache.read_record(cached).config, settings)
+        return settings
+    if Path(settings.source).expanduser().exists():
+        # Whoever uses the plans later may stand in another folder.
+        settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
+    stored = find_layers(settings, folder)
+    check_runnable(stored.config, settings)
+    if settings.weights == "pretrained" and stored.revision is None:
+        stored = replace(stored, input_rms=measure_input_rms(stored))
+    where = cache.write(stored, folder)
+    log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, where)
+    return settings.model_copy(update={"sha256": stored.sha256})
+
+
+def measure_input_rms(stored: StoredLayers) -> tuple[float | None, ...]:
+    """Root mean square of the hidden states that enter each layer of the original model: the median over tokens.
+
+    The layers before are run one by one on random tokens. The median is taken because a few tokens, the first above
+    all, carry activations hundreds of times as large (Sun et al., Massive Activations in Large Language Models, 2024):
+    a mean would describe these alone. None where the input is more than the tokens' embedding.
+    """
+    model = open_model(stored.source)
+    if not model.family.rotary:
+        return (None,) * len(stored.layers)
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(0, 1 << 30, (_TOKENS,), generator=generator).tolist()
+    as_text = LLMSettings(attention="causal", rotary="1d", calibrate=False, lora=None)
+    found = {}
+    with readable(stored.source), torch.inference_mode():
+        hidden = model.embeddings(ids)[None]
+        if model.family.scaled_embeddings:
+            hidden = hidden * hidden.shape[-1] ** 0.5
+        for index in tqdm(range(max(stored.layers) + 1), desc="Measure scale", unit="layer"):
+            found[index] = float(hidden.square().mean(dim=-1).sqrt().median())
+            if index < max(stored.layers):
+                loaded = build_layers(model.layers([index]), torch.float32)
+                hidden = FrozenLayer(loaded, 0, as_text, (1, 1, _TOKENS)).run(hidden)
+    return tuple(found[index] for index in stored.layers)

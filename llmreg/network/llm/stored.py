@@ -1,0 +1,78 @@
+"""Decoder layers as a checkpoint stores them: what is read, hashed and cached, before any cast."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as its file holds it.
+
+    Attributes:
+        values: the numbers; of a GGUF tensor its quantised blocks.
+        gguf_type: GGUF's name of the quantisation, ``Q4_0`` or ``F32`` for example; None for safetensors.
+    """
+
+    values: Tensor
+    gguf_type: str | None = None
+
+    def raw(self) -> Tensor:
+        """The bytes, without a copy."""
+        return self.values.contiguous().reshape(-1).view(torch.uint8)
+
+    def numbers(self) -> Tensor:
+        """The tensor itself, dequantised to float32 where it is quantised."""
+        if self.gguf_type is None:
+            return self.values
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        numbers = dequantize(self.values.numpy(), GGMLQuantizationType[self.gguf_type])
+        # A copy, since what was not quantised is a read-only view of the file.
+        return torch.from_numpy(np.array(numbers, dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLayers:
+    """Some decoder layers of a language model.
+
+    Attributes:
+        source: what a plan names: a built-in name, a path or a Hugging Face hub id.
+        revision: commit on the hub, None for files.
+        config: the model's configuration, as in its ``config.json``.
+        layers: zero-based indices, in the order of the blocks.
+        rows: order of the query and key rows: GGUF interleaves the halves that transformers' rotary embedding keeps.
+        tensors: by layer index and transformers' name inside the layer.
+        input_rms: root mean square of the hidden states that enter each of ``layers`` in the original model, or None
+            where nobody measured it.
+    """
+
+    source: str
+    revision: str | None
+    config: Mapping[str, Any]
+    layers: tuple[int, ...]
+    rows: Literal["huggingface", "gguf"]
+    tensors: Mapping[tuple[int, str], StoredTensor]
+    input_rms: tuple[float | None, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the layers' tensors: names, types, shapes and bytes, layer by layer."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            for index, name in sorted(self.tensors):
+                if index == layer:
+                    tensor = self.tensors[index, name]
+                    kind = tensor.gguf_type or str(tensor.values.dtype).removeprefix("torch.")
+                    digest.update(f"{name} {kind} {tuple(tensor.values.shape)}".encode())
+                    digest.update(tensor.raw().numpy().data)
+        return digest.hexdigest()
