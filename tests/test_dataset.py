@@ -117,6 +117,17 @@ def test_training_paired_images(folder: Path, keys: tuple[str, str]) -> None:
     assert everything(dataset) == [Pair("Toy_0001_0000", "Toy_0002_0001")]
 
 
+def test_listed_pairs_of_one_subject_in_another_direction_are_kept(folder: Path) -> None:
+    paired = [
+        {"fixed": f"./imagesTr/Toy_0001_000{one}.nii.gz", "moving": f"./imagesTr/Toy_0001_000{1 - one}.nii.gz"}
+        for one in (0, 1)
+    ]
+    dataset = load_dataset(write(folder, names_of(1), pairings="paired", training_paired_images=paired))
+    assert len(everything(dataset)) == 2
+    dataset = load_dataset(write(folder, names_of(1), pairings="paired", training_paired_images=paired[:1]))
+    assert dataset.pairing == "intra_subject"
+
+
 def test_registration_val_is_held_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = names_of(3)
     training = [{"image": f"imagesTr/{name}.nii.gz"} for name in names if "_0003_" not in name]

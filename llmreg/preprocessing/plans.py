@@ -52,24 +52,24 @@ class AugmentationSettings(_Model):
         mirror_axes: Axes along which the whole pair is mirrored, each with probability 0.5.
         spatial_probability: Probability, for each image on its own, of a rotation, scale and translation.
         rotation: Largest rotation about each axis, degrees.
-        scale: PositiveRange of the isotropic scale.
+        scale: Range of the isotropic scale.
         translation: Largest translation along each axis, voxels.
         intensity_probability: Probability, for each image on its own, of each of gamma, brightness, contrast, noise.
-        gamma: PositiveRange of the exponent.
-        brightness: PositiveRange of the factor of the intensities.
-        contrast: PositiveRange of the factor of the distance from the mean.
+        gamma: Range of the exponent.
+        brightness: Range of the factor of the intensities.
+        contrast: Range of the factor of the distance from the mean.
         noise: Range of the standard deviation of Gaussian noise.
     """
 
     mirror_axes: tuple[Literal["x", "y", "z"], ...] = ()
     spatial_probability: Probability = 0.2
     rotation: float = Field(default=8.0, ge=0.0, le=180.0)
-    scale: Range = (0.92, 1.08)
+    scale: PositiveRange = (0.92, 1.08)
     translation: float = Field(default=3.0, ge=0.0)
     intensity_probability: Probability = 0.3
-    gamma: Range = (0.7, 1.5)
-    brightness: Range = (0.8, 1.25)
-    contrast: Range = (0.75, 1.25)
+    gamma: PositiveRange = (0.7, 1.5)
+    brightness: PositiveRange = (0.8, 1.25)
+    contrast: PositiveRange = (0.75, 1.25)
     noise: Range = (0.0, 0.05)
 
 

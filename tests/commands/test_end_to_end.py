@@ -171,6 +171,32 @@ def test_training_refuses(environment, capsys, arguments, said):
     refused(capsys, said)
 
 
+def test_plans_that_are_called_otherwise_than_their_file_are_refused(environment, capsys):
+    folder = environment / "preprocessed" / NAME
+    shutil.copy(folder / "plans.json", folder / "plans_mine.json")
+    try:
+        assert train.main(["999", "0", "-p", "mine"]) == 2
+        refused(capsys, "plans_mine.json", "'mine'")
+    finally:
+        (folder / "plans_mine.json").unlink()
+
+
+def test_nothing_is_written_when_there_is_nothing_to_train_on(environment, tmp_path, monkeypatch, capsys):
+    shutil.copytree(environment / "raw", tmp_path / "raw")
+    shutil.rmtree(tmp_path / "raw" / NAME / "labelsTr")
+    description = tmp_path / "raw" / NAME / "dataset.json"
+    content = json.loads(description.read_text())
+    for cases in content["training"].values():
+        for case in cases:
+            del case["label"]
+    description.write_text(json.dumps(content))
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "2"]) == 0
+    assert train.main(training("0", "tiny", environment)) == 2
+    refused(capsys, "no pair of labelled cases", "labelsTr")
+    assert not (tmp_path / "results").exists()
+
+
 def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
     copy = tmp_path / "results" / NAME / "llm_morph__tiny__half"
     shutil.copytree(model(environment), copy)

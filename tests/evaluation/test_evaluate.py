@@ -238,6 +238,16 @@ def test_without_a_dataset_the_ids_found_are_used(folders: tuple[Path, Path], tm
     assert {label: found["name"] for label, found in summary["labels"].items()} == {"1": "1", "4": "4"}
 
 
+def test_a_dataset_json_of_another_kind_leaves_the_ids_found(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, dataset = folders
+    (dataset / "dataset.json").write_text('{"channel_names": {"0": "MR"}, "numTraining": 3}')
+    summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
+    assert {label: found["name"] for label, found in summary["labels"].items()} == {"1": "1", "4": "4"}
+    assert "Label names are unknown" in caplog.text
+
+
 def test_command(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     predictions, dataset = folders
     assert main(["-i", str(predictions), "-l", str(dataset / "labelsTr"), "--num_processes", "1"]) == 0

@@ -15,6 +15,7 @@ from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings, NetworkSettings
 from llmreg.network.encoder import Encoder
 from llmreg.network.factory import build_network, load_trainable_state, trainable_state
+from llmreg.network.llm.families import family_of
 from llmreg.network.llm.loading import LoadedLayers
 from llmreg.network.llm_morph import LLMMorph
 
@@ -107,9 +108,11 @@ def _paper(shape: tuple[int, int, int]) -> LLMMorph:
     config = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
     )
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).to(torch.bfloat16).requires_grad_(False) for _ in range(2)]
-        return LLMMorph(NetworkSettings(), shape, LoadedLayers(config, layers, "0" * 64))
+        family = family_of(config.to_dict(), "LLaMA 3")
+        return LLMMorph(NetworkSettings(), shape, LoadedLayers(family, config, layers, (15, 16), "0" * 64, (1.0, 1.0)))
 
 
 def test_sizes_of_the_paper() -> None:
@@ -127,7 +130,8 @@ def test_state_holds_what_learns_and_comes_back(tiny_settings: Make) -> None:
     torch.manual_seed(1)
     first, second = (build_network(tiny_settings(), SHAPE).eval() for _ in range(2))
     state = {name: value.clone() for name, value in trainable_state(first).items()}
-    assert set(state) == {name for name, p in first.named_parameters() if p.requires_grad}
+    scales = {"blocks.0.layer.scale", "blocks.1.layer.scale"}
+    assert set(state) == scales | {name for name, p in first.named_parameters() if p.requires_grad}
     assert not any("base_layer" in name or ".mlp." in name for name in state)
     assert any("lora_A" in name for name in state)
     images = _images()
@@ -155,7 +159,7 @@ def test_a_state_that_does_not_fit_is_a_sentence_and_changes_nothing(tiny_settin
 def test_another_language_model_than_planned_is_refused(tiny_settings: Make) -> None:
     digest = build_network(tiny_settings(), SHAPE).llm_sha256
     build_network(tiny_settings(llm={"sha256": digest}), SHAPE)
-    with pytest.raises(UserError, match="not the one this plan was made with"):
+    with pytest.raises(UserError, match="are not those of this plan"):
         build_network(tiny_settings(llm={"sha256": "0" * 64}), SHAPE)
     with pytest.raises(UserError, match="LoRA target 'query'"):
         build_network(tiny_settings(llm={"lora": {"targets": ("query",)}}), SHAPE)

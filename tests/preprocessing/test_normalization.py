@@ -39,5 +39,7 @@ def test_the_foreground_is_the_ball(inside, outside, ct):
 
 
 def test_ct_is_known_by_its_name():
-    assert all(map(is_ct, ("CT", "ct", "CT-contrast", "low dose CT")))
-    assert not any(map(is_ct, ("MR", "T1", "octo", "PET")))
+    assert all(
+        map(is_ct, ("CT", "ct", "CT-contrast", "low dose CT", "ct_venous", "CT/abdomen", "CECT", "FBCT", "CT1", "CTA"))
+    )
+    assert not any(map(is_ct, ("MR", "T1", "octo", "PET", "ACTH", "OCT")))

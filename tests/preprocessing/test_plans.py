@@ -33,6 +33,10 @@ def test_plans_round_trip_through_their_file(plans, tmp_path):
         (("training", "learning_rate"), "fast", "training.learning_rate"),
         (("network", "llm", "layer"), 3, "network.llm.layer"),
         (("format_version",), 9, "format_version"),
+        (("augmentation", "scale"), [1.2, 0.8], "augmentation.scale"),
+        (("augmentation", "gamma"), [-1, 0], "augmentation.gamma"),
+        (("normalization", "0", "lower"), 99, "normalization.0"),
+        (("normalization", "0", "upper"), 101, "normalization.0"),
     ],
 )
 def test_a_wrong_key_is_refused_with_its_path(plans, tmp_path, path, value, named):
@@ -46,6 +50,23 @@ def test_a_wrong_key_is_refused_with_its_path(plans, tmp_path, path, value, name
         read_plans(tmp_path / "plans.json")
 
 
+def test_a_key_that_is_left_out_changes_no_digest(plans, tmp_path):
+    content = plans.model_dump(mode="json")
+    del content["augmentation"]["noise"], content["network"]["llm"], content["training"]["seed"]
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    pruned = read_plans(tmp_path / "plans.json")
+    write_plans(tmp_path / "copy.json", pruned)
+    assert pruned.digest() == read_plans(tmp_path / "copy.json").digest() == plans.digest()
+
+
+def test_other_layers_of_the_language_model_drop_the_digest_of_these(plans):
+    pinned = override(plans, ['network.llm.sha256="abc"'], "pinned")
+    assert pinned.network.llm.sha256 == "abc"
+    assert override(pinned, ["network.llm.attention=causal"], "x").network.llm.sha256 == "abc"
+    for other in ("network.llm.layers=[0,1]", "network.llm.source=llm", "network.llm.weights=random"):
+        assert override(pinned, [other], "x").network.llm.sha256 is None
+
+
 def test_overrides_make_a_named_copy_with_another_digest(plans):
     changed = override(plans, ["loss.smoothness=0.3", "network.llm.rotary=1d"], "smooth")
     assert (changed.loss.smoothness, changed.network.llm.rotary, changed.plans_name) == (0.3, "1d", "smooth")
@@ -55,7 +76,9 @@ def test_overrides_make_a_named_copy_with_another_digest(plans):
     assert override(plans, ["spacing=[3,3,3]"], "coarse").volumes_digest() != plans.volumes_digest()
 
 
-@pytest.mark.parametrize("wrong", ["loss.smoothness", "los.smoothness=1", "loss.smooth=1", "loss.smoothness=-1"])
+@pytest.mark.parametrize(
+    "wrong", ["loss.smoothness", "los.smoothness=1", "loss.smooth=1", "loss.smoothness=-1", "plans_name=y"]
+)
 def test_a_wrong_override_is_refused(plans, wrong):
     with pytest.raises(UserError):
         override(plans, [wrong], "x")

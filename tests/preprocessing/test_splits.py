@@ -219,5 +219,9 @@ def test_splits_that_no_longer_fit_are_refused(tmp_path: Path, caplog: pytest.Lo
         check_splits(path, splits, replace(dataset, held_out=frozenset({splits[0].train[0]})))
     with pytest.raises(UserError, match="both sides"):
         check_splits(path, [replace(splits[0], train=splits[0].train + splits[0].validation)], dataset)
+    other_image = splits[0].train[0].removesuffix("_0000") + "_0001"
+    with pytest.raises(UserError, match="holds out"):
+        check_splits(path, [replace(splits[0], train=splits[0].train[:1])], replace(dataset, held_out={other_image}))
+    caplog.clear()
     check_splits(path, splits, toy([{0, 1}] * 7))
     assert "does not use 2 cases" in caplog.text

@@ -82,8 +82,9 @@ def write(stored: StoredLayers, cache: Path) -> Path:
 
 
 def find(sha256: str, cache: Path) -> Path | None:
-    """The cache folder of layers with that hash, if there is one."""
-    return next((path.parent for path in sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}"))), None)
+    """The cache folder of layers with that hash, if there is one. Raises UserError when its record is damaged."""
+    alike = (path.parent for path in sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}")))
+    return next((folder for folder in alike if read_record(folder).sha256 == sha256), None)
 
 
 def read_record(folder: Path) -> Record:

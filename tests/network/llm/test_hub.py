@@ -175,9 +175,7 @@ def test_what_the_hub_refuses_is_a_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_the_hub_lost_is_a_sentence(
-    start: Callable[[Hub], Hub], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_the_hub_lost_is_a_sentence(start: Callable[[Hub], Hub], tiny_llama: Path, tmp_path: Path) -> None:
     for name in ("config.json", INDEX_FILE):
         (tmp_path / name).write_bytes((tiny_llama / name).read_bytes())
     start(Hub(tmp_path))

@@ -1,0 +1,84 @@
+"""Fetching: the scale of the original model is measured and the layers are pinned by their hash."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmreg.errors import UserError
+from llmreg.network.config import LLMSettings, LoRASettings
+from llmreg.network.llm import cache, fetching
+from llmreg.network.llm.loading import build_layers, find_layers
+from llmreg.network.llm.sources import read_layers
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_the_scale_is_the_median_token_of_the_whole_model(tiny_model: Tiny, family: str) -> None:
+    folder = tiny_model(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(0, 1 << 30, (256,), generator=torch.Generator().manual_seed(0)) % 100
+    with torch.no_grad():
+        states = model(ids[None], output_hidden_states=True).hidden_states
+    expected = [state[0].pow(2).mean(-1).sqrt().median().item() for state in states]
+    measured = fetching.measure_input_rms(read_layers(str(folder), (3, 0, 1)))
+    assert measured == pytest.approx([expected[3], expected[0], expected[1]], rel=1e-5)
+    assert len(set(measured)) == 3
+
+
+def test_the_scale_of_a_model_with_position_embeddings_is_unknown(tiny_model: Tiny) -> None:
+    stored = read_layers(str(tiny_model("gpt2")), (1, 2))
+    assert fetching.measure_input_rms(stored) == (None, None)
+    assert build_layers(stored, torch.float32).input_rms == (1.0, 1.0)
+
+
+def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(tiny_llama, source)
+    settings = LLMSettings(source=str(source), layers=(1, 3), lora=LoRASettings(r=4, alpha=4))
+    stored = read_layers(str(source), (1, 3))
+    scale = fetching.measure_input_rms(stored)
+    pinned = fetching.fetch(settings, folder)
+    assert pinned == settings.model_copy(update={"sha256": stored.sha256})
+    shutil.rmtree(source)
+    assert fetching.fetch(pinned, folder) == pinned
+    found = find_layers(pinned, folder)
+    assert found.sha256 == stored.sha256
+    assert found.input_rms == pytest.approx(scale)
+    assert build_layers(found, torch.bfloat16).input_rms == found.input_rms
+    with pytest.raises(UserError, match="neither a built-in name"):
+        fetching.fetch(settings, folder)
+
+
+def test_random_weights_are_pinned_with_no_scale(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), weights="random", lora=None)
+    pinned = fetching.fetch(settings, tmp_path)
+    found = find_layers(pinned, tmp_path)
+    assert pinned.sha256 == found.sha256 != read_layers(str(tiny_llama), (1, 2)).sha256
+    assert build_layers(found, torch.float32).input_rms == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_layers_that_cannot_be_run_so_are_not_fetched(tiny_llama: Path, tmp_path: Path, cached: bool) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), lora=None)
+    if cached:
+        settings = fetching.fetch(settings, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    wrong = settings.model_copy(update={"lora": LoRASettings(targets=("query",))})
+    with pytest.raises(UserError, match="LoRA target 'query' is not in the language model's layers"):
+        fetching.fetch(wrong, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256="0" * 64, lora=None)
+    with pytest.raises(UserError, match="are not those of this plan"):
+        fetching.fetch(settings, tmp_path)
+    assert cache.find("0" * 64, tmp_path) is None
+    assert not any(tmp_path.rglob("layers.*"))
