@@ -9,6 +9,7 @@ from llmreg.commands import shell
 
 EXAMPLES = """\
   llmreg_plan -d 1
+  llmreg_plan -d 1 --llm /data/Qwen2-7B --layers 13 14 --overwrite
 """
 
 
@@ -16,12 +17,13 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
     for dataset in options.datasets:
-        pipeline.plan(dataset, options.num_processes, options.overwrite)
+        pipeline.plan(dataset, options.num_processes, options.overwrite, options.llm, options.layers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.dataset_parser("Derive plans.json (and the paper's plans) from the fingerprint.", EXAMPLES)
     parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
+    shell.add_llm(parser)
     return shell.run(action, parser, argv)
 
 

@@ -9,6 +9,7 @@ from llmreg.commands import shell
 
 EXAMPLES = """\
   llmreg_plan_and_preprocess -d 1
+  llmreg_plan_and_preprocess -d 1 --llm meta-llama/Meta-Llama-3-8B --layers middle
   llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity --num_processes 4
 """
 
@@ -20,7 +21,7 @@ def action(options: argparse.Namespace) -> None:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)
         pipeline.extract_fingerprint(dataset, options.num_processes)
-        pipeline.plan(dataset, options.num_processes, options.overwrite)
+        pipeline.plan(dataset, options.num_processes, options.overwrite, options.llm, options.layers)
         pipeline.preprocess(dataset, "default", options.num_processes)
 
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.dataset_parser("Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES)
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every image and label map first")
     parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
+    shell.add_llm(parser)
     return shell.run(action, parser, argv)
 
 

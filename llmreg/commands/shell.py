@@ -35,6 +35,27 @@ def dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_llm(made: argparse.ArgumentParser) -> None:
+    """The flags of the commands that plan: which language model."""
+    made.add_argument(
+        "--llm",
+        metavar="SOURCE",
+        help="language model: a built-in name, a Hugging Face folder, a GGUF file or a hub id",
+    )
+    add_layers(made)
+
+
+def add_layers(made: argparse.ArgumentParser, default: list[str] | None = None) -> None:
+    made.add_argument(
+        "--layers",
+        nargs="+",
+        default=default,
+        metavar="N",
+        help="its layers, counted from 0, one for each block; or middle, deep"
+        + (" (default: middle)" if default else ""),
+    )
+
+
 def positive(text: str) -> int:
     """An argument type: a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg import paths
@@ -51,8 +52,21 @@ def extract_fingerprint(dataset_id: str, num_processes: int) -> Path:
     return path
 
 
-def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
+def plan(
+    dataset_id: str,
+    num_processes: int,
+    overwrite: bool = False,
+    llm: str | None = None,
+    layers: Sequence[str] | None = None,
+) -> Path:
     """Write the default plans, the paper's, and the splits. Splits that exist are kept.
+
+    Args:
+        dataset_id: id or whole name.
+        num_processes: cases looked at at the same time.
+        overwrite: replace plans that differ.
+        llm: language model whose layers are fetched and written into the plans; the built-in one when None.
+        layers: its layers, as text; ``middle`` when None.
 
     Raises:
         UserError: there are other plans already, perhaps edited by hand, and ``overwrite`` is not given.
@@ -66,6 +80,8 @@ def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
     made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
     made, reason = choose_prealignment(dataset, made, num_processes)
     made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
+    if llm is not None or layers is not None:
+        made = _with_llm(made, llm, layers)
     both = (made, planning.paper_plans(made))
     for plans in both:
         path = plans_path(folder, plans.plans_name)
@@ -81,6 +97,16 @@ def plan(dataset_id: str, num_processes: int, overwrite: bool = False) -> Path:
     for decision, reason in made.reasons.items():
         log.info("%s: %s", decision, reason)
     return plans_path(folder, "default")
+
+
+def _with_llm(plans: Plans, source: str | None, layers: Sequence[str] | None) -> Plans:
+    # Inside, since transformers takes seconds to import.
+    from llmreg.network.llm.fetching import fetch, named_layers
+
+    settings = plans.network.llm
+    named = named_layers(source or settings.source, layers or ["middle"], settings)
+    network = plans.network.model_copy(update={"llm": fetch(named, paths.llm_cache_folder())})
+    return plans.model_copy(update={"network": network})
 
 
 def preprocess(dataset_id: str, plans_name: str, num_processes: int) -> Path:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings
 from llmreg.network.llm import cache
+from llmreg.network.llm.families import build_config
 from llmreg.network.llm.layer import FrozenLayer, check_runnable
 from llmreg.network.llm.loading import build_layers, find_layers
-from llmreg.network.llm.sources import open_model, readable
+from llmreg.network.llm.sources import BUILT_IN, chosen_layers, open_model, readable
 from llmreg.network.llm.stored import StoredLayers
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,29 @@ log = logging.getLogger(__name__)
 # Enough tokens for a stable median; few enough for seconds on a CPU.
 _TOKENS = 256
 _SEED = 0
+
+
+def named_layers(source: str, layers: Sequence[str], settings: LLMSettings | None = None) -> LLMSettings:
+    """Settings for a language model and layers as a user names them.
+
+    Args:
+        source: see :func:`llmreg.network.llm.sources.open_model`.
+        layers: indices as text, or ``middle`` or ``deep`` alone.
+        settings: what else is kept; the defaults when None.
+
+    Raises:
+        UserError: the layers are neither, or there is no such model or layer.
+    """
+    settings = settings or LLMSettings()
+    chosen: tuple[int, ...]
+    if tuple(layers) in (("middle",), ("deep",)):
+        model = open_model(source)
+        chosen = chosen_layers(layers[0], int(build_config(model.config, model.family).num_hidden_layers))
+    elif 1 <= len(layers) <= 2 and all(layer.isdecimal() for layer in layers):
+        chosen = tuple(map(int, layers))
+    else:
+        raise UserError(f"'{' '.join(layers)}' names no layers: give one or two numbers from 0, or middle, or deep.")
+    return settings.model_copy(update={"source": source, "layers": chosen, "sha256": None})
 
 
 def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
@@ -39,7 +65,7 @@ def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
     if settings.sha256 is not None and (cached := cache.find(settings.sha256, folder)) is not None:
         check_runnable(cache.read_record(cached).config, settings)
         return settings
-    if Path(settings.source).expanduser().exists():
+    if settings.source not in BUILT_IN and Path(settings.source).expanduser().exists():
         # Whoever uses the plans later may stand in another folder.
         settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
     stored = find_layers(settings, folder)

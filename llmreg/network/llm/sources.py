@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from llmreg.errors import UserError
-from llmreg.network.llm.families import build_config
 from llmreg.network.llm.hub import HubFiles
 from llmreg.network.llm.reading import GGUFModel, LocalFiles, SafetensorsModel
 from llmreg.network.llm.stored import StoredLayers
@@ -23,7 +21,6 @@ BUILT_IN = {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
-LayerChoice = Sequence[int] | Literal["middle", "deep"]
 
 
 def open_model(source: str) -> SafetensorsModel | GGUFModel:
@@ -52,29 +49,24 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
     )
 
 
-def read_layers(source: str, layers: LayerChoice) -> StoredLayers:
+def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
     """Read decoder layers of a language model; nothing else of its weights is read.
 
     Args:
         source: see :func:`open_model`.
-        layers: zero-based indices, ``middle`` (15 and 16 of 32) or ``deep`` (the last two).
+        layers: zero-based indices.
 
     Raises:
         UserError: it is not there, cannot be read, is of an unknown family, or lacks a layer.
     """
     model = open_model(source)
     with readable(source):
-        return model.layers(chosen_layers(layers, build_config(model.config, model.family).num_hidden_layers))
+        return model.layers(layers)
 
 
-def chosen_layers(layers: LayerChoice, count: int) -> tuple[int, ...]:
-    """Indices of a model with ``count`` layers."""
-    if layers == "middle":
-        return count // 2 - 1, count // 2
-    if layers == "deep":
-        return count - 2, count - 1
-    assert not isinstance(layers, str)
-    return tuple(layers)
+def chosen_layers(choice: str, count: int) -> tuple[int, int]:
+    """``middle`` or ``deep`` layers of a model with ``count`` of them: 15 and 16, or 30 and 31, of 32."""
+    return {"middle": (count // 2 - 1, count // 2), "deep": (count - 2, count - 1)}[choice]
 
 
 @contextmanager

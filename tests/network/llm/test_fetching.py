@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmreg.errors import UserError
-from llmreg.network.config import LLMSettings, LoRASettings
+from llmreg.network.config import LLMSettings, LoRASettings, NetworkSettings
+from llmreg.network.factory import build_network
 from llmreg.network.llm import cache, fetching
 from llmreg.network.llm.loading import build_layers, find_layers
 from llmreg.network.llm.sources import read_layers
@@ -82,3 +83,47 @@ def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Pa
         fetching.fetch(settings, tmp_path)
     assert cache.find("0" * 64, tmp_path) is None
     assert not any(tmp_path.rglob("layers.*"))
+
+
+def test_a_network_is_built_from_the_layer_cache_alone(
+    tiny_llama: Path, tmp_path: Path, cache_folder: Path, tiny_settings: Callable[..., NetworkSettings]
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(tiny_llama, source)
+    settings = tiny_settings(llm={"source": str(source)})
+    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder)})
+    whole = build_network(pinned, (16, 16, 32))
+    shutil.rmtree(source)
+    alone = build_network(pinned, (16, 16, 32))
+    assert alone.llm_sha256 == pinned.llm.sha256
+    scales = cache.read_record(next(cache_folder.iterdir())).input_rms
+    assert [block.layer.scale.item() for block in alone.blocks] == pytest.approx(scales)
+    frozen = {name: p for name, p in alone.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(torch.equal(p, frozen[name]) for name, p in whole.named_parameters() if name in frozen)
+    shutil.rmtree(cache_folder)
+    with pytest.raises(UserError, match="are not in the layer cache"):
+        build_network(pinned, (16, 16, 32))
+
+
+def test_a_folder_is_pinned_by_its_whole_path(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_llama.parent)
+    settings = LLMSettings(source=tiny_llama.name, layers=(1,), lora=None)
+    assert fetching.fetch(settings, tmp_path).source == str(tiny_llama.resolve())
+
+
+def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
+    source = str(tiny_llama)
+    kept = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
+    for names, layers in ((["0", "3"], (0, 3)), (["2"], (2,)), (["middle"], (1, 2)), (["deep"], (2, 3))):
+        expected = LLMSettings(source=source, layers=layers, dtype="float32", lora=None)
+        assert fetching.named_layers(source, names, kept) == expected
+        assert fetching.named_layers(source, names) == LLMSettings(source=source, layers=layers)
+
+
+@pytest.mark.parametrize("names", [[], ["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
+def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
+    with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
+        fetching.named_layers(str(tiny_llama), names)

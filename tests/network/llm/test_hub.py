@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import huggingface_hub
 import pytest
 from safetensors import safe_open
 from tiny_models import save_random_model
@@ -104,6 +105,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Hub], Hub]]:
 
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield make
     for server in servers:
@@ -197,6 +199,17 @@ def test_a_hub_out_of_reach_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot be read \(.*\): check the connection") as raised:
         open_model(NAME)
     assert "\n" not in str(raised.value)
+
+
+def test_working_offline_is_a_sentence(
+    start: Callable[[Hub], Hub], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = start(Hub(tiny_llama))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        open_model(NAME)
+    assert "\n" not in str(raised.value)
+    assert not hub.asked
 
 
 @pytest.mark.usefixtures("nobody")

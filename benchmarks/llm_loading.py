@@ -1,0 +1,127 @@
+"""Loading two decoder layers of a large language model: llmreg beside transformers' AutoModel, in one run.
+
+Writes a model of LLaMA-3-8B's widths with 12 layers (7.3 GB, sharded) into a temporary folder, loads layers 5 and 6
+from it in a process of its own with each, and prints time, peak memory above the imports, and the share of the layers'
+bytes that is read.
+
+    python benchmarks/llm_loading.py [--layers 12] [--folder /with/8GB]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+WIDTH, INNER, HEADS, KEY_HEADS, VOCABULARY = 4096, 14336, 32, 8, 128256
+LAYERS = (5, 6)
+
+
+def write_model(folder: Path, layers: int) -> None:
+    """A random LLaMA in bfloat16, one shard a layer and one for the embeddings."""
+    key = WIDTH // HEADS * KEY_HEADS
+    shapes = {
+        "input_layernorm.weight": (WIDTH,),
+        "self_attn.q_proj.weight": (WIDTH, WIDTH),
+        "self_attn.k_proj.weight": (key, WIDTH),
+        "self_attn.v_proj.weight": (key, WIDTH),
+        "self_attn.o_proj.weight": (WIDTH, WIDTH),
+        "post_attention_layernorm.weight": (WIDTH,),
+        "mlp.gate_proj.weight": (INNER, WIDTH),
+        "mlp.up_proj.weight": (INNER, WIDTH),
+        "mlp.down_proj.weight": (WIDTH, INNER),
+    }
+    shards = [{f"model.layers.{n}.{name}": shape for name, shape in shapes.items()} for n in range(layers)]
+    shards.append(
+        {
+            "model.embed_tokens.weight": (VOCABULARY, WIDTH),
+            "model.norm.weight": (WIDTH,),
+            "lm_head.weight": (VOCABULARY, WIDTH),
+        }
+    )
+    weight_map = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02) for name, shape in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": INNER,
+        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS,
+        "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(which: str, folder: Path) -> None:
+    """Load in this process and print what it took as JSON."""
+    from transformers import AutoModel
+
+    from llmreg.network.llm.loading import build_layers
+    from llmreg.network.llm.reading import LocalFiles
+    from llmreg.network.llm.sources import read_layers
+
+    read = 0
+    real = LocalFiles.read_into
+
+    def counted(self: LocalFiles, name: str, start: int, target: memoryview) -> None:
+        nonlocal read
+        read += len(target)
+        real(self, name, start, target)
+
+    LocalFiles.read_into = counted  # type: ignore[method-assign]
+    before, start = peak_mb(), time.perf_counter()
+    if which == "llmreg":
+        layers = build_layers(read_layers(str(folder), LAYERS), torch.bfloat16).layers
+    else:
+        layers = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).layers[LAYERS[0] : LAYERS[-1] + 1]
+    seconds, memory = time.perf_counter() - start, peak_mb() - before
+    size = sum(p.nbytes for layer in layers for p in layer.parameters())
+    json.dump({"seconds": seconds, "memory_mb": memory, "share": read / size}, sys.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="where the model is written (default: the temporary folder)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", choices=["llmreg", "AutoModel"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(options.measure, options.folder)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        write_model(folder, options.layers)
+        found: dict[str, list[dict[str, float]]] = {"llmreg": [], "AutoModel": []}
+        # In turns, so that both see the same state of the disk's cache; the first round warms it.
+        for _ in range(options.repeats + 1):
+            for which in found:
+                command = [sys.executable, __file__, "--measure", which, "--folder", str(folder)]
+                found[which].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    best = {which: {key: min(run[key] for run in runs[1:]) for key in runs[0]} for which, runs in found.items()}
+    sys.stdout.write(f"{'':<12}{'time (s)':>10}{'peak memory (MB)':>18}\n")
+    for which, run in best.items():
+        sys.stdout.write(f"{which:<12}{run['seconds']:>10.2f}{run['memory_mb']:>18.0f}\n")
+    ours, theirs = best["llmreg"], best["AutoModel"]
+    time_ratio, memory_ratio = (theirs[key] / ours[key] for key in ("seconds", "memory_mb"))
+    sys.stdout.write(
+        f"llmreg is {time_ratio:.1f} times faster and {memory_ratio:.1f} times smaller, and reads {ours['share']:.4f} "
+        "times the layers' bytes\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""One training step at the paper's size: llmreg's settings beside a plain float32 build of the same network.
+
+LLaMA-3-8B's width (4096, random weights), 96 x 80 x 96 voxels, 180 tokens, loss at 192 x 160 x 192 with 4 labels.
+Plain: all in float32, one-hot label volumes. llmreg: frozen layers in bfloat16, autocast, soft Dice without one-hot
+volumes. Each runs in a process of its own.
+
+    python benchmarks/training_step.py [--steps 3] [--width 4096]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig
+
+from llmreg.devices import autocast
+from llmreg.network.config import LLMSettings, NetworkSettings
+from llmreg.network.llm.families import build_config, family_of
+from llmreg.network.llm.loading import LoadedLayers
+from llmreg.network.llm_morph import LLMMorph
+from llmreg.training.losses import gradient_l2, soft_dice
+from llmreg.training.trainer import predict_flow
+
+SHAPE = (96, 80, 96)
+LABELS = 4
+
+
+def random_layers(width: int, dtype: torch.dtype) -> LoadedLayers:
+    """Two layers of LLaMA-3-8B's shape, the same numbers in every type."""
+    raw = LlamaConfig(
+        hidden_size=width, intermediate_size=width * 7 // 2, num_attention_heads=width // 128,
+        num_key_value_heads=max(1, width // 512), num_hidden_layers=32, vocab_size=128,
+    ).to_dict()  # fmt: skip
+    family = family_of(raw, "random")
+    config = build_config(raw, family)
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for index in (15, 16):
+        with torch.device("meta"):
+            layer = family.build_layer(config, index)
+        state = {
+            name: torch.ones(value.shape, dtype=dtype)
+            if value.ndim == 1
+            else torch.empty(value.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator).to(dtype)
+            for name, value in layer.state_dict().items()
+        }
+        layer.load_state_dict(state, assign=True)
+        layers.append(layer.requires_grad_(False).eval())
+    return LoadedLayers(family, config, layers, (15, 16), "random", (1.0, 1.0))
+
+
+def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor) -> Tensor:
+    """Soft Dice as it is usually written: one channel a label, warped by grid_sample."""
+    axes = torch.meshgrid(*(torch.arange(length, dtype=flow.dtype) for length in flow.shape[2:]), indexing="ij")
+    grid = torch.stack(axes[::-1], dim=-1) + flow.movedim(1, -1)
+    grid = 2 * grid / (torch.tensor(flow.shape[:1:-1], dtype=flow.dtype) - 1) - 1
+    labels = torch.arange(1, LABELS + 1).view(-1, 1, 1, 1)
+    moving_hot, fixed_hot = ((volume[:, None] == labels).to(flow.dtype) for volume in (moving, fixed))
+    warped = functional.grid_sample(moving_hot, grid, align_corners=True)
+    overlap = (warped * fixed_hot).sum((2, 3, 4))
+    return 1 - (2 * overlap / (warped.sum((2, 3, 4)) + fixed_hot.sum((2, 3, 4)) + 1e-6)).mean()
+
+
+def measure(which: str, width: int, steps: int) -> None:
+    """Train some steps in this process; print the best time, the peak memory above the imports, and the losses."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plain = which == "plain float32"
+    dtype = torch.float32 if plain else torch.bfloat16
+    torch.manual_seed(0)
+    settings = NetworkSettings(llm=LLMSettings(dtype="float32" if plain else "bfloat16"))
+    network = LLMMorph(settings, SHAPE, random_layers(width, dtype))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-4) if plain else torch.optim.Adam(parameters, lr=1e-4, fused=True)
+    full = tuple(2 * length for length in SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(2, 1, *(length // 16 for length in full), generator=generator)
+    moving, fixed = functional.interpolate(coarse, size=full, mode="trilinear").split(1)
+    moving_labels, fixed_labels = (
+        ((image[:, 0] - image.min()) / (image.max() - image.min()) * LABELS).round().to(torch.uint8)
+        for image in (moving, fixed)
+    )
+    times, losses = [], []
+    for _ in range(steps):
+        start = time.perf_counter()
+        with autocast(torch.device("cpu"), "none" if plain else "bfloat16"):
+            flow, finer = predict_flow(network, moving, fixed, 2)
+        if plain:
+            dice = one_hot_dice(moving_labels, fixed_labels, finer)
+        else:
+            dice, _ = soft_dice(moving_labels, fixed_labels, finer, torch.arange(1, LABELS + 1))
+        loss = dice + 0.1 * gradient_l2(flow)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+        losses.append(loss.item())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    json.dump({"seconds": min(times), "memory_gb": memory / 2**20, "losses": losses}, sys.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--width", type=int, default=4096, help="a multiple of 512")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(options.measure, options.width, options.steps)
+    found = {}
+    sys.stdout.write(f"{'':<16}{'step (s)':>10}{'peak memory (GB)':>18}   losses\n")
+    for which in ("plain float32", "llmreg"):
+        words = ["--measure", which, "--width", str(options.width), "--steps", str(options.steps)]
+        done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
+        run = found[which] = json.loads(done.stdout)
+        losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
+        sys.stdout.write(f"{which:<16}{run['seconds']:>10.2f}{run['memory_gb']:>18.2f}   {losses}\n")
+    time_share, memory_share = (found["llmreg"][key] / found["plain float32"][key] for key in ("seconds", "memory_gb"))
+    sys.stdout.write(f"llmreg: {time_share:.2f} of the time, {memory_share:.2f} of the memory\n")
+
+
+if __name__ == "__main__":
+    main()
