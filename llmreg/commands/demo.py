@@ -28,8 +28,8 @@ _EXAMPLES = """
   llmreg_demo
   llmreg_demo -o /tmp/demo --epochs 30
 """
-_SUBJECTS, _SEED = 16, 1
-_EPOCHS, _STEPS = 12, 50
+_SUBJECTS, _SEED = 16, 7
+_EPOCHS, _STEPS = 8, 50
 _PLANS, _PREDICTIONS = "demo", "demo_predictions"
 _GRID_LINES_MM = 10.0
 _STAGES = (("as they lie", "initial_"), ("after pre-alignment alone", "prealigned_"), ("after registration", ""))
