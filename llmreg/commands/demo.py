@@ -153,8 +153,10 @@ def _draw(predictions: Path, raw: Path, target: Path) -> None:
     fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
     field = read_field(predictions / pair["field"])
     labels = array_of(fixed_label)
-    # The slice in which most organs are seen, and of those the one with most of them.
-    position = max(range(len(labels)), key=lambda z: (len(np.unique(labels[z])), np.count_nonzero(labels[z])))
+    # Roots of areas: a slice with several large organs, rather than one huge or many tiny ones.
+    position = max(
+        range(len(labels)), key=lambda z: np.sqrt(np.unique(labels[z][labels[z] > 0], return_counts=True)[1]).sum()
+    )
 
     def here(image: sitk.Image) -> NDArray[Any]:
         return array_of(image)[position]
