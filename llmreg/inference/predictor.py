@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import check_values, read_image
 from llmreg.inference.models import Model
 from llmreg.network.factory import build_network, trainable_state
+from llmreg.network.llm.layer import merge_lora
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
 from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
 CACHED_CASES = 8
+# Voxels by which LoRA that is merged into the frozen weights may change the field.
+MERGED_CHANGE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,8 @@ class Predictor:
             if state.plans_digest != self.plans.digest():
                 raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
             self._states.append({k: v.detach().clone() for k, v in trainable_state(self.network).items()})
+        # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
+        self._may_merge = len(self._states) == 1
         self._framed = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
 
     def predict(
@@ -119,11 +125,24 @@ class Predictor:
                 with torch.no_grad():
                     for name, value in state.items():
                         own[name].copy_(value)
-            with torch.inference_mode(), autocast(self.device, self.plans.training.autocast):
-                _, flow = predict_flow(self.network, tensors[0], tensors[1], self.configuration.downsampling)
-            cut = flow[0].cpu().numpy()[(slice(None), *back)]
+            cut = self._flow(tensors).cpu().numpy()[(slice(None), *back)]
             fields.append(DisplacementField.from_flow(cut, self.plans.frame))
         return mean_field(fields)
+
+    def _flow(self, images: Sequence[Tensor]) -> Tensor:
+        """The network's displacement of (moving, fixed), (3, z, y, x) in voxels of the padded frame."""
+        with torch.inference_mode(), autocast(self.device, self.plans.training.autocast):
+            _, flow = predict_flow(self.network, images[0], images[1], self.configuration.downsampling)
+            if self._may_merge:
+                # Rounded to the frozen weights' type, the sum may say less than its parts: the first pair tells.
+                self._may_merge = False
+                restore = merge_lora(self.network)
+                _, merged = predict_flow(self.network, images[0], images[1], self.configuration.downsampling)
+                change = float((merged - flow).abs().max())
+                if not change < MERGED_CHANGE:
+                    restore()
+                log.debug("Merging LoRA changes the field by %.4f voxels at most", change)
+        return flow[0]
 
     def normalization(self, modality: str | int) -> Normalization:
         """The plan for a modality by number or name; the safe default for one that the model was not trained on."""

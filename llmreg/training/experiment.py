@@ -47,8 +47,9 @@ def planned(
     """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation)."""
     plans = pipeline.find_plans(folder, plans_name)
     if ablation_name is not None:
-        changes = ablation(ablation_name, plans.network) + changes
         name = name or ablation_name
+        # Of the changed plans: one block of other layers, say.
+        changes = changes + ablation(ablation_name, override(plans, changes, name).network)
     if bool(changes) != bool(name):
         raise UserError("--set and --as go together: --set changes the plans, --as names the changed plans.")
     if name is None:

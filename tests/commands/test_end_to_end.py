@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmreg.commands import evaluate, plan_and_preprocess, predict, preprocess, train
+from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
 from llmreg.preprocessing.plans import read_plans
 from llmreg.synthetic import write_demo_dataset
 
@@ -365,3 +365,61 @@ def test_a_fold_without_validation_pairs_trains_and_predicts(environment, capsys
         splits.write_text(kept)
         shutil.rmtree(model(environment, "blind"))
     assert "no validation pair" in capsys.readouterr().err
+
+
+def test_a_language_model_is_fetched_planned_and_used_without_its_files(environment, tmp_path, monkeypatch, capsys):
+    for part in ("raw", "preprocessed", "llm"):
+        shutil.copytree(environment / part, tmp_path / part, copy_function=shutil.copy2)
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    monkeypatch.setenv("llmreg_llm", str(tmp_path / "cache"))
+    source = tmp_path / "llm"
+    assert fetch_llm.main([str(source), "--layers", "deep"]) == 0
+    [record] = (tmp_path / "cache").glob("*/layers.json")
+    fetched = json.loads(record.read_text())
+    assert (fetched["layers"], len(fetched["sha256"])) == ([1, 2], 64)
+    assert all(rms > 0 for rms in fetched["input_rms"])
+    assert plan.main(["-d", "999", "--llm", str(source), "--layers", "1", "2", "--overwrite"]) == 0
+    plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
+    assert (plans.network.llm.layers, plans.network.llm.sha256) == ((1, 2), fetched["sha256"])
+    shutil.rmtree(source)
+    few = ["--set", "network.width=4", "training.steps_per_epoch=1", "training.validation_pairs=1", "--as", "few"]
+    assert train.main(["999", "0", *few, "--epochs", "1", "--workers", "0", "--device", "cpu"]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    images = str(tmp_path / "raw" / NAME / "imagesTs")
+    assert predict.main(["-i", images, "-o", str(tmp_path / "out"), "-p", "few"]) == 2
+    refused(capsys, "not in the layer cache", "llmreg_fetch_llm")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere/model", "--layers", "1"], "nowhere/model"),
+        (["LLM", "--layers", "1", "2", "3"], "names no layers"),
+        (["LLM", "--layers", "1", "9"], "layers 0 to 2"),
+    ],
+)
+def test_fetching_refuses(environment, monkeypatch, capsys, arguments, said):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch_llm.main([str(environment / "llm") if word == "LLM" else word for word in arguments]) == 2
+    refused(capsys, said)
+
+
+@pytest.mark.parametrize("ablation", ["no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only"])
+def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation):
+    assert train.main([*training("0", ablation, environment), "--ablation", ablation, "--epochs", "1"]) == 0
+    trained = read_plans(model(environment, ablation) / "plans.json").network
+    expected = {
+        "no-blocks": trained.blocks == "none", "vit": trained.blocks == "vit",
+        "one-block": len(trained.llm.layers) == 1,
+        "no-lora": trained.llm.lora is None, "random-weights": trained.llm.weights == "random",
+        "adapters-only": trained.blocks == "adapters",
+    }  # fmt: skip
+    assert [name for name, is_so in expected.items() if is_so] == [ablation]
+    assert (model(environment, ablation) / "fold_0" / "validation" / "summary.json").exists()
+
+
+def test_an_unknown_ablation_is_refused(environment, capsys):
+    assert train.main(["999", "0", "--ablation", "everything"]) == 2
+    refused(capsys, "no-lora", "layers-0-1")

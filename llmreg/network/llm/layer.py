@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
@@ -14,6 +15,8 @@ from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings, LoRASettings
 from llmreg.network.llm.families import build_config, family_of, head_dim, split_fused
 from llmreg.network.llm.loading import LoadedLayers
+
+_ADAPTER = "default"
 
 
 class FrozenLayer(nn.Module):
@@ -139,10 +142,37 @@ def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
 
 def _inject_lora(layer: nn.Module, settings: LoRASettings) -> None:
     """Put LoRA (peft) onto a frozen layer's projections, in float32; the rest stays frozen."""
-    lora = LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets))
-    inject_adapter_in_model(lora, layer)
+    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets))
+    inject_adapter_in_model(config, layer, adapter_name=_ADAPTER)
     for name, parameter in layer.named_parameters():
         trainable = "lora_" in name
         parameter.requires_grad_(trainable)
         if trainable:
             parameter.data = parameter.data.float()
+
+
+def merge_lora(network: nn.Module) -> Callable[[], None]:
+    """Add LoRA's BA to the frozen weights and take its modules out, for prediction.
+
+    The sum is made in float32 and rounded to the frozen weights' type once.
+
+    Returns:
+        What puts everything back as it was.
+    """
+    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, lora.Linear)]
+    originals: list[tuple[nn.Module, str, Any, Tensor]] = []
+    for name, module in adapted:
+        owner_name, _, own = name.rpartition(".")
+        owner, base = network.get_submodule(owner_name), cast(nn.Linear, module.get_base_layer())
+        originals.append((owner, own, module, base.weight))
+        with torch.no_grad():
+            merged = (base.weight.float() + module.get_delta_weight(_ADAPTER)).to(base.weight.dtype)
+        base.weight = nn.Parameter(merged, requires_grad=False)
+        setattr(owner, own, base)
+
+    def restore() -> None:
+        for owner, own, module, weight in originals:
+            module.get_base_layer().weight = weight
+            setattr(owner, own, module)
+
+    return restore

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings, LoRASettings
-from llmreg.network.llm.layer import FrozenLayer, check_runnable
+from llmreg.network.llm.layer import FrozenLayer, check_runnable, merge_lora
 from llmreg.network.llm.loading import build_layers
 from llmreg.network.llm.sources import read_layers
 
@@ -231,3 +231,25 @@ def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]
         check_runnable(configs[name], LLMSettings())
     with pytest.raises(UserError, match="'gpt_next' is not supported"):
         check_runnable(configs["llama"] | {"model_type": "gpt_next"}, LLMSettings())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_merged_lora_gives_the_same_and_can_be_undone(
+    tiny_model: Callable[[str], Path], family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    layer = _layer(tiny_model(family), dtype, lora=LoRASettings(r=4, alpha=8))
+    for name, parameter in layer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    hidden = torch.randn(1, TOKENS, 64)
+    bare = _out(_layer(tiny_model(family), dtype), hidden).float()
+    adapted, names = _out(layer, hidden).float(), list(layer.state_dict())
+    restore = merge_lora(layer)
+    assert not [name for name in layer.state_dict() if "lora" in name]
+    merged = _out(layer, hidden).float()
+    scale = adapted.abs().max()
+    assert (merged - adapted).abs().max() < tolerance * scale < (bare - adapted).abs().max()
+    restore()
+    assert list(layer.state_dict()) == names
+    assert torch.equal(_out(layer, hidden).float(), adapted)
