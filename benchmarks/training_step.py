@@ -17,14 +17,13 @@ import sys
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig
 
 from llmreg.devices import autocast
 from llmreg.network.config import LLMSettings, NetworkSettings
-from llmreg.network.llm.families import build_config, family_of
-from llmreg.network.llm.loading import LoadedLayers
+from llmreg.network.llm.loading import LoadedLayers, build_layers, random_layers
 from llmreg.network.llm_morph import LLMMorph
 from llmreg.training.losses import gradient_l2, soft_dice
 from llmreg.training.trainer import predict_flow
@@ -33,28 +32,13 @@ SHAPE = (96, 80, 96)
 LABELS = 4
 
 
-def random_layers(width: int, dtype: torch.dtype) -> LoadedLayers:
-    """Two layers of LLaMA-3-8B's shape, the same numbers in every type."""
-    raw = LlamaConfig(
+def layers_of(width: int, dtype: torch.dtype) -> LoadedLayers:
+    """Two layers of LLaMA-3-8B's shape with random weights, the same numbers in every type."""
+    config = LlamaConfig(
         hidden_size=width, intermediate_size=width * 7 // 2, num_attention_heads=width // 128,
         num_key_value_heads=max(1, width // 512), num_hidden_layers=32, vocab_size=128,
     ).to_dict()  # fmt: skip
-    family = family_of(raw, "random")
-    config = build_config(raw, family)
-    generator = torch.Generator().manual_seed(0)
-    layers: list[nn.Module] = []
-    for index in (15, 16):
-        with torch.device("meta"):
-            layer = family.build_layer(config, index)
-        state = {
-            name: torch.ones(value.shape, dtype=dtype)
-            if value.ndim == 1
-            else torch.empty(value.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator).to(dtype)
-            for name, value in layer.state_dict().items()
-        }
-        layer.load_state_dict(state, assign=True)
-        layers.append(layer.requires_grad_(False).eval())
-    return LoadedLayers(family, config, layers, (15, 16), "random", (1.0, 1.0))
+    return build_layers(random_layers("random", config, (15, 16)), dtype)
 
 
 def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor) -> Tensor:
@@ -76,7 +60,7 @@ def measure(which: str, width: int, steps: int) -> None:
     dtype = torch.float32 if plain else torch.bfloat16
     torch.manual_seed(0)
     settings = NetworkSettings(llm=LLMSettings(dtype="float32" if plain else "bfloat16"))
-    network = LLMMorph(settings, SHAPE, random_layers(width, dtype))
+    network = LLMMorph(settings, SHAPE, layers_of(width, dtype))
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-4) if plain else torch.optim.Adam(parameters, lr=1e-4, fused=True)
     full = tuple(2 * length for length in SHAPE)

@@ -24,14 +24,15 @@ def action(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.parser(
-        "Read decoder layers of a pretrained language model, and nothing else of it, into the layer cache "
-        "($llmreg_home/llm). Trained folds then predict with the cache alone.",
+        "Put decoder layers of a pretrained language model into the layer cache ($llmreg_home/llm): trained folds then "
+        "predict with the cache alone. From the hub nothing else is read; of a model on disk the layers before are run "
+        "once, to measure the scale of what enters.",
         EXAMPLES,
     )
     parser.add_argument(
         "source", help="a built-in name (smollm2-135m), a Hugging Face folder, a GGUF file or a hub id (owner/name)"
     )
-    shell.add_layers(parser, default=["middle"])
+    shell.add_layers(parser)
     return shell.run(action, parser, argv)
 
 

@@ -17,6 +17,8 @@ EXAMPLES = """\
 def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
+    # A name that is wrong is found out before the work.
+    pipeline.chosen_network(options.llm, options.layers)
     for dataset in options.datasets:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)

@@ -45,14 +45,13 @@ def add_llm(made: argparse.ArgumentParser) -> None:
     add_layers(made)
 
 
-def add_layers(made: argparse.ArgumentParser, default: list[str] | None = None) -> None:
+def add_layers(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--layers",
         nargs="+",
-        default=default,
         metavar="N",
-        help="its layers, counted from 0, one for each block; or middle, deep"
-        + (" (default: middle)" if default else ""),
+        help="its layers, counted from 0, one for each block; or middle, deep (default: 15 16 of smollm2-135m, middle "
+        "of others)",
     )
 
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ablation",
         metavar="NAME",
-        help=f"change the network: {', '.join(ABLATIONS)}, or layers-I-J for other layers",
+        help="train without a part of the network: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()),
     )
     parser.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")

@@ -81,26 +81,32 @@ class Predictor:
                 raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
             self._states.append({k: v.detach().clone() for k, v in trainable_state(self.network).items()})
         # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
-        self._may_merge = len(self._states) == 1
+        llm = self.plans.network.llm
+        self._may_merge = len(self._states) == 1 and self.plans.network.blocks == "llm" and llm.lora is not None
         self._framed = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
 
     def predict(
-        self, fixed: Path, moving: Path, fixed_modality: str | None = None, moving_modality: str | None = None
+        self,
+        fixed: Path,
+        moving: Path,
+        fixed_modality: str | int | None = None,
+        moving_modality: str | int | None = None,
     ) -> Registration:
         """Register two image files.
 
         Args:
             fixed: the image that defines the output grid.
             moving: the image that is warped.
-            fixed_modality: name of its modality; the dataset's fixed modality when None.
+            fixed_modality: name or number of its modality; the dataset's fixed modality when None.
             moving_modality: the same for the moving image.
 
         Raises:
             UserError: an image cannot be used.
         """
         # By number where nobody names a contrast: two modalities may share a name and not a window.
-        fixed_image, fixed_case = self._framed(fixed, fixed_modality or self.plans.fixed_modality)
-        moving_image, moving_case = self._framed(moving, moving_modality or self.plans.moving_modality)
+        default = self.plans.fixed_modality, self.plans.moving_modality
+        fixed_image, fixed_case = self._framed(fixed, default[0] if fixed_modality is None else fixed_modality)
+        moving_image, moving_case = self._framed(moving, default[1] if moving_modality is None else moving_modality)
         inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
         to_frame = fixed_case.transform.to_sitk().GetInverse()
         from_frame = moving_case.transform.to_sitk()
@@ -139,9 +145,11 @@ class Predictor:
                 restore = merge_lora(self.network)
                 _, merged = predict_flow(self.network, images[0], images[1], self.configuration.downsampling)
                 change = float((merged - flow).abs().max())
-                if not change < MERGED_CHANGE:
-                    restore()
                 log.debug("Merging LoRA changes the field by %.4f voxels at most", change)
+                if change < MERGED_CHANGE:
+                    flow = merged
+                else:
+                    restore()
         return flow[0]
 
     def normalization(self, modality: str | int) -> Normalization:

@@ -32,9 +32,7 @@ def validate_fold(
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
         if fixed.label is None or moving.label is None:
             continue
-        found = predictor.predict(
-            fixed.image, moving.image, dataset.modalities[fixed.modality], dataset.modalities[moving.modality]
-        )
+        found = predictor.predict(fixed.image, moving.image, fixed.modality, moving.modality)
         annotated = set(dataset.labels)
         for case in (fixed, moving):
             if case.annotated_labels is not None:

@@ -29,8 +29,8 @@ class LLMSettings(_Settings):
         dtype: type the frozen weights are kept and computed in.
         attention: ``bidirectional`` lets each token see all others, ``causal`` only those before it.
         rotary: the model's own rotary embedding, along the flattened tokens (``1d``) or the token grid (``3d``).
-        calibrate: tokens enter a layer, and leave it, multiplied by the root mean square of the hidden states there in
-            the original model, as far as the layer cache knows it.
+        calibrate: each token enters a layer with the root mean square that hidden states have there in the original
+            model (1 where nobody measured it), and what leaves the layer is divided by it.
         sha256: digest of the layers' stored weights; loading others is refused. None accepts any.
         lora: low-rank adaptation, or None to use the layers as they are.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmreg import paths
 from llmreg.dataset import load_dataset
 from llmreg.errors import UserError
+from llmreg.network.config import NetworkSettings
 from llmreg.preprocessing import fingerprint as fingerprints
 from llmreg.preprocessing import planning, splits
 from llmreg.preprocessing import preprocess as preprocessing
@@ -66,7 +67,7 @@ def plan(
         num_processes: cases looked at at the same time.
         overwrite: replace plans that differ.
         llm: language model whose layers are fetched and written into the plans; the built-in one when None.
-        layers: its layers, as text; ``middle`` when None.
+        layers: its layers, as text; when None those of the built-in one, and ``middle`` of another.
 
     Raises:
         UserError: there are other plans already, perhaps edited by hand, and ``overwrite`` is not given.
@@ -77,11 +78,10 @@ def plan(
     if not fingerprint.exists():
         raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     folds = splits.make_splits(dataset)
+    network = chosen_network(llm, layers)
     made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
     made, reason = choose_prealignment(dataset, made, num_processes)
-    made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
-    if llm is not None or layers is not None:
-        made = _with_llm(made, llm, layers)
+    made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}, "network": network})
     both = (made, planning.paper_plans(made))
     for plans in both:
         path = plans_path(folder, plans.plans_name)
@@ -99,14 +99,20 @@ def plan(
     return plans_path(folder, "default")
 
 
-def _with_llm(plans: Plans, source: str | None, layers: Sequence[str] | None) -> Plans:
+def chosen_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSettings:
+    """The network's settings with the language model that a user names, whose layers are fetched.
+
+    Raises:
+        UserError: there is no such model or layer.
+    """
+    settings = NetworkSettings()
+    if llm is None and layers is None:
+        return settings
     # Inside, since transformers takes seconds to import.
     from llmreg.network.llm.fetching import fetch, named_layers
 
-    settings = plans.network.llm
-    named = named_layers(source or settings.source, layers or ["middle"], settings)
-    network = plans.network.model_copy(update={"llm": fetch(named, paths.llm_cache_folder())})
-    return plans.model_copy(update={"network": network})
+    fetched = fetch(named_layers(llm, layers, settings.llm), paths.llm_cache_folder())
+    return settings.model_copy(update={"llm": fetched})
 
 
 def preprocess(dataset_id: str, plans_name: str, num_processes: int) -> Path:

@@ -47,7 +47,7 @@ def planned(
     """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation)."""
     plans = pipeline.find_plans(folder, plans_name)
     if ablation_name is not None:
-        name = name or ablation_name
+        name = name or (ablation_name if plans_name == "default" else f"{plans_name}_{ablation_name}")
         # Of the changed plans: one block of other layers, say.
         changes = changes + ablation(ablation_name, override(plans, changes, name).network)
     if bool(changes) != bool(name):
@@ -91,7 +91,10 @@ def run_fold(
     device_name: str | None = None,
     workers: int = 1,
 ) -> TrainedFold:
-    """Train one fold between the three folders. Nothing is written before everything was found to be there."""
+    """Train one fold between the three folders.
+
+    What is missing is found out before anything is written, but for the changed plans, which preprocessing may need.
+    """
     folder = pipeline.preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
     asked = planned(folder, plans_name, changes or [], name, ablation_name)
@@ -105,11 +108,7 @@ def run_fold(
     usable = [case for case in split.training_cases if dataset.case(case).label is not None]
     missing = next((case for case in usable if not (volumes / f"{case}_seg.b2nd").exists()), None)
     device = choose_device(device_name)
-    plans = with_layers(asked)
-    model = model_folder(dataset.name, plans, configuration)
-    own = model / PLANS_FILE
-    if own.exists() and read_plans(own).digest() != plans.digest() and any(model.glob("fold_*/checkpoint_*")):
-        raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
+    model = model_folder(dataset.name, asked, configuration)
     place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
     travelling = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
     missing = missing or next((path.name for path in travelling if not path.exists()), None)
@@ -122,9 +121,13 @@ def run_fold(
         write_plans(pipeline.plans_path(folder, asked.plans_name), asked)
     if missing is not None:
         raise UserError(
-            f"{missing} is not preprocessed for the plans '{plans.plans_name}': run llmreg_preprocess -d {dataset_id} "
-            f"-p {plans.plans_name}."
+            f"{missing} is not preprocessed for the plans '{asked.plans_name}': run llmreg_preprocess -d {dataset_id} "
+            f"-p {asked.plans_name}."
         )
+    plans = with_layers(asked)
+    own = model / PLANS_FILE
+    if own.exists() and read_plans(own).digest() != plans.digest() and any(model.glob("fold_*/checkpoint_*")):
+        raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
     write_plans(own, plans)
     for source in travelling:
         with written_whole(model / source.name) as temporary:

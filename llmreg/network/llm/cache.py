@@ -31,7 +31,7 @@ class Record(BaseModel):
         revision: commit on the hub, or None.
         config: the model's configuration.
         layers: zero-based indices.
-        rows: see :class:`llmreg.network.llm.stored.StoredLayers`.
+        weights, rows: see :class:`llmreg.network.llm.stored.StoredLayers`.
         gguf_types: quantisation by tensor; empty for a model from safetensors.
         dtypes: the types in which the tensors are stored.
         sha256: digest of the tensors.
@@ -44,6 +44,7 @@ class Record(BaseModel):
     revision: str | None
     config: dict[str, Any]
     layers: tuple[int, ...]
+    weights: Literal["pretrained", "random"]
     rows: Literal["huggingface", "gguf"]
     gguf_types: dict[str, str]
     dtypes: tuple[str, ...]
@@ -52,11 +53,16 @@ class Record(BaseModel):
 
 
 def write(stored: StoredLayers, cache: Path) -> Path:
-    """Put layers into the cache, unless they are there. Returns their folder.
+    """Put layers into the cache, or what is newly known of their scale. Returns their folder.
 
     Raises:
         UserError: the cache cannot be written.
     """
+    if (folder := find(stored.sha256, cache)) is not None:
+        record = read_record(folder)
+        if None in (record.input_rms or (None,)) and stored.input_rms:
+            write_json(folder / RECORD_FILE, record.model_copy(update={"input_rms": stored.input_rms}).model_dump())
+        return folder
     slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
     numbers = "-".join(map(str, stored.layers))
     folder = cache / f"{slug}_layers_{numbers}_{stored.sha256[:_HASH_DIGITS]}"
@@ -67,15 +73,15 @@ def write(stored: StoredLayers, cache: Path) -> Path:
         revision=stored.revision,
         config=json.loads(json.dumps(stored.config)),
         layers=stored.layers,
+        weights=stored.weights,
         rows=stored.rows,
         gguf_types=gguf_types,
         dtypes=tuple(sorted({t.gguf_type or str(t.values.dtype).removeprefix("torch.") for t in tensors.values()})),
         sha256=stored.sha256,
         input_rms=stored.input_rms,
     )
-    if not (folder / RECORD_FILE).exists():
-        with written_whole(folder / TENSORS_FILE) as temporary:
-            save_file({name: tensor.values for name, tensor in tensors.items()}, temporary)
+    with written_whole(folder / TENSORS_FILE) as temporary:
+        save_file({name: tensor.values for name, tensor in tensors.items()}, temporary)
     # Last: its presence says that the tensors are whole.
     write_json(folder / RECORD_FILE, record.model_dump())
     return folder
@@ -85,6 +91,13 @@ def find(sha256: str, cache: Path) -> Path | None:
     """The cache folder of layers with that hash, if there is one. Raises UserError when its record is damaged."""
     alike = (path.parent for path in sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}")))
     return next((folder for folder in alike if read_record(folder).sha256 == sha256), None)
+
+
+def find_named(source: str, layers: tuple[int, ...], weights: str, cache: Path) -> Path | None:
+    """The cache folder of layers that were fetched under that name, if there is one."""
+    wanted = (source, layers, weights)
+    records = ((path.parent, read_record(path.parent)) for path in sorted(cache.glob(f"*/{RECORD_FILE}")))
+    return next((folder for folder, r in records if (r.source, r.layers, r.weights) == wanted), None)
 
 
 def read_record(folder: Path) -> Record:
@@ -115,7 +128,14 @@ def read(folder: Path) -> StoredLayers:
         index, _, name = full.partition(".")
         tensors[int(index), name] = StoredTensor(values, record.gguf_types.get(full))
     stored = StoredLayers(
-        record.source, record.revision, record.config, record.layers, record.rows, tensors, record.input_rms
+        record.source,
+        record.revision,
+        record.config,
+        record.layers,
+        record.rows,
+        tensors,
+        record.weights,
+        record.input_rms,
     )
     if stored.sha256 != record.sha256:
         raise UserError(

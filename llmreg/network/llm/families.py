@@ -10,6 +10,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -91,7 +92,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     Raises:
         UserError: the family is not among the known ones.
     """
-    model_type = str(config.get("model_type"))
+    model_type = str(config.get("model_type")) if isinstance(config, dict) else "none"
     family = _FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
     if family is None:
         raise UserError(
@@ -101,7 +102,19 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
 
 
 def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
-    """transformers' configuration of the text model, without dropout."""
+    """transformers' configuration of the text model, without dropout.
+
+    Raises:
+        UserError: the configuration makes no sense.
+    """
+    try:
+        return _build_config(config, family)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, StrictDataclassError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"config.json of the {family.name} model is damaged ({first}): get the model again.") from error
+
+
+def _build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
     # A model with a picture encoder nests the text model's part, or has everything at the top.
     text = {**config, **config.get("text_config", {}), "model_type": family.name}
     for key in ("text_config", "vision_config", "auto_map"):

@@ -16,7 +16,7 @@ from llmreg.network.llm import cache
 from llmreg.network.llm.families import build_config
 from llmreg.network.llm.layer import FrozenLayer, check_runnable
 from llmreg.network.llm.loading import build_layers, find_layers
-from llmreg.network.llm.sources import BUILT_IN, chosen_layers, open_model, readable
+from llmreg.network.llm.sources import BUILT_IN, chosen_layers, is_local, open_model, readable
 from llmreg.network.llm.stored import StoredLayers
 
 log = logging.getLogger(__name__)
@@ -26,18 +26,23 @@ _TOKENS = 256
 _SEED = 0
 
 
-def named_layers(source: str, layers: Sequence[str], settings: LLMSettings | None = None) -> LLMSettings:
+def named_layers(source: str | None, layers: Sequence[str] | None, settings: LLMSettings | None = None) -> LLMSettings:
     """Settings for a language model and layers as a user names them.
 
     Args:
-        source: see :func:`llmreg.network.llm.sources.open_model`.
-        layers: indices as text, or ``middle`` or ``deep`` alone.
+        source: see :func:`llmreg.network.llm.sources.open_model`; that of ``settings`` when None.
+        layers: indices as text, or ``middle`` or ``deep`` alone. When None, those of ``settings`` for their own source,
+            ``middle`` for another.
         settings: what else is kept; the defaults when None.
 
     Raises:
         UserError: the layers are neither, or there is no such model or layer.
     """
     settings = settings or LLMSettings()
+    source = source or settings.source
+    if layers is None and source == settings.source:
+        return settings
+    layers = layers or ["middle"]
     chosen: tuple[int, ...]
     if tuple(layers) in (("middle",), ("deep",)):
         model = open_model(source)
@@ -50,7 +55,7 @@ def named_layers(source: str, layers: Sequence[str], settings: LLMSettings | Non
 
 
 def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
-    """Put the layers that settings name into the cache.
+    """Put the layers that settings name into the cache, unless they are there.
 
     Args:
         settings: source, layers and, where known, the digest they must have.
@@ -60,21 +65,43 @@ def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
         The settings with the layers' digest.
 
     Raises:
-        UserError: the layers cannot be found, are others than the digest says, or the cache cannot be written.
+        UserError: the layers cannot be found or run so, are others than the digest says, or the cache cannot be
+            written.
     """
-    if settings.sha256 is not None and (cached := cache.find(settings.sha256, folder)) is not None:
-        check_runnable(cache.read_record(cached).config, settings)
-        return settings
-    if settings.source not in BUILT_IN and Path(settings.source).expanduser().exists():
+    if is_local(settings.source):
         # Whoever uses the plans later may stand in another folder.
         settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
+    if settings.sha256 is not None:
+        cached = cache.find(settings.sha256, folder)
+    else:
+        # What lies on the hub under a name is fetched once; a folder's or a file's content may change.
+        on_hub = settings.source not in BUILT_IN and not is_local(settings.source)
+        cached = cache.find_named(settings.source, settings.layers, settings.weights, folder) if on_hub else None
+    if cached is not None:
+        record = cache.read_record(cached)
+        for key in ("source", "weights"):
+            if getattr(record, key) != getattr(settings, key):
+                raise UserError(
+                    f"The plans' network.llm.sha256 {record.sha256[:12]} stands for layers with {key} "
+                    f"'{getattr(record, key)}', not '{getattr(settings, key)}': set network.llm.sha256 to null."
+                )
+        check_runnable(record.config, settings)
+        return settings.model_copy(update={"sha256": record.sha256})
     stored = find_layers(settings, folder)
     check_runnable(stored.config, settings)
-    if settings.weights == "pretrained" and stored.revision is None:
-        stored = replace(stored, input_rms=measure_input_rms(stored))
+    if settings.weights == "pretrained" and settings.calibrate and stored.revision is None:
+        stored = replace(stored, input_rms=_known_input_rms(stored))
     where = cache.write(stored, folder)
     log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, where)
     return settings.model_copy(update={"sha256": stored.sha256})
+
+
+def _known_input_rms(stored: StoredLayers) -> tuple[float | None, ...]:
+    try:
+        return measure_input_rms(stored)
+    except UserError as error:
+        log.warning("The scale at which tokens enter the layers is unknown (%s): 1 is taken.", error)
+        return (None,) * len(stored.layers)
 
 
 def measure_input_rms(stored: StoredLayers) -> tuple[float | None, ...]:

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llmreg.errors import UserError
@@ -54,11 +55,15 @@ class FrozenLayer(nn.Module):
         cos, sin = self._angles(settings.rotary, token_grid)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.register_buffer("scale", torch.tensor(loaded.input_rms[position] if settings.calibrate else 1.0))
+        self.calibrate = settings.calibrate
+        # In the checkpoint, so that a prediction does not depend on what a layer cache knows.
+        self.register_buffer("scale", torch.tensor(loaded.input_rms[position]))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H) float32, in and out at scale 1; the layer itself works at the calibrated scale."""
-        return self.run(tokens * self.scale).float() / self.scale
+        """(B, L, H) -> (B, L, H) float32; calibrated, tokens enter at the layer's scale and leave divided by it."""
+        if not self.calibrate:
+            return self.run(tokens).float()
+        return self.run(functional.rms_norm(tokens.float(), tokens.shape[-1:]) * self.scale).float() / self.scale
 
     def run(self, hidden: Tensor) -> Tensor:
         """The layer alone, (B, L, H) -> (B, L, H) in the frozen weights' type."""

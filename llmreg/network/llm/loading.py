@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings
 from llmreg.network.llm import cache
 from llmreg.network.llm.families import Family, build_config, family_of
-from llmreg.network.llm.reading import undo_rotary_permutation
-from llmreg.network.llm.sources import read_layers
+from llmreg.network.llm.reading import expected_shapes, undo_rotary_permutation
+from llmreg.network.llm.sources import open_model, read_layers
 from llmreg.network.llm.stored import StoredLayers, StoredTensor
 
 _RANDOM_SEED = 0
@@ -63,16 +64,20 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
             )
         return stored
     try:
-        stored = read_layers(settings.source, settings.layers)
+        if settings.weights == "random":
+            stored = random_layers(settings.source, open_model(settings.source).config, settings.layers)
+        else:
+            stored = read_layers(settings.source, settings.layers)
     except UserError as error:
+        named = cache.find_named(settings.source, settings.layers, settings.weights, folder) if sha256 is None else None
+        if named is not None:
+            return cache.read(named)
         if sha256 is None:
             raise
         raise UserError(
             f"{wanted} (sha256 {sha256[:12]}) are not in the layer cache {folder}, and not at their source ({error}). "
             "Copy their folder into the cache from the computer that trained with them, or run llmreg_fetch_llm."
         ) from error
-    if settings.weights == "random":
-        stored = randomised(stored)
     if sha256 is not None and stored.sha256 != sha256:
         raise UserError(
             f"{wanted} are not those of this plan (sha256 {stored.sha256[:12]}, not {sha256[:12]}): put the same "
@@ -81,24 +86,26 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
     return stored
 
 
-def randomised(stored: StoredLayers) -> StoredLayers:
-    """The same layers with the random weights that a new model starts from, always the same ones.
+def random_layers(source: str, config: Mapping[str, Any], layers: Sequence[int]) -> StoredLayers:
+    """Layers with the random weights that a new model starts from, always the same ones, in bfloat16.
 
     As in transformers' models: matrices are normal with the configuration's ``initializer_range``, biases zero, the
     scales of norms as their class makes them.
     """
-    family = family_of(stored.config, stored.source)
-    config = build_config(stored.config, family)
+    family = family_of(config, source)
+    built = build_config(config, family)
     generator = torch.Generator().manual_seed(_RANDOM_SEED)
     tensors: dict[tuple[int, str], StoredTensor] = {}
-    for index in stored.layers:
-        for name, values in family.build_layer(config, index).state_dict().items():
+    shapes = expected_shapes(config, family, layers, source)
+    for index in layers:
+        for name, values in family.build_layer(built, index).state_dict().items():
             if values.ndim > 1:
-                values = torch.empty_like(values).normal_(0.0, config.initializer_range, generator=generator)
+                values = torch.empty(shapes[index, name], dtype=torch.bfloat16)
+                values.normal_(0.0, built.initializer_range, generator=generator)
             elif name.endswith(".bias"):
                 values = torch.zeros_like(values)
-            tensors[index, name] = StoredTensor(values)
-    return replace(stored, revision=None, rows="huggingface", tensors=tensors)
+            tensors[index, name] = StoredTensor(values.to(torch.bfloat16))
+    return StoredLayers(source, None, config, tuple(layers), "huggingface", tensors, "random")
 
 
 def build_layers(stored: StoredLayers, dtype: torch.dtype) -> LoadedLayers:

@@ -119,7 +119,7 @@ class SafetensorsModel:
             UserError: a layer does not exist, or its tensors do not fit the configuration.
             OSError, ValueError, KeyError: a file is damaged or missing.
         """
-        shapes = _expected(self.config, self.family, indices, self._files.where)
+        shapes = expected_shapes(self.config, self.family, indices, self._files.where)
         names = {key: self._prefix(key[0]) + key[1] for key in shapes}
         for key, name in names.items():
             if name not in self._file_of:
@@ -135,7 +135,7 @@ class SafetensorsModel:
 
     def embeddings(self, ids: Sequence[int]) -> Tensor:
         """Rows of the token embedding, (len(ids), H) float32; ``ids`` are taken modulo the size of the vocabulary."""
-        name = next(name for name in self._file_of if name.endswith(_EMBEDDINGS))
+        name = next((name for name in self._file_of if name.endswith(_EMBEDDINGS)), "embed_tokens.weight")
         count, width = self._info(name)["shape"]
         return torch.cat([self._read(name, token % count, (1, width)).float() for token in ids])
 
@@ -224,7 +224,7 @@ class GGUFModel:
         [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == self._architecture]
         names = get_tensor_name_map(architecture, int(self.config["num_hidden_layers"]))
         tensors = {}
-        for (index, name), shape in _expected(self.config, self.family, indices, str(self._path)).items():
+        for (index, name), shape in expected_shapes(self.config, self.family, indices, str(self._path)).items():
             full = names.get_name(f"model.layers.{index}.{name}", try_suffixes=(".weight", ".bias"))
             if full not in self._tensors:
                 raise UserError(f"{self._path} lacks {full}: get the model again.")
@@ -257,7 +257,7 @@ def undo_rotary_permutation(values: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(values.shape)
 
 
-def _expected(
+def expected_shapes(
     config: Mapping[str, Any], family: Family, layers: Iterable[int], where: str
 ) -> dict[tuple[int, str], tuple[int, ...]]:
     """The tensors that the family's layers have, with their shapes."""

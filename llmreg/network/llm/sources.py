@@ -21,6 +21,7 @@ BUILT_IN = {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
+_GGUF_MAGIC = b"GGUF"
 
 
 def open_model(source: str) -> SafetensorsModel | GGUFModel:
@@ -40,6 +41,10 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
         if path.is_dir():
             return SafetensorsModel(source, LocalFiles(path))
         if path.is_file():
+            with path.open("rb") as file:
+                magic = file.read(len(_GGUF_MAGIC))
+            if magic != _GGUF_MAGIC:
+                raise UserError(f"{path} is not a GGUF file: of a Hugging Face model, name the folder.")
             return GGUFModel(source, path)
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", source):
             return SafetensorsModel(source, HubFiles(source))
@@ -47,6 +52,11 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
         f"Language model '{source}' is neither a built-in name ({', '.join(BUILT_IN)}), a folder, a GGUF file, nor the "
         "hub id of a model (owner/name)."
     )
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a folder or file on this computer."""
+    return source not in BUILT_IN and Path(source).expanduser().exists()
 
 
 def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
@@ -74,7 +84,7 @@ def readable(source: str) -> Iterator[None]:
     """Turn what damaged files raise into a sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{source} cannot be read as a language model ({error}); get it again.") from error
 
 

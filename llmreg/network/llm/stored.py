@@ -52,6 +52,7 @@ class StoredLayers:
         layers: zero-based indices, in the order of the blocks.
         rows: order of the query and key rows: GGUF interleaves the halves that transformers' rotary embedding keeps.
         tensors: by layer index and transformers' name inside the layer.
+        weights: ``pretrained``, or ``random`` where a new model's replace them.
         input_rms: root mean square of the hidden states that enter each of ``layers`` in the original model, or None
             where nobody measured it.
     """
@@ -62,6 +63,7 @@ class StoredLayers:
     layers: tuple[int, ...]
     rows: Literal["huggingface", "gguf"]
     tensors: Mapping[tuple[int, str], StoredTensor]
+    weights: Literal["pretrained", "random"] = "pretrained"
     input_rms: tuple[float | None, ...] = ()
 
     @cached_property

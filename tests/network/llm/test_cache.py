@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings
 from llmreg.network.llm import cache
-from llmreg.network.llm.loading import build_layers, find_layers, randomised
+from llmreg.network.llm.loading import build_layers, find_layers, random_layers
 from llmreg.network.llm.sources import read_layers
 from llmreg.network.llm.stored import StoredLayers, StoredTensor
 
@@ -35,7 +36,7 @@ def _in_gguf(stored: StoredLayers) -> StoredLayers:
         return StoredTensor(torch.from_numpy(np.array(quantize(values.numpy(), GGMLQuantizationType[kind]))), kind)
 
     tensors = {key: quantised(tensor.values) for key, tensor in stored.tensors.items()}
-    return StoredLayers("model.gguf", None, stored.config, stored.layers, "gguf", tensors, (0.5, None))
+    return StoredLayers("model.gguf", None, stored.config, stored.layers, "gguf", tensors, input_rms=(0.5, None))
 
 
 def _same(first: StoredLayers, second: StoredLayers) -> None:
@@ -192,7 +193,7 @@ def test_a_tampered_cache_is_refused(tiny_llama: Path, tmp_path: Path, kind: str
 
 def test_random_weights_are_like_a_new_models_and_always_the_same(tiny_llama: Path) -> None:
     stored = read_layers(str(tiny_llama), (1, 2))
-    first, second = randomised(stored), randomised(stored)
+    first, second = (random_layers("random", stored.config, (1, 2)) for _ in range(2))
     assert first.sha256 == second.sha256 != stored.sha256
     for (index, name), tensor in first.tensors.items():
         assert tensor.values.shape == stored.tensors[index, name].values.shape
@@ -200,13 +201,34 @@ def test_random_weights_are_like_a_new_models_and_always_the_same(tiny_llama: Pa
             assert torch.equal(tensor.values, torch.ones_like(tensor.values))
         else:
             # The tiny model's initializer_range.
-            assert tensor.values.std().item() == pytest.approx(0.2, rel=0.05)
+            assert tensor.values.float().std().item() == pytest.approx(0.2, rel=0.05)
     assert not torch.equal(first.tensors[1, "mlp.up_proj.weight"].values, first.tensors[2, "mlp.up_proj.weight"].values)
 
 
 def test_random_weights_are_found_by_their_own_hash(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), weights="random")
     random = find_layers(settings, tmp_path)
-    _same(random, randomised(read_layers(str(tiny_llama), (1, 2))))
+    assert random.weights == "random"
+    _same(random, random_layers(settings.source, read_layers(str(tiny_llama), (1, 2)).config, (1, 2)))
     pinned = settings.model_copy(update={"sha256": random.sha256})
     _same(find_layers(pinned, tmp_path), random)
+
+
+def test_what_was_measured_is_kept_whoever_fetched_first(tiny_llama: Path, tmp_path: Path) -> None:
+    stored = read_layers(str(tiny_llama), (1, 2))
+    unmeasured = replace(stored, source="owner/name", revision="abc")
+    folder = cache.write(unmeasured, tmp_path)
+    assert cache.write(replace(stored, input_rms=(3.0, 4.0)), tmp_path) == folder
+    assert cache.write(unmeasured, tmp_path) == folder
+    assert cache.read(folder).input_rms == (3.0, 4.0)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_layers_are_found_by_name_when_their_source_is_gone(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = LLMSettings(source=str(tmp_path / "gone"), layers=(1, 2))
+    stored = replace(read_layers(str(tiny_llama), (1, 2)), source=settings.source)
+    cache.write(stored, tmp_path / "cache")
+    _same(find_layers(settings, tmp_path / "cache"), stored)
+    for other in ({"layers": (1, 3)}, {"weights": "random"}, {"source": str(tmp_path / "elsewhere")}):
+        with pytest.raises(UserError, match="neither a built-in name"):
+            find_layers(settings.model_copy(update=other), tmp_path / "cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,11 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
     assert found.sha256 == stored.sha256
     assert found.input_rms == pytest.approx(scale)
     assert build_layers(found, torch.bfloat16).input_rms == found.input_rms
-    with pytest.raises(UserError, match="neither a built-in name"):
-        fetching.fetch(settings, folder)
+    # Without a digest the name serves.
+    assert fetching.fetch(settings, folder) == pinned
+    for change, said in (({"source": str(tmp_path / "other")}, "source"), ({"weights": "random"}, "weights")):
+        with pytest.raises(UserError, match=f"with {said} .* set network.llm.sha256 to null"):
+            fetching.fetch(pinned.model_copy(update=change), folder)
 
 
 def test_random_weights_are_pinned_with_no_scale(tiny_llama: Path, tmp_path: Path) -> None:
@@ -123,7 +127,21 @@ def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
         assert fetching.named_layers(source, names) == LLMSettings(source=source, layers=layers)
 
 
-@pytest.mark.parametrize("names", [[], ["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
 def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
     with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
         fetching.named_layers(str(tiny_llama), names)
+
+
+def test_layers_whose_predecessors_are_missing_are_fetched_without_a_scale(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(tiny_llama, source)
+    index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if name.startswith(("model.layers.1.", "model.layers.2."))}
+    for file in set(index.values()) - needed:
+        (source / file).unlink()
+    pinned = fetching.fetch(LLMSettings(source=str(source), layers=(1, 2), lora=None), tmp_path / "cache")
+    assert find_layers(pinned, tmp_path / "cache").input_rms == (None, None)
+    assert "is unknown" in caplog.text

@@ -142,15 +142,23 @@ def test_1d_rotary_counts_the_flattened_tokens(tiny_llama: Path) -> None:
 # --- scale
 
 
-@pytest.mark.parametrize(("rms", "calibrate", "scale"), [(3.0, True, 3.0), (3.0, False, 1.0), (None, True, 1.0)])
-def test_tokens_work_at_the_scale_of_the_original_model(
-    tiny_llama: Path, rms: float | None, calibrate: bool, scale: float
-) -> None:
-    layer = _layer(tiny_llama, rms=rms, calibrate=calibrate)
-    tokens = torch.randn(1, TOKENS, 64)
+@pytest.mark.parametrize(("rms", "enters_at"), [(3.0, 3.0), (None, 1.0)])
+def test_tokens_enter_at_the_scale_of_the_original_model(tiny_llama: Path, rms: float | None, enters_at: float) -> None:
+    layer = _layer(tiny_llama, rms=rms)
+    entered: list[Tensor] = []
+    layer.layer.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+    tokens = torch.randn(1, TOKENS, 64) * 0.4
     with torch.no_grad():
-        torch.testing.assert_close(layer(tokens), layer.run(tokens * scale) / scale)
-        assert torch.allclose(layer(tokens), layer.run(tokens)) == (scale == 1)
+        out = layer(tokens)
+    root_mean_square = entered[0].square().mean(dim=-1).sqrt()
+    torch.testing.assert_close(root_mean_square, torch.full_like(root_mean_square, enters_at))
+    torch.testing.assert_close(out, _out(layer, entered[0]) / enters_at)
+
+
+def test_without_calibration_tokens_enter_as_they_are(tiny_llama: Path) -> None:
+    layer, tokens = _layer(tiny_llama, rms=3.0, calibrate=False), torch.randn(1, TOKENS, 64)
+    with torch.no_grad():
+        assert torch.equal(layer(tokens), layer.run(tokens))
 
 
 def test_the_scale_travels_with_a_checkpoint(tiny_llama: Path) -> None:
