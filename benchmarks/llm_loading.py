@@ -98,19 +98,22 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--folder", type=Path, help="where the model is written (default: the temporary folder)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=["llmreg", "AutoModel"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["write", "llmreg", "AutoModel"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.measure == "write":
+        return write_model(options.folder, options.layers)
     if options.measure:
         return measure(options.measure, options.folder)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        folder = Path(temporary)
-        write_model(folder, options.layers)
+        # In a process of its own: children inherit this one's peak memory.
+        here = [sys.executable, __file__, "--folder", temporary]
+        subprocess.run([*here, "--measure", "write", "--layers", str(options.layers)], check=True)
         found: dict[str, list[dict[str, float]]] = {"llmreg": [], "AutoModel": []}
         # In turns, so that both see the same state of the disk's cache; the first round warms it.
         for _ in range(options.repeats + 1):
             for which in found:
-                command = [sys.executable, __file__, "--measure", which, "--folder", str(folder)]
-                found[which].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+                done = subprocess.run([*here, "--measure", which], check=True, capture_output=True)
+                found[which].append(json.loads(done.stdout))
     best = {which: {key: min(run[key] for run in runs[1:]) for key in runs[0]} for which, runs in found.items()}
     sys.stdout.write(f"{'':<12}{'time (s)':>10}{'peak memory (MB)':>18}\n")
     for which, run in best.items():
