@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi, get_session, hf_hub_url
 
 # HTTPError is that of the HTTP library that huggingface_hub has, which differs between its versions.
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from numpy.typing import NDArray
 
 from llmreg.errors import UserError
 
@@ -50,8 +52,9 @@ class HubFiles:
         content: dict[str, Any] = json.loads(response.content)
         return content
 
-    def read_into(self, name: str, start: int, target: memoryview) -> None:
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{start + len(target) - 1}"}
+    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
+        values = np.empty(count, np.uint8)
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}"}
         with (
             self._explained(),
             get_session().stream(
@@ -65,10 +68,11 @@ class HubFiles:
                 )
             done = 0
             for part in response.iter_raw():
-                target[done : done + len(part)] = part
+                values[done : done + len(part)] = np.frombuffer(part, np.uint8)
                 done += len(part)
-        if done != len(target):
+        if done != count:
             raise OSError(f"{name} ends too early")
+        return values
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint)

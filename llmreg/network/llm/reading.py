@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,8 +51,8 @@ class Files(Protocol):
 
     def json(self, name: str) -> dict[str, Any]: ...
 
-    def read_into(self, name: str, start: int, target: memoryview) -> None:
-        """Fill ``target`` with the bytes of a file from ``start`` on."""
+    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
+        """Bytes of a file."""
 
 
 class LocalFiles:
@@ -69,15 +71,11 @@ class LocalFiles:
         content: dict[str, Any] = json.loads((self._folder / name).read_text(encoding="utf-8"))
         return content
 
-    def read_into(self, name: str, start: int, target: memoryview) -> None:
-        with open(self._folder / name, "rb", buffering=0) as file:
-            file.seek(start)
-            done = 0
-            while done < len(target):
-                count = file.readinto(target[done:])
-                if not count:
-                    raise OSError(f"{name} ends too early")
-                done += count
+    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
+        if start + count > (self._folder / name).stat().st_size:
+            raise OSError(f"{name} ends too early")
+        # Mapped: pages are read when they are used, and processes share them. Copy-on-write, as torch wants to write.
+        return np.memmap(self._folder / name, np.uint8, mode="c", offset=start, shape=(count,))
 
 
 class SafetensorsModel:
@@ -144,15 +142,16 @@ class SafetensorsModel:
         info = self._info(name)
         if info["dtype"] not in _DTYPES:
             raise UserError(f"{self._files.where}: {name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
-        values = torch.empty(tuple(shape), dtype=_DTYPES[info["dtype"]])
+        dtype = _DTYPES[info["dtype"]]
         start, end = info["data_offsets"]
-        if end - start != math.prod(info["shape"]) * values.itemsize:
+        if end - start != math.prod(info["shape"]) * dtype.itemsize:
             raise UserError(f"{self._files.where}: {name} has another size than its shape says; get the model again.")
         file = self._file_of[name]
-        skipped = first_row * math.prod(info["shape"][1:]) * values.itemsize
-        target = memoryview(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        self._files.read_into(file, self._header(file).data_start + start + skipped, target)
-        return values
+        start += self._header(file).data_start + first_row * math.prod(info["shape"][1:]) * dtype.itemsize
+        raw = self._files.read(file, start, math.prod(shape) * dtype.itemsize)
+        if raw.ctypes.data % dtype.itemsize:
+            raw = raw.copy()  # of a file that was not written by the safetensors library, which aligns
+        return torch.from_numpy(raw).view(dtype).view(tuple(shape))
 
     def _info(self, name: str) -> dict[str, Any]:
         return self._header(self._file_of[name]).tensors[name]
@@ -160,10 +159,8 @@ class SafetensorsModel:
     def _header(self, file: str) -> _Header:
         if file not in self._headers:
             # Eight bytes say how long the JSON behind them is (huggingface.co/docs/safetensors).
-            size = bytearray(8)
-            self._files.read_into(file, 0, memoryview(size))
-            content = bytearray(min(int.from_bytes(size, "little"), _LARGEST_HEADER))
-            self._files.read_into(file, 8, memoryview(content))
+            size = int.from_bytes(self._files.read(file, 0, 8).tobytes(), "little")
+            content = self._files.read(file, 8, min(size, _LARGEST_HEADER)).tobytes()
             self._headers[file] = _Header(json.loads(content), 8 + len(content))
         return self._headers[file]
 
