@@ -89,7 +89,7 @@ def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
         return settings.model_copy(update={"sha256": record.sha256})
     stored = find_layers(settings, folder)
     check_runnable(stored.config, settings)
-    if settings.weights == "pretrained" and settings.calibrate and stored.revision is None:
+    if settings.weights == "pretrained" and stored.revision is None:
         stored = replace(stored, input_rms=_known_input_rms(stored))
     where = cache.write(stored, folder)
     log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, where)
