@@ -19,7 +19,7 @@ def action(options: argparse.Namespace) -> None:
     from llmreg import paths
     from llmreg.network.llm.fetching import fetch, named_layers
 
-    fetch(named_layers(options.source, options.layers), paths.llm_cache_folder())
+    fetch(named_layers(options.source, options.layers), paths.llm_cache_folder(), measure=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,6 @@ from llmreg.network.llm.families import build_config
 from llmreg.network.llm.layer import FrozenLayer, check_runnable
 from llmreg.network.llm.loading import build_layers, find_layers
 from llmreg.network.llm.sources import BUILT_IN, chosen_layers, is_local, open_model, readable
-from llmreg.network.llm.stored import StoredLayers
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +53,13 @@ def named_layers(source: str | None, layers: Sequence[str] | None, settings: LLM
     return settings.model_copy(update={"source": source, "layers": chosen, "sha256": None})
 
 
-def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
+def fetch(settings: LLMSettings, folder: Path, measure: bool = False) -> LLMSettings:
     """Put the layers that settings name into the cache, unless they are there.
 
     Args:
         settings: source, layers and, where known, the digest they must have.
         folder: the layer cache.
+        measure: measure the scale of what enters the layers, even if the settings do not use it.
 
     Returns:
         The settings with the layers' digest.
@@ -71,60 +71,78 @@ def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
     if is_local(settings.source):
         # Whoever uses the plans later may stand in another folder.
         settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
-    if settings.sha256 is not None:
-        cached = cache.find(settings.sha256, folder)
-    else:
-        # What lies on the hub under a name is fetched once; a folder's or a file's content may change.
-        on_hub = settings.source not in BUILT_IN and not is_local(settings.source)
-        cached = cache.find_named(settings.source, settings.layers, settings.weights, folder) if on_hub else None
+    cached = _cached(settings, folder)
     if cached is not None:
-        record = cache.read_record(cached)
-        for key in ("source", "weights"):
-            if getattr(record, key) != getattr(settings, key):
-                raise UserError(
-                    f"The plans' network.llm.sha256 {record.sha256[:12]} stands for layers with {key} "
-                    f"'{getattr(record, key)}', not '{getattr(settings, key)}': set network.llm.sha256 to null."
-                )
-        check_runnable(record.config, settings)
-        return settings.model_copy(update={"sha256": record.sha256})
-    stored = find_layers(settings, folder)
-    check_runnable(stored.config, settings)
-    if settings.weights == "pretrained" and stored.revision is None:
-        stored = replace(stored, input_rms=_known_input_rms(stored))
-    where = cache.write(stored, folder)
-    log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, where)
-    return settings.model_copy(update={"sha256": stored.sha256})
+        check_runnable(cached.config, settings)
+        stored_rms, sha256, revision = cached.input_rms, cached.sha256, cached.revision
+    else:
+        stored = find_layers(settings, folder)
+        check_runnable(stored.config, settings)
+        log.info(
+            "Layers %s of %s are in %s",
+            ", ".join(map(str, stored.layers)),
+            settings.source,
+            cache.write(stored, folder),
+        )
+        stored_rms, sha256, revision = stored.input_rms, stored.sha256, stored.revision
+    settings = settings.model_copy(update={"sha256": sha256})
+    unknown = None in (stored_rms or (None,))
+    if (measure or settings.calibrate) and unknown and settings.weights == "pretrained" and revision is None:
+        measured = replace(find_layers(settings, folder), input_rms=_known_input_rms(settings))
+        cache.write(measured, folder)
+    return settings
 
 
-def _known_input_rms(stored: StoredLayers) -> tuple[float | None, ...]:
+def _cached(settings: LLMSettings, folder: Path) -> cache.Record | None:
+    """What the cache knows of these layers. Raises UserError when their digest is that of others."""
+    if settings.sha256 is None:
+        # What lies on the hub under a name is fetched once; a folder's or a file's content may change.
+        if settings.source in BUILT_IN or is_local(settings.source):
+            return None
+        found = cache.find_named(settings.source, settings.layers, settings.weights, folder)
+        return None if found is None else cache.read_record(found)
+    found = cache.find(settings.sha256, folder)
+    if found is None:
+        return None
+    record = cache.read_record(found)
+    for key in ("source", "weights"):
+        if getattr(record, key) != getattr(settings, key):
+            raise UserError(
+                f"The plans' network.llm.sha256 {record.sha256[:12]} stands for layers with {key} "
+                f"'{getattr(record, key)}', not '{getattr(settings, key)}': set network.llm.sha256 to null."
+            )
+    return record
+
+
+def _known_input_rms(settings: LLMSettings) -> tuple[float | None, ...]:
     try:
-        return measure_input_rms(stored)
+        return measure_input_rms(settings.source, settings.layers)
     except UserError as error:
         log.warning("The scale at which tokens enter the layers is unknown (%s): 1 is taken.", error)
-        return (None,) * len(stored.layers)
+        return (None,) * len(settings.layers)
 
 
-def measure_input_rms(stored: StoredLayers) -> tuple[float | None, ...]:
+def measure_input_rms(source: str, layers: Sequence[int]) -> tuple[float | None, ...]:
     """Root mean square of the hidden states that enter each layer of the original model: the median over tokens.
 
     The layers before are run one by one on random tokens. The median is taken because a few tokens, the first above
     all, carry activations hundreds of times as large (Sun et al., Massive Activations in Large Language Models, 2024):
     a mean would describe these alone. None where the input is more than the tokens' embedding.
     """
-    model = open_model(stored.source)
+    model = open_model(source)
     if not model.family.rotary:
-        return (None,) * len(stored.layers)
+        return (None,) * len(layers)
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(0, 1 << 30, (_TOKENS,), generator=generator).tolist()
     as_text = LLMSettings(attention="causal", rotary="1d", calibrate=False, lora=None)
     found = {}
-    with readable(stored.source), torch.inference_mode():
+    with readable(source), torch.inference_mode():
         hidden = model.embeddings(ids)[None]
         if model.family.scaled_embeddings:
             hidden = hidden * hidden.shape[-1] ** 0.5
-        for index in tqdm(range(max(stored.layers) + 1), desc="Measure scale", unit="layer"):
+        for index in tqdm(range(max(layers) + 1), desc="Measure scale", unit="layer"):
             found[index] = float(hidden.square().mean(dim=-1).sqrt().median())
-            if index < max(stored.layers):
+            if index < max(layers):
                 loaded = build_layers(model.layers([index]), torch.float32)
                 hidden = FrozenLayer(loaded, 0, as_text, (1, 1, _TOKENS)).run(hidden)
-    return tuple(found[index] for index in stored.layers)
+    return tuple(found[index] for index in layers)

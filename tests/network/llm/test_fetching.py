@@ -29,14 +29,14 @@ def test_the_scale_is_the_median_token_of_the_whole_model(tiny_model: Tiny, fami
     with torch.no_grad():
         states = model(ids[None], output_hidden_states=True).hidden_states
     expected = [state[0].pow(2).mean(-1).sqrt().median().item() for state in states]
-    measured = fetching.measure_input_rms(read_layers(str(folder), (3, 0, 1)))
+    measured = fetching.measure_input_rms(str(folder), (3, 0, 1))
     assert measured == pytest.approx([expected[3], expected[0], expected[1]], rel=1e-5)
     assert len(set(measured)) == 3
 
 
 def test_the_scale_of_a_model_with_position_embeddings_is_unknown(tiny_model: Tiny) -> None:
     stored = read_layers(str(tiny_model("gpt2")), (1, 2))
-    assert fetching.measure_input_rms(stored) == (None, None)
+    assert fetching.measure_input_rms(stored.source, (1, 2)) == (None, None)
     assert build_layers(stored, torch.float32).input_rms == (1.0, 1.0)
 
 
@@ -45,9 +45,12 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
     shutil.copytree(tiny_llama, source)
     settings = LLMSettings(source=str(source), layers=(1, 3), lora=LoRASettings(r=4, alpha=4))
     stored = read_layers(str(source), (1, 3))
-    scale = fetching.measure_input_rms(stored)
+    scale = fetching.measure_input_rms(str(source), (1, 3))
     pinned = fetching.fetch(settings, folder)
     assert pinned == settings.model_copy(update={"sha256": stored.sha256})
+    # The scale is measured when it is asked for, also of layers that are cached already.
+    assert build_layers(find_layers(pinned, folder), torch.bfloat16).input_rms == (1.0, 1.0)
+    assert fetching.fetch(settings, folder, measure=True) == pinned
     shutil.rmtree(source)
     assert fetching.fetch(pinned, folder) == pinned
     found = find_layers(pinned, folder)
@@ -95,7 +98,7 @@ def test_a_network_is_built_from_the_layer_cache_alone(
     source = tmp_path / "model"
     shutil.copytree(tiny_llama, source)
     settings = tiny_settings(llm={"source": str(source)})
-    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder)})
+    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder, measure=True)})
     whole = build_network(pinned, (16, 16, 32))
     shutil.rmtree(source)
     alone = build_network(pinned, (16, 16, 32))
@@ -142,6 +145,7 @@ def test_layers_whose_predecessors_are_missing_are_fetched_without_a_scale(
     needed = {file for name, file in index.items() if name.startswith(("model.layers.1.", "model.layers.2."))}
     for file in set(index.values()) - needed:
         (source / file).unlink()
-    pinned = fetching.fetch(LLMSettings(source=str(source), layers=(1, 2), lora=None), tmp_path / "cache")
+    settings = LLMSettings(source=str(source), layers=(1, 2), lora=None, calibrate=True)
+    pinned = fetching.fetch(settings, tmp_path / "cache")
     assert find_layers(pinned, tmp_path / "cache").input_rms == (None, None)
     assert "is unknown" in caplog.text

@@ -144,7 +144,7 @@ def test_1d_rotary_counts_the_flattened_tokens(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize(("rms", "enters_at"), [(3.0, 3.0), (None, 1.0)])
 def test_tokens_enter_at_the_scale_of_the_original_model(tiny_llama: Path, rms: float | None, enters_at: float) -> None:
-    layer = _layer(tiny_llama, rms=rms)
+    layer = _layer(tiny_llama, rms=rms, calibrate=True)
     entered: list[Tensor] = []
     layer.layer.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
     tokens = torch.randn(1, TOKENS, 64) * 0.4
@@ -156,7 +156,7 @@ def test_tokens_enter_at_the_scale_of_the_original_model(tiny_llama: Path, rms: 
 
 
 def test_without_calibration_tokens_enter_as_they_are(tiny_llama: Path) -> None:
-    layer, tokens = _layer(tiny_llama, rms=3.0, calibrate=False), torch.randn(1, TOKENS, 64)
+    layer, tokens = _layer(tiny_llama, rms=3.0), torch.randn(1, TOKENS, 64)
     with torch.no_grad():
         assert torch.equal(layer(tokens), layer.run(tokens))
 
