@@ -30,8 +30,8 @@ class LLMSettings(_Settings):
         attention: ``bidirectional`` lets each token see all others, ``causal`` only those before it.
         rotary: the model's own rotary embedding, along the flattened tokens (``1d``) or the token grid (``3d``).
         calibrate: each token enters a layer with the root mean square that hidden states have there in the original
-            model (1 where nobody measured it), and what leaves the layer is divided by it. Off by default: on 24 brains
-            it cost 1 Dice in 6 epochs (see documentation/results.md).
+            model (1 where nobody measured it), and what leaves the layer is divided by it. Off by default: it
+            did not help on 24 brains (see documentation/results.md).
         sha256: digest of the layers' stored weights; loading others is refused. None accepts any.
         lora: low-rank adaptation, or None to use the layers as they are.
     """
