@@ -16,8 +16,9 @@ EXAMPLES = """\
 def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
+    network = pipeline.chosen_network(options.llm, options.layers)
     for dataset in options.datasets:
-        pipeline.plan(dataset, options.num_processes, options.overwrite, options.llm, options.layers)
+        pipeline.plan(dataset, options.num_processes, options.overwrite, network)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,12 +18,12 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
     # A name that is wrong is found out before the work.
-    pipeline.chosen_network(options.llm, options.layers)
+    network = pipeline.chosen_network(options.llm, options.layers)
     for dataset in options.datasets:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)
         pipeline.extract_fingerprint(dataset, options.num_processes)
-        pipeline.plan(dataset, options.num_processes, options.overwrite, options.llm, options.layers)
+        pipeline.plan(dataset, options.num_processes, options.overwrite, network)
         pipeline.preprocess(dataset, "default", options.num_processes)
 
 

@@ -57,8 +57,7 @@ def plan(
     dataset_id: str,
     num_processes: int,
     overwrite: bool = False,
-    llm: str | None = None,
-    layers: Sequence[str] | None = None,
+    network: NetworkSettings | None = None,
 ) -> Path:
     """Write the default plans, the paper's, and the splits. Splits that exist are kept.
 
@@ -66,8 +65,7 @@ def plan(
         dataset_id: id or whole name.
         num_processes: cases looked at at the same time.
         overwrite: replace plans that differ.
-        llm: language model whose layers are fetched and written into the plans; the built-in one when None.
-        layers: its layers, as text; when None those of the built-in one, and ``middle`` of another.
+        network: what goes into the plans, from :func:`chosen_network`; the default when None.
 
     Raises:
         UserError: there are other plans already, perhaps edited by hand, and ``overwrite`` is not given.
@@ -78,10 +76,11 @@ def plan(
     if not fingerprint.exists():
         raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     folds = splits.make_splits(dataset)
-    network = chosen_network(llm, layers)
     made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
     made, reason = choose_prealignment(dataset, made, num_processes)
-    made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}, "network": network})
+    made = made.model_copy(
+        update={"reasons": made.reasons | {"prealignment": reason}, "network": network or NetworkSettings()}
+    )
     both = (made, planning.paper_plans(made))
     for plans in both:
         path = plans_path(folder, plans.plans_name)

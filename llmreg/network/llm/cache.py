@@ -59,9 +59,8 @@ def write(stored: StoredLayers, cache: Path) -> Path:
         UserError: the cache cannot be written.
     """
     if (folder := find(stored.sha256, cache)) is not None:
-        record = read_record(folder)
-        if None in (record.input_rms or (None,)) and stored.input_rms:
-            write_json(folder / RECORD_FILE, record.model_copy(update={"input_rms": stored.input_rms}).model_dump())
+        if None in (read_record(folder).input_rms or (None,)) and stored.input_rms:
+            write_scale(stored.sha256, stored.input_rms, cache)
         return folder
     slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
     numbers = "-".join(map(str, stored.layers))
@@ -85,6 +84,13 @@ def write(stored: StoredLayers, cache: Path) -> Path:
     # Last: its presence says that the tensors are whole.
     write_json(folder / RECORD_FILE, record.model_dump())
     return folder
+
+
+def write_scale(sha256: str, input_rms: tuple[float | None, ...], cache: Path) -> None:
+    """Add the scale of what enters layers to those with that hash in the cache."""
+    folder = find(sha256, cache)
+    assert folder is not None
+    write_json(folder / RECORD_FILE, read_record(folder).model_copy(update={"input_rms": input_rms}).model_dump())
 
 
 def find(sha256: str, cache: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,25 +70,19 @@ def fetch(settings: LLMSettings, folder: Path, measure: bool = False) -> LLMSett
     if is_local(settings.source):
         # Whoever uses the plans later may stand in another folder.
         settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
-    cached = _cached(settings, folder)
-    if cached is not None:
-        check_runnable(cached.config, settings)
-        stored_rms, sha256, revision = cached.input_rms, cached.sha256, cached.revision
+    record = _cached(settings, folder)
+    if record is not None:
+        check_runnable(record.config, settings)
     else:
         stored = find_layers(settings, folder)
         check_runnable(stored.config, settings)
-        log.info(
-            "Layers %s of %s are in %s",
-            ", ".join(map(str, stored.layers)),
-            settings.source,
-            cache.write(stored, folder),
-        )
-        stored_rms, sha256, revision = stored.input_rms, stored.sha256, stored.revision
-    settings = settings.model_copy(update={"sha256": sha256})
-    unknown = None in (stored_rms or (None,))
-    if (measure or settings.calibrate) and unknown and settings.weights == "pretrained" and revision is None:
-        measured = replace(find_layers(settings, folder), input_rms=_known_input_rms(settings))
-        cache.write(measured, folder)
+        where = cache.write(stored, folder)
+        record = cache.read_record(where)
+        log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, where)
+    settings = settings.model_copy(update={"sha256": record.sha256})
+    unknown = None in (record.input_rms or (None,))
+    if (measure or settings.calibrate) and unknown and record.weights == "pretrained" and record.revision is None:
+        cache.write_scale(record.sha256, _known_input_rms(settings), folder)
     return settings
 
 
