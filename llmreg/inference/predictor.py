@@ -73,7 +73,7 @@ class Predictor:
         self.configuration = self.plans.configuration(model.configuration)
         self.device = device
         self._reference = read_reference(model.folder, self.plans)
-        self.network = build_network(self.plans.network, self.configuration.network_shape[::-1]).to(device).eval()
+        self.network = build_network(self.plans.network, self.configuration.network_shape[::-1], device).eval()
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
             state = checkpoint.load(path, self.network)

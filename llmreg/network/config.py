@@ -26,7 +26,8 @@ class LLMSettings(_Settings):
         source: ``smollm2-135m``, a Hugging Face folder, a GGUF file, or a hub id.
         layers: zero-based indices of the decoder layers, one for each block.
         weights: ``random`` replaces the pretrained weights by the model's initial ones, drawn with a fixed seed.
-        dtype: type the frozen weights are kept and computed in.
+        dtype: type the frozen weights are kept and computed in; ``bfloat16`` is rounded to, but held and computed in
+            float32 where the hardware does not compute in it.
         attention: ``bidirectional`` lets each token see all others, ``causal`` only those before it.
         rotary: the model's own rotary embedding, along the flattened tokens (``1d``) or the token grid (``3d``).
         calibrate: each token enters a layer with the root mean square that hidden states have there in the original

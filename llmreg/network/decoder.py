@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from llmreg.geometry import warping
 from llmreg.network.adapters import UpConvolution
+from llmreg.network.convolution import Conv3d
 from llmreg.network.encoder import ConvBlock
+from llmreg.network.recomputation import recomputed
 
 HEAD_STD = 1e-5
 
@@ -42,12 +44,15 @@ class Decoder(nn.Module):
                 incoming += channels
             if stage < 3:
                 incoming += 4
-            self.stages[str(stage)] = nn.Sequential(
-                ConvBlock(incoming, channels, normalization), ConvBlock(channels, channels, normalization)
-            )
+            self.stages[str(stage)] = _Stage(incoming, channels, normalization)
 
     def forward(
-        self, adapted: Sequence[Tensor | None], moving: Sequence[Tensor], fixed: Sequence[Tensor], image: Tensor
+        self,
+        adapted: Sequence[Tensor | None],
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        image: Tensor,
+        recompute: bool = False,
     ) -> Tensor:
         """Predict the field.
 
@@ -56,36 +61,51 @@ class Decoder(nn.Module):
             moving: the moving encoder's features, finest first.
             fixed: the fixed encoder's.
             image: the moving image (B, 1, z, y, x).
+            recompute: as in LLMMorph.
 
         Returns:
             (B, 3, z, y, x) float32, channels (x, y, z), in voxels.
         """
-        features = self.stages["4"](_joined(adapted[3], moving[3], fixed[3]))
-        features = self.stages["3"](_joined(self.ups["3"](features), adapted[2], moving[2], fixed[2]))
+        features = self.stages["4"](adapted[3], moving[3], fixed[3])
+        features = self.stages["3"](self.ups["3"](features), adapted[2], moving[2], fixed[2])
         flow = self.heads["3"](features)
-        for stage in (2, 1):
+        for stage, resized in ((2, warping.downsample_image(image, 2)), (1, image)):
             index = stage - 1
-            coarse = self._upsampled(flow)
-            resized = image if stage == 1 else warping.downsample_image(image, 2)
-            warped = warping.warp(resized, coarse)
-            up = self.ups[str(stage)](features)
-            guides = torch.cat([warped, coarse], dim=1).to(up.dtype)
-            features = self.stages[str(stage)](_joined(up, adapted[index], moving[index], fixed[index], guides))
-            residual = self.heads[str(stage)](features)
-            # The residual lives on the grid of the image warped so far, so it is followed first.
-            flow = warping.compose(residual, coarse) if self.compose else coarse + residual
+            inputs = features, flow, resized, adapted[index], moving[index], fixed[index]
+            sparing = recompute and stage == 1
+            features, flow = recomputed(self._refined, str(stage), sparing, *inputs, when=sparing)
         return flow
+
+    def _refined(
+        self, stage: str, apart: bool, features: Tensor, flow: Tensor, image: Tensor, *skips: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Features and field of stage 2 or 1, from those of the stage before."""
+        coarse = self._upsampled(flow)
+        up = self.ups[stage](features)
+        guided = torch.cat([up, warping.warp(image, coarse).to(up.dtype), coarse.to(up.dtype)], dim=1)
+        features = self.stages[stage](guided, *skips, apart=apart)
+        residual = self.heads[stage](features)
+        # The residual lives on the grid of the image warped so far, so it is followed first.
+        return features, warping.compose(residual, coarse) if self.compose else coarse + residual
 
     def _upsampled(self, flow: Tensor) -> Tensor:
         finer = warping.upsample(flow, 2)
         return finer if self.compose else finer / 2
 
 
-def _joined(*parts: Tensor | None) -> Tensor:
-    return torch.cat([part for part in parts if part is not None], dim=1)
+class _Stage(nn.Sequential):
+    """Two convolutions over what a stage is given, of which None has no channels."""
+
+    def __init__(self, incoming: int, channels: int, normalization: str) -> None:
+        super().__init__(ConvBlock(incoming, channels, normalization), ConvBlock(channels, channels, normalization))
+
+    def forward(self, *parts: Tensor | None, apart: bool = False) -> Tensor:
+        first, second = self
+        features: Tensor = second(first(*(part for part in parts if part is not None), apart=apart))
+        return features
 
 
-class FieldHead(nn.Conv3d):
+class FieldHead(Conv3d):
     """3x3x3 convolution to a field, near zero at first; in float32 whatever the features are in."""
 
     def __init__(self, channels: int) -> None:

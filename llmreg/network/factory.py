@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from llmreg.devices import has_bfloat16
 from llmreg.errors import UserError
 from llmreg.network.config import NetworkSettings
 from llmreg.network.llm.loading import build_layers, find_layers
@@ -16,22 +17,36 @@ from llmreg.paths import llm_cache_folder
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def build_network(settings: NetworkSettings, shape: Sequence[int]) -> LLMMorph:
-    """Build the network for images of one shape, on the CPU, with pretrained frozen layers where it has some.
+def build_network(
+    settings: NetworkSettings, shape: Sequence[int], device: torch.device | None = None, recompute: bool = False
+) -> LLMMorph:
+    """Build the network for images of one shape, with pretrained frozen layers where it has some.
 
     Args:
         settings: the network's settings.
         shape: (z, y, x), each a multiple of 16.
+        device: where it is put; the CPU when None.
+        recompute: see :class:`LLMMorph`.
 
     Raises:
         UserError: the language model is missing, unreadable, another than the settings' ``sha256`` says, or cannot be
             run as they say.
         ValueError: the shape is not a multiple of 16.
     """
-    loaded = None
+    device = device or torch.device("cpu")
+    loaded, sha256 = None, ""
     if settings.blocks == "llm":
-        loaded = build_layers(find_layers(settings.llm, llm_cache_folder()), DTYPES[settings.llm.dtype])
-    return LLMMorph(settings, shape, loaded)
+        stored = find_layers(settings.llm, llm_cache_folder())
+        # Looked up or read: not every find_layers has to hash them.
+        sha256 = settings.llm.sha256 or stored.sha256
+        loaded = build_layers(stored, DTYPES[settings.llm.dtype])
+        if settings.llm.dtype == "bfloat16" and not has_bfloat16(device):
+            # The same numbers, held in what the hardware computes in.
+            for layer in loaded.layers:
+                layer.float()
+    network = LLMMorph(settings, shape, loaded, sha256)
+    network.recompute = recompute
+    return network.to(device)
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

@@ -25,12 +25,21 @@ class LLMMorph(nn.Module):
         settings: the network's settings.
         shape: (z, y, x) of the images, each a multiple of 16.
         loaded: the frozen decoder layers; None when the settings' blocks have none.
+        llm_sha256: their digest, which checkpoints hold; empty when there are none.
+
+    Attributes:
+        recompute: in training, what the finest level computes is not kept but computed again in the backward pass:
+            about half of the activations' memory for about a fifth more time. The numbers are the same.
 
     Raises:
         ValueError: the shape is not a multiple of 16.
     """
 
-    def __init__(self, settings: NetworkSettings, shape: Sequence[int], loaded: LoadedLayers | None) -> None:
+    recompute = False
+
+    def __init__(
+        self, settings: NetworkSettings, shape: Sequence[int], loaded: LoadedLayers | None, llm_sha256: str = ""
+    ) -> None:
         super().__init__()
         self.shape = tuple(int(size) for size in shape)
         if len(self.shape) != 3 or any(size <= 0 or size % DOWNSAMPLING for size in self.shape):
@@ -39,7 +48,7 @@ class LLMMorph(nn.Module):
         self.token_grid = (d, h, w)
         base = settings.width
         channels, hidden = 32 * base, _TOKEN_HIDDEN * base
-        self.llm_sha256 = "" if loaded is None else loaded.sha256
+        self.llm_sha256 = llm_sha256
         with_tokens = settings.blocks != "none"
         self.moving_encoder = Encoder(base, settings.normalization, with_tokens)
         self.fixed_encoder = Encoder(base, settings.normalization, with_tokens)
@@ -71,9 +80,11 @@ class LLMMorph(nn.Module):
         for image in (moving, fixed):
             if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
                 raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")
-        moving_features, fixed_features = self.moving_encoder(moving), self.fixed_encoder(fixed)
+        recompute = self.recompute and torch.is_grad_enabled()
+        moving_features = self.moving_encoder(moving, recompute)
+        fixed_features = self.fixed_encoder(fixed, recompute)
         adapted = self._adapted(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
-        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, moving)
+        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, moving, recompute)
         return flow
 
     def _adapted(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:

@@ -106,13 +106,19 @@ class PreAlignment(_Model):
 
 
 class Configuration(_Model):
-    """A way to train the plan: at the grid's own resolution or at half of it."""
+    """A way to train the plan: at the grid's own resolution or at half of it.
+
+    Attributes:
+        recompute: whether training computes the network's finest level twice instead of keeping all of it in memory.
+        memory_gb: estimate of what a training step needs.
+    """
 
     downsampling: Literal[1, 2]
     padded_size: Size
     network_shape: Size
     token_grid: Size
     token_length: int
+    recompute: bool = False
     memory_gb: float
 
     @model_validator(mode="after")
@@ -199,7 +205,7 @@ class Plans(_Model):
     def digest(self) -> str:
         """A hash of all that shapes a trained model, whatever the file's layout."""
         # Without defaults: a key that a file leaves out, or that a later version adds, changes nothing.
-        derived: Any = {"reasons": True, "default_configuration": True, "configurations": {"__all__": {"memory_gb"}}}
+        derived: Any = {"reasons": True, "default_configuration": True, "configurations": {"__all__": {"memory_gb", "recompute"}}}
         content = self.model_dump(mode="json", exclude=derived, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -72,7 +72,7 @@ def train(
     configuration = plans.configuration(configuration_name)
     settings = plans.training
     torch.manual_seed(settings.seed)
-    network = build_network(plans.network, configuration.network_shape[::-1]).to(device)
+    network = build_network(plans.network, configuration.network_shape[::-1], device, configuration.recompute)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))
     state = checkpoint.State(

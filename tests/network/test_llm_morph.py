@@ -104,6 +104,54 @@ def test_the_residual_is_followed_before_the_coarse_field(tiny_settings: Make, m
     torch.testing.assert_close(flow[0, 0, 3, 3, :-2], 2 + 0.1 * (x + 2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("blocks", ["adapters", "none"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_computing_the_finest_level_twice_changes_memory_alone(
+    tiny_settings: Make, precision: torch.dtype, blocks: str
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(tiny_settings(blocks=blocks), SHAPE)
+    images = _images()
+
+    def learned(recompute: bool) -> tuple[int, dict[str, Tensor]]:
+        """Bytes kept for the backward pass, without weights, and the gradients that it gives."""
+        network.recompute = recompute
+        network.zero_grad()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+                loss = (network(*images) - 1).square().mean()
+        loss.backward()
+        own = sum(size for address, size in kept.items() if address not in weights)
+        return own, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+    weights = {p.data_ptr() for p in network.parameters()}
+    (many, plain), (few, again) = learned(False), learned(True)
+    assert few < 0.75 * many
+    assert plain.keys() == again.keys()
+    loose = {"rtol": 0.05, "atol": 5e-4} if precision == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, **loose)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_bfloat16_weights_are_held_in_what_the_hardware_computes_in(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, hardware: bool
+) -> None:
+    monkeypatch.setattr("llmreg.network.factory.has_bfloat16", lambda device: hardware)
+    network = build_network(tiny_settings(), SHAPE)
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    assert {p.dtype for p in frozen} == {torch.bfloat16 if hardware else torch.float32}
+    # The same numbers on either.
+    assert all(torch.equal(p, p.bfloat16().to(p.dtype)) for p in frozen)
+    assert build_network(tiny_settings(llm={"dtype": "float32"}), SHAPE).llm_sha256 == network.llm_sha256
+
+
 def _paper(shape: tuple[int, int, int]) -> LLMMorph:
     config = LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
@@ -112,7 +160,7 @@ def _paper(shape: tuple[int, int, int]) -> LLMMorph:
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).to(torch.bfloat16).requires_grad_(False) for _ in range(2)]
         family = family_of(config.to_dict(), "LLaMA 3")
-        return LLMMorph(NetworkSettings(), shape, LoadedLayers(family, config, layers, (15, 16), "0" * 64, (1.0, 1.0)))
+        return LLMMorph(NetworkSettings(), shape, LoadedLayers(family, config, layers, (15, 16), (1.0, 1.0)))
 
 
 def test_sizes_of_the_paper() -> None:

@@ -1,13 +1,15 @@
 """The layer cache: the few layers that a plan uses, as one small safetensors file with a JSON beside it.
 
 ``<cache>/<source>_layers_15-16_<first digits of the hash>/layers.safetensors`` and ``layers.json``. The hash covers the
-tensors as they are stored, so it says which weights they are, wherever they came from.
+tensors as they are stored, so it says which weights they are, wherever they came from. ``checked.json`` remembers the
+state of the file (size, time) for which that was checked: hashing hundreds of megabytes takes longer than all else.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.network.llm.stored import StoredLayers, StoredTensor
 
-TENSORS_FILE, RECORD_FILE = "layers.safetensors", "layers.json"
+TENSORS_FILE, RECORD_FILE, CHECKED_FILE = "layers.safetensors", "layers.json", "checked.json"
 _HASH_DIGITS = 12
 
 
@@ -143,9 +145,25 @@ def read(folder: Path) -> StoredLayers:
         record.weights,
         record.input_rms,
     )
-    if stored.sha256 != record.sha256:
-        raise UserError(
-            f"The layer cache {folder} does not hold the weights that its {RECORD_FILE} names: remove it and run "
-            "llmreg_fetch_llm again."
-        )
+    state = _state_of(folder / TENSORS_FILE) | {"sha256": record.sha256}
+    if _last_checked(folder) != state:
+        if stored.sha256 != record.sha256:
+            raise UserError(
+                f"The layer cache {folder} does not hold the weights that its {RECORD_FILE} names: remove it and run "
+                "llmreg_fetch_llm again."
+            )
+        # A cache that others own may be read-only: then it is checked each time.
+        with suppress(UserError):
+            write_json(folder / CHECKED_FILE, state)
     return stored
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    state = path.stat()
+    return {"size": state.st_size, "modified_ns": state.st_mtime_ns}
+
+
+def _last_checked(folder: Path) -> Any:
+    with suppress(UserError):
+        return read_json(folder / CHECKED_FILE)
+    return None

@@ -31,7 +31,6 @@ class LoadedLayers:
         config: the language model's configuration.
         layers: one module a layer, in evaluation mode and without gradients.
         indices: their zero-based positions in the language model.
-        sha256: digest of the layers' tensors as they are stored, before any cast.
         input_rms: root mean square of the hidden states that enter each layer in the original model; 1 where unknown.
     """
 
@@ -39,7 +38,6 @@ class LoadedLayers:
     config: PreTrainedConfig
     layers: list[nn.Module]
     indices: tuple[int, ...]
-    sha256: str
     input_rms: tuple[float, ...]
 
 
@@ -132,7 +130,7 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype) -> LoadedLayers:
         modules.append(module.requires_grad_(False).eval())
     rms = stored.input_rms or (None,) * len(stored.layers)
     known = tuple(1.0 if value is None else value for value in rms)
-    return LoadedLayers(family, config, modules, stored.layers, stored.sha256, known)
+    return LoadedLayers(family, config, modules, stored.layers, known)
 
 
 def _names(stored: StoredLayers, index: int) -> Iterable[str]:

@@ -86,11 +86,42 @@ def test_writing_again_changes_only_the_record(tiny_llama: Path, tmp_path: Path)
     assert cache.read(folder).input_rms == (2.5,)
 
 
-def test_the_hash_covers_the_tensors_before_any_cast(tiny_llama: Path) -> None:
+def test_layers_are_hashed_once_and_again_when_their_file_changes(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cache.write(read_layers(str(tiny_llama), (1, 2)), tmp_path)
+    hashed: list[StoredLayers] = []
+
+    def counted(self: StoredLayers) -> str:
+        hashed.append(self)
+        return digest(self)
+
+    digest = StoredLayers.sha256.func
+    monkeypatch.setattr(StoredLayers, "sha256", property(counted))
+    for _ in range(3):
+        cache.read(folder)
+    assert len(hashed) == 1
+    tensors = load_file(folder / "layers.safetensors")
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, folder / "layers.safetensors")
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not hold the weights"):
+            cache.read(folder)
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored = read_layers(str(tiny_llama), (1, 2))
-    half, full = (build_layers(stored, dtype) for dtype in (torch.bfloat16, torch.float32))
-    assert half.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
-    assert half.sha256 == full.sha256 == stored.sha256
+    folder = cache.write(stored, tmp_path)
+
+    def refuse(path: Path, content: object) -> None:
+        raise UserError(f"Cannot write {path}")
+
+    monkeypatch.setattr(cache, "write_json", refuse)
+    for _ in range(2):
+        _same(stored, cache.read(folder))
+    assert not (folder / "checked.json").exists()
 
 
 def test_the_hash_is_of_these_layers_in_this_order_type_and_shape(tiny_llama: Path) -> None:
