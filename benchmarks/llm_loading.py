@@ -1,8 +1,9 @@
 """Loading two decoder layers of a large language model: llmreg beside transformers' AutoModel, in one run.
 
-Writes a model of LLaMA-3-8B's widths with 12 layers (7.3 GB, sharded) into a temporary folder, loads layers 5 and 6
-from it in a process of its own with each, and prints time, peak memory above the imports, and the share of the layers'
-bytes that is read.
+Writes a model of LLaMA-3-8B's widths with 12 layers (7.3 GB, sharded, bfloat16) into a temporary folder. Then layers 5
+and 6 are loaded in a process of its own each: by llmreg from the model, by llmreg from the layer cache that it made of
+it, and by AutoModel; in bfloat16, which both map from disk without a copy, and in float32. Every weight of the two
+layers is looked at. Prints time, peak memory above the imports, and the share of the layers' bytes that is read.
 
     python benchmarks/llm_loading.py [--layers 12] [--folder /with/8GB]
 """
@@ -67,11 +68,22 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(which: str, folder: Path) -> None:
+def fill_cache(folder: Path) -> None:
+    from llmreg.network.config import LLMSettings
+    from llmreg.network.llm.fetching import fetch
+    from llmreg.network.llm.loading import find_layers
+
+    pinned = fetch(LLMSettings(source=str(folder), layers=LAYERS), folder / "cache")
+    find_layers(pinned, folder / "cache")
+    (folder / "pinned.json").write_text(pinned.model_dump_json())
+
+
+def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     """Load in this process and print what it took as JSON."""
     from transformers import AutoModel
 
-    from llmreg.network.llm.loading import build_layers
+    from llmreg.network.config import LLMSettings
+    from llmreg.network.llm.loading import build_layers, find_layers
     from llmreg.network.llm.reading import LocalFiles
     from llmreg.network.llm.sources import read_layers
 
@@ -85,17 +97,23 @@ def measure(which: str, folder: Path) -> None:
 
     LocalFiles.read = counted  # type: ignore[method-assign]
     before, start = peak_mb(), time.perf_counter()
-    if which == "llmreg":
-        layers = build_layers(read_layers(str(folder), LAYERS), torch.bfloat16).layers
+    if which == "model":
+        layers = build_layers(read_layers(str(folder), LAYERS), dtype).layers
+    elif which == "cache":
+        pinned = LLMSettings.model_validate_json((folder / "pinned.json").read_text())
+        layers = build_layers(find_layers(pinned, folder / "cache"), dtype).layers
     else:
-        layers = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).layers[LAYERS[0] : LAYERS[-1] + 1]
-    # Both map their files: only weights that are looked at are read.
+        layers = AutoModel.from_pretrained(folder, dtype=dtype).layers[LAYERS[0] : LAYERS[-1] + 1]
+    ready = time.perf_counter() - start
     for layer in layers:
         for parameter in layer.parameters():
             parameter.view(torch.uint8).max()
     seconds, memory = time.perf_counter() - start, peak_mb() - before
-    size = sum(p.nbytes for layer in layers for p in layer.parameters())
-    json.dump({"seconds": seconds, "memory_mb": memory, "share": read / size}, sys.stdout)
+    size = sum(p.numel() * 2 for layer in layers for p in layer.parameters())
+    json.dump({"ready": ready, "seconds": seconds, "memory_mb": memory, "share": read / size}, sys.stdout)
+
+
+NAMES = {"model": "llmreg, from the model", "cache": "llmreg, from its cache", "AutoModel": "AutoModel"}
 
 
 def main() -> None:
@@ -103,32 +121,41 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--folder", type=Path, help="where the model is written (default: the temporary folder)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", choices=["write", "llmreg", "AutoModel"], help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["write", *NAMES], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure == "write":
-        return write_model(options.folder, options.layers)
+        write_model(options.folder, options.layers)
+        return fill_cache(options.folder)
     if options.measure:
-        return measure(options.measure, options.folder)
+        return measure(options.measure, options.folder, getattr(torch, options.dtype))
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         # In a process of its own: children inherit this one's peak memory.
         here = [sys.executable, __file__, "--folder", temporary]
         subprocess.run([*here, "--measure", "write", "--layers", str(options.layers)], check=True)
-        found: dict[str, list[dict[str, float]]] = {"llmreg": [], "AutoModel": []}
-        # In turns, so that both see the same state of the disk's cache; the first round warms it.
-        for _ in range(options.repeats + 1):
-            for which in found:
-                done = subprocess.run([*here, "--measure", which], check=True, capture_output=True)
-                found[which].append(json.loads(done.stdout))
+        for dtype in ("bfloat16", "float32"):
+            compare(here, dtype, options.repeats)
+
+
+def compare(here: list[str], dtype: str, repeats: int) -> None:
+    """Measure the three in turns and print a table and the ratios."""
+    found: dict[str, list[dict[str, float]]] = {which: [] for which in NAMES}
+    # In turns, so that all see the same state of the disk's cache; the first round warms it.
+    for _ in range(repeats + 1):
+        for which in found:
+            done = subprocess.run([*here, "--measure", which, "--dtype", dtype], check=True, capture_output=True)
+            found[which].append(json.loads(done.stdout))
     best = {which: {key: min(run[key] for run in runs[1:]) for key in runs[0]} for which, runs in found.items()}
-    sys.stdout.write(f"{'':<12}{'time (s)':>10}{'peak memory (MB)':>18}\n")
+    sys.stdout.write(f"{dtype:<26}{'loaded (s)':>12}{'and read (s)':>14}{'peak memory (MB)':>18}\n")
     for which, run in best.items():
-        sys.stdout.write(f"{which:<12}{run['seconds']:>10.2f}{run['memory_mb']:>18.0f}\n")
-    ours, theirs = best["llmreg"], best["AutoModel"]
-    time_ratio, memory_ratio = (theirs[key] / ours[key] for key in ("seconds", "memory_mb"))
-    sys.stdout.write(
-        f"llmreg is {time_ratio:.1f} times faster and {memory_ratio:.1f} times smaller, and reads {ours['share']:.4f} "
-        "times the layers' bytes\n"
-    )
+        sys.stdout.write(f"{NAMES[which]:<26}{run['ready']:>12.2f}{run['seconds']:>14.2f}{run['memory_mb']:>18.0f}\n")
+    for which in ("model", "cache"):
+        ready, whole, memory = (best["AutoModel"][key] / best[which][key] for key in ("ready", "seconds", "memory_mb"))
+        sys.stdout.write(
+            f"{NAMES[which]}: loaded {ready:.1f} and read {whole:.1f} times faster, {memory:.1f} times smaller\n"
+        )
+    sys.stdout.write(f"llmreg read {best['model']['share']:.4f} times the layers' bytes\n\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

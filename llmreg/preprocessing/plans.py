@@ -205,7 +205,8 @@ class Plans(_Model):
     def digest(self) -> str:
         """A hash of all that shapes a trained model, whatever the file's layout."""
         # Without defaults: a key that a file leaves out, or that a later version adds, changes nothing.
-        derived: Any = {"reasons": True, "default_configuration": True, "configurations": {"__all__": {"memory_gb", "recompute"}}}
+        of_configurations = {"__all__": {"memory_gb", "recompute"}}
+        derived: Any = {"reasons": True, "default_configuration": True, "configurations": of_configurations}
         content = self.model_dump(mode="json", exclude=derived, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

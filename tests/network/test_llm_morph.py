@@ -123,9 +123,11 @@ def test_computing_the_finest_level_twice_changes_memory_alone(
             kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-                loss = (network(*images) - 1).square().mean()
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
+        ):
+            loss = (network(*images) - 1).square().mean()
         loss.backward()
         own = sum(size for address, size in kept.items() if address not in weights)
         return own, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmreg.errors import UserError
 from llmreg.network.llm.families import Family, build_config, family_of
@@ -38,6 +39,9 @@ _GGUF_CONFIG = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
 }
+# What each rotary frequency is divided by, and the constants that LLaMA 3.1 and 3.2 share.
+_ROPE_FACTORS = "rope_freqs.weight"
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
 
 
@@ -207,11 +211,10 @@ class GGUFModel:
                 f"{', '.join(_GGUF_FAMILIES)}. Use the model's safetensors."
             )
         values = {key: self._value(f"{self._architecture}.{name}") for key, name in _GGUF_CONFIG.items()}
-        theta = float(self._value(f"{self._architecture}.rope.freq_base") or 10000.0)
-        self.config: dict[str, Any] = {
-            "model_type": self._architecture,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        } | {key: value for key, value in values.items() if value is not None}
+        self.config: dict[str, Any] = {"model_type": self._architecture} | {
+            key: value for key, value in values.items() if value is not None
+        }
+        self.config["rope_parameters"] = self._rotary()
         self.family = family_of(self.config, str(path))
 
     def layers(self, indices: Sequence[int]) -> StoredLayers:
@@ -236,6 +239,32 @@ class GGUFModel:
         found = self._tensors["token_embd.weight"]
         rows = torch.from_numpy(found.data[[token % len(found.data) for token in ids]])
         return StoredTensor(rows, found.tensor_type.name).numbers()
+
+    def _rotary(self) -> dict[str, Any]:
+        """transformers' ``rope_parameters``."""
+        prefix = f"{self._architecture}.rope."
+        rope: dict[str, Any] = {
+            "rope_type": str(self._value(prefix + "scaling.type") or "none"),
+            "rope_theta": float(self._value(prefix + "freq_base") or 10000.0),
+        }
+        if _ROPE_FACTORS in self._tensors:
+            # LLaMA 3.1's scaling, of which the file has the outcome: what each frequency is divided by.
+            divided = torch.from_numpy(np.array(self._tensors[_ROPE_FACTORS].data, np.float32))
+            rope |= {"rope_type": "llama3", "factor": float(divided.max())} | _LLAMA3_ROPE
+            plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, 2 * len(divided), 2).float() / (2 * len(divided)))
+            config = build_config(self.config | {"rope_parameters": rope}, family_of(self.config, str(self._path)))
+            expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+            if torch.allclose(plain / divided, expected, rtol=1e-3):
+                return rope
+        elif rope["rope_type"] in ("linear", "yarn"):
+            original = self._value(prefix + "scaling.original_context_length")
+            scaled = {"factor": float(self._value(prefix + "scaling.factor"))}
+            return rope | scaled | ({} if original is None else {"original_max_position_embeddings": int(original)})
+        elif rope["rope_type"] == "none":
+            return rope | {"rope_type": "default"}
+        raise UserError(
+            f"{self._path}: its rotary scaling '{rope['rope_type']}' is not supported. Use the model's safetensors."
+        )
 
     def _value(self, key: str) -> Any:
         field = self._reader.get_field(key)

@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -244,7 +245,16 @@ def _save_gguf(model: PreTrainedModel, path: Path, quantisation: str) -> PreTrai
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    elif rope["rope_type"] == "llama3":
+        scaled, dim = model.model.rotary_emb.inv_freq.numpy(), 2 * len(model.model.rotary_emb.inv_freq)
+        plain = 1.0 / rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
     for full, parameter in model.named_parameters():
         values = parameter.detach().numpy()
         if full == "model.embed_tokens.weight":
@@ -289,6 +299,23 @@ def test_gguf_layers_equal_those_of_the_model_that_was_written(tmp_path: Path, f
         torch.testing.assert_close(ours, states[index + 1], rtol=1e-5, atol=1e-5)
     table = model.get_input_embeddings().weight
     assert torch.equal(open_model(str(path)).embeddings([3, 99, 104]), table[[3, 99, 4]])
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "other"])
+def test_gguf_files_keep_their_rotary_scaling(tmp_path: Path, kind: str) -> None:
+    rope: dict[str, Any] = {"rope_type": "llama3" if kind == "other" else kind, "rope_theta": 500.0, "factor": 4.0}
+    rope |= {"original_max_position_embeddings": 8192}
+    if kind in ("llama3", "other"):
+        # So that there are frequencies below, between and above the two bounds.
+        rope |= {"rope_theta": 1e6, "low_freq_factor": 1.0, "high_freq_factor": 4.0 if kind == "llama3" else 64.0}
+    folder = save_random_model(tmp_path / "model", "llama", rope_parameters=rope, max_position_embeddings=32768)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    path = tmp_path / "model.gguf"
+    states = _whole_states(_save_gguf(model, path, "F32"))
+    if kind == "other":
+        _refused(path, "rotary scaling 'llama3' is not supported")
+        return
+    torch.testing.assert_close(_run(str(path), 1, states[1]), states[2], rtol=1e-5, atol=1e-5)
 
 
 def test_gguf_weights_stay_quantised_until_they_are_used(tiny_llama: Path, tmp_path: Path) -> None:
