@@ -80,6 +80,8 @@ def fill_cache(folder: Path) -> None:
 
 def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     """Load in this process and print what it took as JSON."""
+    # What loading would import, too: imports are not what is measured.
+    import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModel
 
     from llmreg.network.config import LLMSettings
