@@ -1,9 +1,10 @@
 """Loading two decoder layers of a large language model: llmreg beside transformers' AutoModel, in one run.
 
 Writes a model of LLaMA-3-8B's widths with 12 layers (7.3 GB, sharded, bfloat16) into a temporary folder. Then layers 5
-and 6 are loaded in a process of its own each: by llmreg from the model, by llmreg from the layer cache that it made of
-it, and by AutoModel; in bfloat16, which both map from disk without a copy, and in float32. Every weight of the two
-layers is looked at. Prints time, peak memory above the imports, and the share of the layers' bytes that is read.
+and 6 are loaded in a process of its own each: by llmreg from the model, with and without the digest that it takes of
+them once, by llmreg from the layer cache that it makes of them, and by AutoModel; in bfloat16, which all map from disk
+without a copy, and in float32. Every weight of the two layers is looked at. Prints time, peak memory above the imports,
+and the share of the layers' bytes that is read.
 
     python benchmarks/llm_loading.py [--layers 12] [--folder /with/8GB]
 """
@@ -101,6 +102,9 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     before, start = peak_mb(), time.perf_counter()
     if which == "model":
         layers = build_layers(read_layers(str(folder), LAYERS), dtype).layers
+    elif which == "first":
+        pinned = LLMSettings.model_validate_json((folder / "pinned.json").read_text())
+        layers = build_layers(find_layers(pinned, folder / "no cache"), dtype).layers
     elif which == "cache":
         pinned = LLMSettings.model_validate_json((folder / "pinned.json").read_text())
         layers = build_layers(find_layers(pinned, folder / "cache"), dtype).layers
@@ -115,7 +119,12 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     json.dump({"ready": ready, "seconds": seconds, "memory_mb": memory, "share": read / size}, sys.stdout)
 
 
-NAMES = {"model": "llmreg, from the model", "cache": "llmreg, from its cache", "AutoModel": "AutoModel"}
+NAMES = {
+    "model": "llmreg, from the model",
+    "first": "llmreg, with its digest",
+    "cache": "llmreg, from its cache",
+    "AutoModel": "AutoModel",
+}
 
 
 def main() -> None:
@@ -151,7 +160,7 @@ def compare(here: list[str], dtype: str, repeats: int) -> None:
     sys.stdout.write(f"{dtype:<26}{'loaded (s)':>12}{'and read (s)':>14}{'peak memory (MB)':>18}\n")
     for which, run in best.items():
         sys.stdout.write(f"{NAMES[which]:<26}{run['ready']:>12.2f}{run['seconds']:>14.2f}{run['memory_mb']:>18.0f}\n")
-    for which in ("model", "cache"):
+    for which in ("model", "first", "cache"):
         ready, whole, memory = (best["AutoModel"][key] / best[which][key] for key in ("ready", "seconds", "memory_mb"))
         sys.stdout.write(
             f"{NAMES[which]}: loaded {ready:.1f} and read {whole:.1f} times faster, {memory:.1f} times smaller\n"

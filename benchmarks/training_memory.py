@@ -18,11 +18,13 @@ def step(shape: tuple[int, int, int], downsampling: int) -> None:
     from llmreg.devices import autocast
     from llmreg.network.config import NetworkSettings
     from llmreg.network.factory import build_network
+    from llmreg.preprocessing.planning import plan_configuration
     from llmreg.training.losses import gradient_l2, soft_dice
     from llmreg.training.trainer import predict_flow
 
     device = torch.device("cpu")
-    network = build_network(NetworkSettings(), [n // downsampling for n in shape]).train()
+    planned = plan_configuration(shape[::-1], downsampling)
+    network = build_network(NetworkSettings(), planned.network_shape[::-1], device, planned.recompute).train()
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=True)
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 30, (1, *shape), generator=generator, dtype=torch.uint8)

@@ -57,14 +57,10 @@ def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor) -> Tensor:
     return 1 - (2 * overlap / (warped.sum((2, 3, 4)) + fixed_hot.sum((2, 3, 4)) + 1e-6)).mean()
 
 
-def make_plain(network: LLMMorph) -> None:
-    """Put PyTorch's own layers where the network has faster ones that compute the same."""
-    for block in network.modules():
-        if isinstance(block, ConvBlock) and block.norm is not None:
-            norm = nn.InstanceNorm3d(block.norm.num_channels, affine=True)
-            norm.load_state_dict(block.norm.state_dict())
-            block.norm = norm
+def make_plain() -> None:
+    """Use PyTorch's own layers where the network has faster ways to compute the same."""
     Conv3d.forward = nn.Conv3d.forward  # type: ignore[method-assign]
+    ConvBlock._normalized = lambda self, features, norm: norm(features)  # type: ignore[method-assign]
 
 
 def measure(which: str, width: int, steps: int) -> None:
@@ -77,7 +73,7 @@ def measure(which: str, width: int, steps: int) -> None:
     network = LLMMorph(settings, SHAPE, layers_of(width, DTYPES[settings.llm.dtype]))
     network.recompute = not plain
     if plain:
-        make_plain(network)
+        make_plain()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-4) if plain else torch.optim.Adam(parameters, lr=1e-4, fused=True)
     full = tuple(2 * length for length in SHAPE)

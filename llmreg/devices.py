@@ -25,7 +25,7 @@ def autocast(device: torch.device, wanted: str) -> torch.autocast:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; without, PyTorch emulates it many times slower than float32."""
+    """Whether the hardware computes in bfloat16; without, PyTorch emulates it, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -15,7 +15,12 @@ _ONEDNN_ABOVE = 20480
 
 
 class Conv3d(nn.Conv3d):
-    """``torch.nn.Conv3d`` without groups and dilation; the same sums, up to their order."""
+    """``torch.nn.Conv3d`` without groups, dilation and other padding than zeros; the same sums, up to their order."""
+
+    def __init__(
+        self, incoming: int, outgoing: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(incoming, outgoing, kernel, stride, padding, bias=bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, z, y, x) -> (B, C', z', y', x')."""
@@ -38,6 +43,7 @@ class Conv3d(nn.Conv3d):
     def _too_small(self, image: Tensor) -> bool:
         return (
             image.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
             and image.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and len(image) == 1

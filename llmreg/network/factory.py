@@ -39,11 +39,9 @@ def build_network(
         stored = find_layers(settings.llm, llm_cache_folder())
         # Looked up or read: not every find_layers has to hash them.
         sha256 = settings.llm.sha256 or stored.sha256
-        loaded = build_layers(stored, DTYPES[settings.llm.dtype])
-        if settings.llm.dtype == "bfloat16" and not has_bfloat16(device):
-            # The same numbers, held in what the hardware computes in.
-            for layer in loaded.layers:
-                layer.float()
+        # Without hardware for bfloat16: the same numbers, held in what it computes in.
+        emulated = settings.llm.dtype == "bfloat16" and not has_bfloat16(device)
+        loaded = build_layers(stored, DTYPES[settings.llm.dtype], torch.float32 if emulated else None)
     network = LLMMorph(settings, shape, loaded, sha256)
     network.recompute = recompute
     return network.to(device)

@@ -28,8 +28,9 @@ class LLMMorph(nn.Module):
         llm_sha256: their digest, which checkpoints hold; empty when there are none.
 
     Attributes:
-        recompute: in training, what the finest level computes is not kept but computed again in the backward pass:
-            about half of the activations' memory for about a fifth more time. The numbers are the same.
+        recompute: in training, what the finest level computes is not kept but computed again in the backward pass, and
+            its convolutions of several inputs are sums of one each: less memory for more time. The gradients are the
+            same up to rounding.
 
     Raises:
         ValueError: the shape is not a multiple of 16.

@@ -21,8 +21,8 @@ MOST_VOXELS = 192 * 160 * 192
 ANISOTROPY = 1.5
 # Fitted to benchmarks/training_memory.py: width 16, the default LLM, batch 1, bfloat16 on a CPU; within 10 % there.
 BASE_GB, GB_A_NETWORK_MVOXEL, GB_A_GRID_MVOXEL = 1.0, 1.45, 0.093
-# Where a training step needs gigabytes, the finest level is computed twice: measured on 64^3 voxels, that takes 0.57 of
-# the network's activations.
+# Where a training step needs gigabytes, the finest level is computed twice: on 64^3 voxels in float32 (AMD EPYC), that
+# took 0.57 of the network's activations.
 RECOMPUTED_FROM, RECOMPUTED_SHARE = 500_000, 0.57
 SYMMETRIC = 0.85
 FEWEST_TOKENS_PER_AXIS = 2
@@ -128,6 +128,11 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, name: str = "default"
     spacing, size, reasons["grid"] = plan_grid(cases)
     full, half = plan_configuration(size, 1), plan_configuration(size, 2)
     default, reasons["default_configuration"] = choose_configuration(half)
+    twice = [name for name, planned in (("full", full), ("half", half)) if planned.recompute]
+    reasons["recompute"] = (
+        f"{' and '.join(twice) or 'no configuration'}: networks of {RECOMPUTED_FROM / 1e6:g} million voxels or more "
+        "compute their finest level twice, which saves memory and takes longer; set it to false where memory is ample."
+    )
     shared = shared_grid(cases)
     fixed = [case for case in cases if case.modality == dataset.fixed_modality]
     middle = np.median([case.foreground_extent for case in fixed], axis=0)

@@ -105,8 +105,8 @@ def align_case(
     centred = centre_transform(mask, Grid.from_image(image), frame)
     if plan.method == "centre" or reference is None:
         return centred
-    fixed = _coarse(reference)
-    moving = _coarse(image)
+    fixed = coarse(reference, COARSE_MM)
+    moving = coarse(image, COARSE_MM)
     best = _similarity(fixed, moving, centred.to_sitk())
     found = replace(centred, score=best)
     for stage in ("rigid", "affine") if plan.method == "affine" else ("rigid",):
@@ -137,11 +137,12 @@ def _started(stage: str, found: CaseTransform, centre: NDArray[np.float64]) -> s
     return affine
 
 
-def _coarse(image: sitk.Image) -> sitk.Image:
+def coarse(image: sitk.Image, mm: float) -> sitk.Image:
+    """The image, smoothed, with voxels of about ``mm`` along its own axes."""
     grid = Grid.from_image(image)
-    size = [max(8, int(np.ceil(n * s / COARSE_MM))) for n, s in zip(grid.size, grid.spacing, strict=True)]
+    size = [max(8, int(np.ceil(n * s / mm))) for n, s in zip(grid.size, grid.spacing, strict=True)]
     spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
-    smooth = sitk.SmoothingRecursiveGaussian(image, COARSE_MM / 2)
+    smooth = sitk.SmoothingRecursiveGaussian(image, mm / 2)
     origin = grid.index_to_physical([(m / s - 1) / 2 for m, s in zip(spacing, grid.spacing, strict=True)])
     return resample_image(smooth, Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction))
 
@@ -157,7 +158,7 @@ def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform
     method = _method()
     method.SetMovingInitialTransform(transform)
     method.SetInitialTransform(sitk.TranslationTransform(3))
-    with _one_thread():
+    with one_thread():
         return -float(method.MetricEvaluate(fixed, moving))
 
 
@@ -171,13 +172,13 @@ def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform)
     method.SetSmoothingSigmasPerLevel([2, 1, 0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(transform, inPlace=True)
-    with _one_thread():
+    with one_thread():
         method.Execute(fixed, moving)
     return transform
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums over threads arrive in any order; one thread gives the same transform every time."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
+from llmreg.network import decoder
+from llmreg.network.recomputation import recomputed
 from llmreg.preprocessing.plans import read_plans
 from llmreg.synthetic import write_demo_dataset
 
@@ -103,6 +105,24 @@ def test_two_epochs_with_a_break_equal_two_without(environment, capsys):
     refused(capsys, "--continue")
     for name in ("whole", "halves"):
         shutil.rmtree(model(environment, name))
+
+
+def test_training_computes_twice_what_the_plan_says_and_validation_does_not(environment, monkeypatch):
+    asked = []
+
+    def counted(function, *inputs, when=True):
+        asked.append((when, torch.is_grad_enabled()))
+        return recomputed(function, *inputs, when=when)
+
+    monkeypatch.setattr(decoder, "recomputed", counted)
+    name, change = "twice", "configurations.half.recompute=true"
+    assert train.main([*training("0", name, environment, change), "--epochs", "1"]) == 0
+    shutil.rmtree(model(environment, name))
+    stages = {grad: [when for when, enabled in asked if enabled == grad] for grad in (True, False)}
+    # Stage 2, then stage 1, of each of two steps.
+    assert stages[True] == [False, True] * 2
+    assert stages[False]
+    assert not any(stages[False])
 
 
 def test_going_on_trains_the_epochs_that_are_missing(environment):

@@ -34,6 +34,11 @@ def test_token_grids_of_the_paper(size, downsampling, tokens, length):
     assert (made.token_grid, made.token_length) == (tokens, length)
 
 
+def test_large_networks_compute_their_finest_level_twice():
+    for size, downsampling, twice in (((192, 160, 192), 2, True), ((192, 160, 192), 1, True), ((96, 96, 96), 2, False)):
+        assert plan_configuration(size, downsampling).recompute == twice
+
+
 @given(size=st.tuples(*[st.integers(1, 300)] * 3), downsampling=st.sampled_from([1, 2]))
 def test_padding_is_the_least_that_divides(size, downsampling):
     made = plan_configuration(size, downsampling)

@@ -59,6 +59,12 @@ def test_a_key_that_is_left_out_changes_no_digest(plans, tmp_path):
     assert pruned.digest() == read_plans(tmp_path / "copy.json").digest() == plans.digest()
 
 
+def test_computing_twice_makes_no_other_model(plans):
+    twice = override(plans, ["configurations.half.recompute=true"], "default")
+    assert twice.configurations["half"].recompute
+    assert twice.digest() == plans.digest()
+
+
 def test_other_layers_of_the_language_model_drop_the_digest_of_these(plans):
     pinned = override(plans, ['network.llm.sha256="abc"'], "pinned")
     assert pinned.network.llm.sha256 == "abc"

@@ -1,12 +1,14 @@
 """The layer cache: the few layers that a plan uses, as one small safetensors file with a JSON beside it.
 
 ``<cache>/<source>_layers_15-16_<first digits of the hash>/layers.safetensors`` and ``layers.json``. The hash covers the
-tensors as they are stored, so it says which weights they are, wherever they came from. ``checked.json`` remembers the
-state of the file (size, time) for which that was checked: hashing hundreds of megabytes takes longer than all else.
+tensors as they are stored, so it says which weights they are, wherever they came from. ``checked.json`` remembers for
+which state of the two files (of the tensors: size, times, place on the disk) that was checked: hashing hundreds of
+megabytes takes longer than all else. A copy, or a file that was written since, is hashed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from contextlib import suppress
@@ -60,8 +62,13 @@ def write(stored: StoredLayers, cache: Path) -> Path:
     Raises:
         UserError: the cache cannot be written.
     """
+    config = json.loads(json.dumps(stored.config))
     if (folder := find(stored.sha256, cache)) is not None:
-        if None in (read_record(folder).input_rms or (None,)) and stored.input_rms:
+        known = read_record(folder)
+        if known.config != config:
+            # An earlier version read less of a model's configuration.
+            write_json(folder / RECORD_FILE, known.model_copy(update={"config": config}).model_dump())
+        if None in (known.input_rms or (None,)) and stored.input_rms:
             write_scale(stored.sha256, stored.input_rms, cache)
         return folder
     slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
@@ -72,7 +79,7 @@ def write(stored: StoredLayers, cache: Path) -> Path:
     record = Record(
         source=stored.source,
         revision=stored.revision,
-        config=json.loads(json.dumps(stored.config)),
+        config=config,
         layers=stored.layers,
         weights=stored.weights,
         rows=stored.rows,
@@ -145,7 +152,7 @@ def read(folder: Path) -> StoredLayers:
         record.weights,
         record.input_rms,
     )
-    state = _state_of(folder / TENSORS_FILE) | {"sha256": record.sha256}
+    state = _state_of(folder / TENSORS_FILE, record)
     if _last_checked(folder) != state:
         if stored.sha256 != record.sha256:
             raise UserError(
@@ -158,9 +165,17 @@ def read(folder: Path) -> StoredLayers:
     return stored
 
 
-def _state_of(path: Path) -> dict[str, Any]:
+def _state_of(path: Path, record: Record) -> dict[str, Any]:
     state = path.stat()
-    return {"size": state.st_size, "modified_ns": state.st_mtime_ns}
+    # All that the tensors are read by.
+    content = record.model_dump_json(exclude={"input_rms"})
+    return {
+        "size": state.st_size,
+        "modified_ns": state.st_mtime_ns,
+        "changed_ns": state.st_ctime_ns,
+        "inode": state.st_ino,
+        "record": hashlib.sha256(content.encode()).hexdigest(),
+    }
 
 
 def _last_checked(folder: Path) -> Any:

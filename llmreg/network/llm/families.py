@@ -17,6 +17,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmreg.errors import UserError
 
+# In a configuration: a rotary scaling that the model has and the configuration lacks.
+UNKNOWN_ROTARY = "unknown_rotary"
+
 
 @dataclass(frozen=True)
 class Family:

@@ -14,7 +14,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from llmreg.errors import UserError
 from llmreg.network.config import LLMSettings, LoRASettings
-from llmreg.network.llm.families import build_config, family_of, head_dim, split_fused
+from llmreg.network.llm.families import UNKNOWN_ROTARY, build_config, family_of, head_dim, split_fused
 from llmreg.network.llm.loading import LoadedLayers
 
 _ADAPTER = "default"
@@ -130,6 +130,11 @@ def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
     if settings.rotary != "none" and not family.rotary:
         raise UserError(
             f"Models of the family '{family.name}' have no rotary embedding: set network.llm.rotary to none."
+        )
+    if settings.rotary != "none" and UNKNOWN_ROTARY in config:
+        raise UserError(
+            f"The rotary embedding of {settings.source} is scaled in a way ({config[UNKNOWN_ROTARY]}) that is not "
+            "supported: set network.llm.rotary to none, or use the model's safetensors."
         )
     if settings.lora is None:
         return

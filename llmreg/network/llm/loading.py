@@ -106,12 +106,13 @@ def random_layers(source: str, config: Mapping[str, Any], layers: Sequence[int])
     return StoredLayers(source, None, config, tuple(layers), "huggingface", tensors, "random")
 
 
-def build_layers(stored: StoredLayers, dtype: torch.dtype) -> LoadedLayers:
+def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | None = None) -> LoadedLayers:
     """Make modules of stored layers; tensors that have the type already are not copied.
 
     Args:
         stored: what was read.
-        dtype: type of the frozen weights.
+        dtype: type that the frozen weights are rounded to.
+        held: type that they are held and computed in; ``dtype`` when None.
 
     Raises:
         UserError: the family is unknown, or tensors are missing.
@@ -122,7 +123,10 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype) -> LoadedLayers:
     for index in stored.layers:
         with torch.device("meta"):
             module = family.build_layer(config, index)
-        state = {name: _weights(stored, index, name, family, config).to(dtype) for name in _names(stored, index)}
+        state = {
+            name: _weights(stored, index, name, family, config).to(dtype).to(held or dtype)
+            for name in _names(stored, index)
+        }
         try:
             module.load_state_dict(state, assign=True)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmreg.errors import UserError
-from llmreg.network.llm.families import Family, build_config, family_of
+from llmreg.network.llm.families import UNKNOWN_ROTARY, Family, build_config, family_of, head_dim
 from llmreg.network.llm.stored import StoredLayers, StoredTensor
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -214,7 +214,7 @@ class GGUFModel:
         self.config: dict[str, Any] = {"model_type": self._architecture} | {
             key: value for key, value in values.items() if value is not None
         }
-        self.config["rope_parameters"] = self._rotary()
+        self.config |= self._rotary()
         self.family = family_of(self.config, str(path))
 
     def layers(self, indices: Sequence[int]) -> StoredLayers:
@@ -241,30 +241,30 @@ class GGUFModel:
         return StoredTensor(rows, found.tensor_type.name).numbers()
 
     def _rotary(self) -> dict[str, Any]:
-        """transformers' ``rope_parameters``."""
+        """``rope_parameters`` as transformers has them, and what of the file's rotary embedding these leave out."""
         prefix = f"{self._architecture}.rope."
-        rope: dict[str, Any] = {
-            "rope_type": str(self._value(prefix + "scaling.type") or "none"),
-            "rope_theta": float(self._value(prefix + "freq_base") or 10000.0),
-        }
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(self._value(prefix + "freq_base") or 1e4)}
+        kind = self._value(prefix + "scaling.type") or "none"
+        # What the key was called at first.
+        factor = self._value(prefix + "scaling.factor") or self._value(prefix + "scale_linear")
         if _ROPE_FACTORS in self._tensors:
-            # LLaMA 3.1's scaling, of which the file has the outcome: what each frequency is divided by.
-            divided = torch.from_numpy(np.array(self._tensors[_ROPE_FACTORS].data, np.float32))
-            rope |= {"rope_type": "llama3", "factor": float(divided.max())} | _LLAMA3_ROPE
-            plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, 2 * len(divided), 2).float() / (2 * len(divided)))
-            config = build_config(self.config | {"rope_parameters": rope}, family_of(self.config, str(self._path)))
-            expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-            if torch.allclose(plain / divided, expected, rtol=1e-3):
-                return rope
-        elif rope["rope_type"] in ("linear", "yarn"):
-            original = self._value(prefix + "scaling.original_context_length")
-            scaled = {"factor": float(self._value(prefix + "scaling.factor"))}
-            return rope | scaled | ({} if original is None else {"original_max_position_embeddings": int(original)})
-        elif rope["rope_type"] == "none":
-            return rope | {"rope_type": "default"}
-        raise UserError(
-            f"{self._path}: its rotary scaling '{rope['rope_type']}' is not supported. Use the model's safetensors."
-        )
+            # Of LLaMA 3.1's scaling the file has the outcome: what each frequency is divided by.
+            divisors = torch.from_numpy(np.array(self._tensors[_ROPE_FACTORS].data, np.float32))
+            llama3 = rope | {"rope_type": "llama3", "factor": float(divisors.max())} | _LLAMA3_ROPE
+            if torch.allclose(self._frequencies(rope) / divisors, self._frequencies(llama3), rtol=1e-3):
+                return {"rope_parameters": llama3}
+            kind = _ROPE_FACTORS
+        elif kind in ("none", "linear"):
+            linear = {"rope_type": "linear", "factor": float(factor or 1.0)}
+            return {"rope_parameters": rope | (linear if factor else {})}
+        return {"rope_parameters": rope, UNKNOWN_ROTARY: str(kind)}
+
+    def _frequencies(self, rope: dict[str, Any]) -> Tensor:
+        config = build_config(self.config | {"rope_parameters": rope}, family_of(self.config, str(self._path)))
+        if rope["rope_type"] == "default":
+            dim = head_dim(config)
+            return 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0]
 
     def _value(self, key: str) -> Any:
         field = self._reader.get_field(key)

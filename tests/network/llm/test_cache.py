@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,9 +102,19 @@ def test_layers_are_hashed_once_and_again_when_their_file_changes(
     for _ in range(3):
         cache.read(folder)
     assert len(hashed) == 1
-    tensors = load_file(folder / "layers.safetensors")
-    next(iter(tensors.values())).view(-1)[0] += 1
-    save_file(tensors, folder / "layers.safetensors")
+    path = folder / "layers.safetensors"
+    before, record = path.stat(), (folder / "layers.json").read_text()
+    # Layers in another order under the same hash.
+    (folder / "layers.json").write_text(json.dumps(json.loads(record) | {"layers": [2, 1]}))
+    with pytest.raises(UserError, match="does not hold the weights"):
+        cache.read(folder)
+    (folder / "layers.json").write_text(record)
+    cache.read(folder)
+    # Other weights in a file of the same size and time.
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     for _ in range(2):
         with pytest.raises(UserError, match="does not hold the weights"):
             cache.read(folder)
@@ -122,6 +133,13 @@ def test_a_cache_that_cannot_be_written_is_read(
     for _ in range(2):
         _same(stored, cache.read(folder))
     assert not (folder / "checked.json").exists()
+
+
+def test_writing_again_brings_the_configuration_up_to_date(tiny_llama: Path, tmp_path: Path) -> None:
+    stored = read_layers(str(tiny_llama), (1,))
+    folder = cache.write(replace(stored, config={**stored.config, "rope_parameters": None}), tmp_path)
+    assert cache.write(stored, tmp_path) == folder
+    assert cache.read(folder).config == json.loads(json.dumps(stored.config))
 
 
 def test_the_hash_is_of_these_layers_in_this_order_type_and_shape(tiny_llama: Path) -> None:
