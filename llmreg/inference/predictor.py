@@ -23,6 +23,7 @@ from llmreg.network.factory import build_network, trainable_state
 from llmreg.network.llm.layer import merge_lora
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
+from llmreg.preprocessing.placement import EVERYONE, fold_set, templates_in
 from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
 from llmreg.preprocessing.prealignment import CaseTransform
 from llmreg.preprocessing.preprocess import FramedCase, bring_into_frame, read_reference
@@ -73,6 +74,9 @@ class Predictor:
         self.configuration = self.plans.configuration(model.configuration)
         self.device = device
         self._reference = read_reference(model.folder, self.plans)
+        # A single fold's own were learned without the cases that it holds out.
+        own = fold_set(next(iter(model.folds))) if len(model.folds) == 1 else EVERYONE
+        self._templates = templates_in(model.folder, own) or templates_in(model.folder, EVERYONE)
         self.network = build_network(self.plans.network, self.configuration.network_shape[::-1], device).eval()
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
@@ -166,4 +170,8 @@ class Predictor:
     def _bring_into_frame(self, path: Path, modality: str | int) -> tuple[sitk.Image, FramedCase]:
         image = read_image(path)
         check_values(image, path)
-        return image, bring_into_frame(image, self.normalization(modality), self.plans, self._reference, path)
+        normalization = self.normalization(modality)
+        # By identity: the safe default equals no modality's plan, and two modalities may have equal ones.
+        number = next((n for n, known in self.plans.normalization.items() if known is normalization), None)
+        template = None if number is None else self._templates.get(number)
+        return image, bring_into_frame(image, normalization, self.plans, self._reference, path, template)

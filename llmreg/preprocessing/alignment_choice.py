@@ -6,6 +6,7 @@ training labels here, once, because a better mutual information need not mean a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -17,12 +18,17 @@ from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from
 from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.normalization import normalized
+from llmreg.preprocessing.placement import learn, set_without
 from llmreg.preprocessing.plans import Plans
-from llmreg.preprocessing.prealignment import COARSE_MM
+from llmreg.preprocessing.prealignment import COARSE_MM, foreground_centre, stages
 from llmreg.preprocessing.preprocess import bring_into_frame
+from llmreg.preprocessing.splits import Split
+from llmreg.preprocessing.templates import Template, place_case
 from llmreg.workers import in_parallel
 
-METHODS: tuple[Literal["centre", "rigid", "affine"], ...] = ("centre", "rigid", "affine")
+Method = Literal["centre", "rigid", "affine", "template"]
+METHODS: tuple[Method, ...] = ("centre", "rigid", "affine", "template")
 WITHOUT_LABELS: Literal["rigid"] = "rigid"
 CASES_A_MODALITY = 5
 Item = TypeVar("Item")
@@ -30,8 +36,13 @@ Item = TypeVar("Item")
 LEAST_GAIN = 0.01
 
 
-def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int) -> tuple[Plans, str]:
-    """The plans with the pre-alignment that brought the label maps of sampled pairs nearest, and the reason."""
+def choose_prealignment(
+    dataset: Dataset, plans: Plans, num_processes: int, splits: Sequence[Split]
+) -> tuple[Plans, str]:
+    """The plans with the pre-alignment that brought the label maps of sampled pairs nearest, and the reason.
+
+    Templates are judged on cases that they were learned without, as far as the splits hold them out.
+    """
     if plans.prealignment.aligned_grid is not None:
         return plans, plans.reasons["prealignment"]
     labelled = [case for case in dataset.cases if case.label and case.name not in dataset.held_out]
@@ -50,8 +61,10 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int) -> t
     first = dataset.case(plans.prealignment.reference_case)
     image = read_case(first, plans.labels).image
     framed = bring_into_frame(image, plans.normalization[first.modality], plans, None, first.image)
+    sets = learn(dataset, plans, splits, num_processes)
+    items = [(case, sets[set_without(case.name, splits)].get(case.modality)) for case in chosen]
     place = partial(_placed_labels, plans=plans, reference_values=framed.image)
-    found = in_parallel(place, chosen, num_processes, "Pre-alignment")
+    found = in_parallel(place, items, num_processes, "Pre-alignment")
     placed = dict(zip((case.name for case in chosen), found, strict=True))
     known = {
         case.name: set(plans.labels if case.annotated_labels is None else case.annotated_labels) for case in chosen
@@ -62,7 +75,7 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int) -> t
         ]))
         for method in METHODS
     }  # fmt: skip
-    best: Literal["centre", "rigid", "affine"] = "centre"
+    best: Method = "centre"
     for method in METHODS:
         if score[method] > score[best] + LEAST_GAIN:
             best = method
@@ -77,12 +90,15 @@ def _spread(items: list[Item]) -> list[Item]:
     return items[:: max(1, len(items) // CASES_A_MODALITY)][:CASES_A_MODALITY]
 
 
-def _with_method(plans: Plans, method: Literal["centre", "rigid", "affine"]) -> Plans:
+def _with_method(plans: Plans, method: Method) -> Plans:
     return plans.model_copy(update={"prealignment": plans.prealignment.model_copy(update={"method": method})})
 
 
-def _placed_labels(case: Case, plans: Plans, reference_values: np.ndarray) -> dict[str, sitk.Image]:
+def _placed_labels(
+    item: tuple[Case, Template | None], plans: Plans, reference_values: np.ndarray
+) -> dict[str, sitk.Image]:
     """The case's label map in a coarse frame after each method."""
+    case, template = item
     reference = image_from(reference_values, plans.frame)
     images = read_case(case, plans.labels)
     assert images.label is not None
@@ -90,11 +106,18 @@ def _placed_labels(case: Case, plans: Plans, reference_values: np.ndarray) -> di
     size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
     coarse = Grid.axis_aligned(size, (COARSE_MM,) * 3, frame.centre)
     own = None if case.name == plans.prealignment.reference_case else reference
+    normal, mask = normalized(images.image, plans.normalization[case.modality])
+    affine = _with_method(plans, "affine").prealignment
+    tried = stages(normal, mask, Grid.from_image(images.image), frame, affine, own)
+    by_method = {found.stage: found for found in tried}
+    if template is not None:
+        by_method["template"] = place_case(normal, foreground_centre(mask, Grid.from_image(normal)), template)
     placed: dict[str, sitk.Image] = {}
+    transform = by_method["centre"]
     for method in METHODS:
-        own_plans = _with_method(plans, method)
-        found = bring_into_frame(images.image, plans.normalization[case.modality], own_plans, own, case.image)
-        placed[method] = resample_image(images.label, coarse, found.transform.to_sitk(), "nearest")
+        # A stage that did not help was dropped; without a template, the centre is taken.
+        transform = by_method.get(method, by_method["centre"] if method == "template" else transform)
+        placed[method] = resample_image(images.label, coarse, transform.to_sitk(), "nearest")
     return placed
 
 

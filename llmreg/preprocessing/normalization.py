@@ -10,6 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_of, image_from, oriented_lps
 from llmreg.preprocessing.plans import Normalization
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,14 @@ def applicable(normalization: Normalization, image: sitk.Image) -> Normalization
         )
         return safe_default(normalization.modality)
     return normalization
+
+
+def normalized(stored: sitk.Image, normalization: Normalization) -> tuple[sitk.Image, NDArray[np.bool_]]:
+    """An image as read, along the LPS axes and in [0, 1], and its foreground (z, y, x)."""
+    image = oriented_lps(stored)
+    normalization = applicable(normalization, image)
+    mask = foreground_mask(image, is_ct(normalization.modality))
+    return image_from(normalize(array_of(image), mask, normalization), Grid.from_image(image)), mask
 
 
 def normalize(values: NDArray[Any], mask: NDArray[np.bool_], normalization: Normalization) -> NDArray[np.float32]:

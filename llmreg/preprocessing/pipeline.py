@@ -77,7 +77,9 @@ def plan(
         raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     folds = splits.make_splits(dataset)
     made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
-    made, reason = choose_prealignment(dataset, made, num_processes)
+    # Splits that exist are kept, so they are what templates will be learned by.
+    kept = splits.read_splits(folder / SPLITS_FILE) if (folder / SPLITS_FILE).exists() else folds
+    made, reason = choose_prealignment(dataset, made, num_processes, kept)
     made = made.model_copy(
         update={"reasons": made.reasons | {"prealignment": reason}, "network": network or NetworkSettings()}
     )
@@ -117,4 +119,7 @@ def chosen_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSett
 def preprocess(dataset_id: str, plans_name: str, num_processes: int) -> Path:
     folder = preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
-    return preprocessing.preprocess(dataset, find_plans(folder, plans_name), folder, num_processes)
+    plans = find_plans(folder, plans_name)
+    folds = splits.read_splits(folder / SPLITS_FILE)
+    splits.check_splits(folder / SPLITS_FILE, folds, dataset)
+    return preprocessing.preprocess(dataset, plans, folder, num_processes, folds)

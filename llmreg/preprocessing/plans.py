@@ -96,11 +96,12 @@ class Normalization(_Model):
 class PreAlignment(_Model):
     """How a case finds its place in the common frame.
 
-    ``method`` is the last stage tried; a stage that makes the similarity to the reference case worse is dropped.
-    A case whose grid equals ``aligned_grid`` lies in the frame already and is not moved.
+    ``centre``, ``rigid`` and ``affine`` are the last stage tried; a stage that makes the similarity to the reference
+    case worse is dropped. ``template`` looks for the place where the case fits the mean of its modality's training
+    cases. A case whose grid equals ``aligned_grid`` lies in the frame already and is not moved.
     """
 
-    method: Literal["identity", "centre", "rigid", "affine"]
+    method: Literal["identity", "centre", "rigid", "affine", "template"]
     reference_case: str
     aligned_grid: dict[str, list[float]] | None = None
 

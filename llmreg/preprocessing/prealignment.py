@@ -22,7 +22,6 @@ from llmreg.preprocessing.plans import PreAlignment
 
 log = logging.getLogger(__name__)
 
-STAGES = ("identity", "centre", "rigid", "affine")
 # Registration looks at the images this coarsely: enough for a pose, and a second or two a case.
 COARSE_MM = 4.0
 HISTOGRAM_BINS = 32
@@ -38,8 +37,9 @@ class CaseTransform:
     Attributes:
         matrix: (3, 3).
         translation: (3,).
-        stage: identity, centre, rigid or affine.
-        score: Mattes mutual information with the reference at that stage (higher is better); None when not compared.
+        stage: identity, centre, rigid, affine or template.
+        score: Mattes mutual information with the reference, or correlation with the template (higher is better); None
+            when not compared.
     """
 
     matrix: NDArray[np.float64]
@@ -88,7 +88,20 @@ def align_case(
     plan: PreAlignment,
     reference: sitk.Image | None,
 ) -> CaseTransform:
-    """Find a case's transform.
+    """Find a case's transform: the last of its :func:`stages`."""
+    *_, last = stages(image, mask, stored_grid, frame, plan, reference)
+    return last
+
+
+def stages(
+    image: sitk.Image,
+    mask: NDArray[np.bool_],
+    stored_grid: Grid,
+    frame: Grid,
+    plan: PreAlignment,
+    reference: sitk.Image | None,
+) -> Iterator[CaseTransform]:
+    """The transforms of a case, one better than the other, up to the plan's method.
 
     Args:
         image: the normalised case, float32.
@@ -98,17 +111,19 @@ def align_case(
         plan: which stages to try.
         reference: the normalised reference case in the frame; None for the reference case itself, which is centred.
     """
-    if plan.aligned_grid is not None and Grid.from_dict(plan.aligned_grid).same_as(stored_grid):
-        return CaseTransform(np.eye(3), np.zeros(3), "identity")
-    if plan.method == "identity":
-        return CaseTransform(np.eye(3), np.zeros(3), "identity")
-    centred = centre_transform(mask, Grid.from_image(image), frame)
-    if plan.method == "centre" or reference is None:
-        return centred
+    if plan.method == "identity" or lies_in_frame(stored_grid, plan):
+        yield CaseTransform(np.eye(3), np.zeros(3), "identity")
+        return
+    found = centre_transform(mask, Grid.from_image(image), frame)
+    # Of a contrast without a template, the centre is the safest guess.
+    if plan.method in ("centre", "template") or reference is None:
+        yield found
+        return
     fixed = coarse(reference, COARSE_MM)
     moving = coarse(image, COARSE_MM)
-    best = _similarity(fixed, moving, centred.to_sitk())
-    found = replace(centred, score=best)
+    best = _similarity(fixed, moving, found.to_sitk())
+    found = replace(found, score=best)
+    yield found
     for stage in ("rigid", "affine") if plan.method == "affine" else ("rigid",):
         transform = _started(stage, found, frame.centre)
         try:
@@ -116,11 +131,16 @@ def align_case(
             score = _similarity(fixed, moving, better.to_sitk())
         except RuntimeError as error:
             log.debug("pre-alignment stopped before %s: %s", stage, error)
-            break
+            return
         if not _plausible(better) or score <= best:
-            break
+            return
         best, found = score, replace(better, score=score)
-    return found
+        yield found
+
+
+def lies_in_frame(grid: Grid, plan: PreAlignment) -> bool:
+    """Whether a case with that grid, as stored, is one of those that the dataset has aligned already."""
+    return plan.aligned_grid is not None and Grid.from_dict(plan.aligned_grid).same_as(grid)
 
 
 def _started(stage: str, found: CaseTransform, centre: NDArray[np.float64]) -> sitk.Transform:

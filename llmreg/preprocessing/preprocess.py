@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,18 @@ from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, oriented_lps, read_image, write_image
+from llmreg.geometry.io import array_of, image_from, read_image, write_image
 from llmreg.preprocessing.cases import read_case
-from llmreg.preprocessing.normalization import applicable, foreground_mask, is_ct, normalize
+from llmreg.preprocessing.normalization import normalized
+from llmreg.preprocessing.placement import learned, set_without, templates_in
 from llmreg.preprocessing.plans import Normalization, Plans
-from llmreg.preprocessing.prealignment import CaseTransform, align_case
+from llmreg.preprocessing.prealignment import CaseTransform, align_case, foreground_centre, lies_in_frame
+from llmreg.preprocessing.splits import Split
+from llmreg.preprocessing.templates import Template, place_case
 from llmreg.workers import in_parallel
 
 REFERENCE_FILE = "reference.nii.gz"
-Sources = dict[str, list[int]]
+Sources = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,12 @@ def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
 
 
 def bring_into_frame(
-    stored: sitk.Image, normalization: Normalization, plans: Plans, reference: sitk.Image | None, path: Path
+    stored: sitk.Image,
+    normalization: Normalization,
+    plans: Plans,
+    reference: sitk.Image | None,
+    path: Path,
+    template: Template | None = None,
 ) -> FramedCase:
     """Normalise an image and bring it into the frame: the one way for preprocessing and prediction.
 
@@ -57,15 +66,17 @@ def bring_into_frame(
         plans: the dataset's plans.
         reference: the reference case in the frame (see :func:`read_reference`), None for that case itself.
         path: where the image was read, for the error.
+        template: of its modality, where the plans' pre-alignment uses one.
 
     Raises:
         UserError: nothing of the image lies in the frame.
     """
-    image = oriented_lps(stored)
-    normalization = applicable(normalization, image)
-    mask = foreground_mask(image, is_ct(normalization.modality))
-    normal = image_from(normalize(array_of(image), mask, normalization), Grid.from_image(image))
-    transform = align_case(normal, mask, Grid.from_image(stored), plans.frame, plans.prealignment, reference)
+    normal, mask = normalized(stored, normalization)
+    grid, plan = Grid.from_image(stored), plans.prealignment
+    if template is not None and not lies_in_frame(grid, plan):
+        transform = place_case(normal, foreground_centre(mask, Grid.from_image(normal)), template)
+    else:
+        transform = align_case(normal, mask, grid, plans.frame, plan, reference)
     framed = resample_image(normal, plans.frame, transform.to_sitk())
     if sitk.GetArrayViewFromImage(framed).max() == 0:
         raise UserError(
@@ -76,11 +87,15 @@ def bring_into_frame(
 
 
 def preprocess_case(
-    case: Case, plans: Plans, folder: Path, reference: sitk.Image | None, reference_sources: Sources
+    case: Case, plans: Plans, folder: Path, reference: sitk.Image | None, reference_sources: Sources, templates: str
 ) -> FramedCase:
-    """Write ``<case>.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json`` into ``folder``."""
+    """Write ``<case>.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json`` into ``folder``.
+
+    ``templates`` names the set that was learned without the case.
+    """
     images = read_case(case, plans.labels)
-    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, reference, case.image)
+    template = templates_in(folder, templates).get(case.modality)
+    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, reference, case.image, template)
     # Removed first: its presence says that the volumes are whole.
     (folder / f"{case.name}.json").unlink(missing_ok=True)
     _write_volume(folder / f"{case.name}.b2nd", framed.image)
@@ -103,8 +118,11 @@ def preprocess_case(
     return framed
 
 
-def _preprocess_to_reference(case: Case, plans: Plans, folder: Path, reference_sources: Sources) -> None:
-    preprocess_case(case, plans, folder, read_reference(folder, plans), reference_sources)
+def _preprocess_to_reference(
+    case: Case, plans: Plans, folder: Path, reference_sources: Sources, splits: Sequence[Split]
+) -> None:
+    reference = read_reference(folder, plans)
+    preprocess_case(case, plans, folder, reference, reference_sources, set_without(case.name, splits))
 
 
 def _sources(case: Case) -> Sources:
@@ -128,16 +146,28 @@ def _listed(labels: tuple[int, ...] | None) -> list[int] | None:
     return None if labels is None else list(labels)
 
 
-def preprocess(dataset: Dataset, plans: Plans, preprocessed: Path, num_processes: int = 2) -> Path:
-    """Preprocess every case that is not there yet or has changed since. Returns the folder of the volumes."""
+def preprocess(
+    dataset: Dataset, plans: Plans, preprocessed: Path, num_processes: int = 2, splits: Sequence[Split] = ()
+) -> Path:
+    """Preprocess every case that is not there yet or has changed since. Returns the folder of the volumes.
+
+    Args:
+        dataset: whose cases.
+        plans: how.
+        preprocessed: the dataset's preprocessed folder.
+        num_processes: cases at the same time.
+        splits: where the plans use templates, a case that a fold holds out is placed by those learned without it.
+    """
     folder = volumes_folder(preprocessed, plans)
     first = dataset.case(plans.prealignment.reference_case)
     sources = _sources(first)
+    if plans.prealignment.method == "template":
+        sources["templates"] = learned(dataset, plans, splits, folder, num_processes)[1]
     if not (folder / REFERENCE_FILE).exists() or not _is_current(first, folder, sources):
-        framed = preprocess_case(first, plans, folder, None, sources)
+        framed = preprocess_case(first, plans, folder, None, sources, set_without(first.name, splits))
         write_image(image_from(framed.image, plans.frame), folder / REFERENCE_FILE)
     waiting = [case for case in dataset.cases if not _is_current(case, folder, sources)]
-    work = partial(_preprocess_to_reference, plans=plans, folder=folder, reference_sources=sources)
+    work = partial(_preprocess_to_reference, plans=plans, folder=folder, reference_sources=sources, splits=splits)
     for _ in in_parallel(work, waiting, num_processes, "Preprocess"):
         pass
     return folder

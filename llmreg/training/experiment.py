@@ -19,6 +19,7 @@ from llmreg.network.ablations import ablation
 from llmreg.network.llm.fetching import fetch
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
+from llmreg.preprocessing.placement import EVERYONE, TEMPLATES_FOLDER, fold_set
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
 from llmreg.preprocessing.preprocess import REFERENCE_FILE, volumes_folder
 from llmreg.training.trainer import Fold, train
@@ -110,7 +111,7 @@ def run_fold(
     device = choose_device(device_name)
     model = model_folder(dataset.name, asked, configuration)
     place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
-    travelling = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
+    travelling: tuple[Path, ...] = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
     missing = missing or next((path.name for path in travelling if not path.exists()), None)
     if not place.training_pairs:
         raise UserError(
@@ -129,8 +130,12 @@ def run_fold(
     if own.exists() and read_plans(own).digest() != plans.digest() and any(model.glob("fold_*/checkpoint_*")):
         raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
     write_plans(own, plans)
+    for name in (EVERYONE, fold_set(fold)):
+        # With the record last, as they were written.
+        travelling += tuple(sorted((volumes / TEMPLATES_FOLDER / name).glob("*"), key=lambda p: p.suffix == ".json"))
     for source in travelling:
-        with written_whole(model / source.name) as temporary:
+        below = source.parent.relative_to(volumes) if source.is_relative_to(volumes) else Path()
+        with written_whole(model / below / source.name) as temporary:
             shutil.copyfile(source, temporary)
     train(plans, configuration, place, device, epochs, go_on, workers)
     return TrainedFold(model, str(fold), dataset, split.validation_pairs, device)

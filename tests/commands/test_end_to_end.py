@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
+from llmreg.inference.models import model_in
+from llmreg.inference.predictor import Predictor
 from llmreg.network import decoder
 from llmreg.network.recomputation import recomputed
 from llmreg.preprocessing.plans import read_plans
@@ -73,7 +75,7 @@ def test_planning_writes_plans_with_reasons_and_volumes_that_fit(environment):
     assert set(plans.reasons) >= {"grid", "default_configuration", "prealignment"}
     assert read_plans(folder / "plans_paper.json").training.learning_rate == 1e-4
     record = json.loads(next((folder / f"volumes_{plans.volumes_digest()}").glob("*_0001.json")).read_text())
-    assert record["transform"]["stage"] in ("centre", "rigid", "affine")
+    assert record["transform"]["stage"] in ("centre", "rigid", "affine", "template")
 
 
 def test_training_leaves_all_its_files_and_no_frozen_weights(environment):
@@ -332,6 +334,36 @@ def test_a_label_map_that_does_not_fit_is_refused(raw, capsys):
     sitk.WriteImage(changed, str(path))
     assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
     refused(capsys, "77")
+
+
+def test_templates_place_cases_in_training_and_prediction(environment, tmp_path):
+    folder = environment / "preprocessed" / NAME
+    content = json.loads((folder / "plans.json").read_text())
+    content["plans_name"], content["prealignment"]["method"] = "placed", "template"
+    (folder / "plans_placed.json").write_text(json.dumps(content))
+    assert preprocess.main(["-d", "999", "-p", "placed", "--num_processes", "1"]) == 0
+    volumes = folder / f"volumes_{read_plans(folder / 'plans_placed.json').volumes_digest()}"
+    assert {path.name for path in (volumes / "templates").glob("*")} >= {"all", "fold_0", "learned_from.json"}
+    found = {path.stem: json.loads(path.read_text())["transform"] for path in volumes.glob("Demo_*.json")}
+    assert {transform["stage"] for transform in found.values()} == {"template"}
+    # The same place by any other run, and for the held-out people at all.
+    before = {path.name: path.stat().st_mtime_ns for path in volumes.glob("*")}
+    assert preprocess.main(["-d", "999", "-p", "placed"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in volumes.glob("*")} == before
+    arguments = [*training("0", "placed_tiny", environment), "-p", "placed", "--epochs", "1"]
+    assert train.main(arguments) == 0
+    own = model(environment, "placed_tiny")
+    assert {path.name for path in (own / "templates").glob("*")} == {"all", "fold_0"}
+    source = environment / "raw" / NAME / "imagesTs"
+    assert predict.main(["-i", str(source), "-o", str(tmp_path), "-m", str(own)]) == 0
+    pairs = json.loads((tmp_path / "predict.json").read_text())["pairs"]
+    assert {pair[f"{role}_transform"]["stage"] for pair in pairs for role in ("fixed", "moving")} == {"template"}
+    held_out = json.loads((folder / "splits.json").read_text())[0]["validation"][0]
+    image = next((environment / "raw" / NAME / "imagesTr").glob(f"{held_out}*"))
+    predictor = Predictor(model_in(own), torch.device("cpu"))
+    _, framed = predictor._framed(image, int(held_out[-4:]))
+    np.testing.assert_allclose(framed.transform.translation, found[held_out]["translation"], atol=1e-6)
+    shutil.rmtree(own)
 
 
 def test_preprocessing_again_is_quick_and_changes_nothing(environment):

@@ -30,7 +30,8 @@ from llmreg.geometry.io import (
 @st.composite
 def grids(draw):
     """Oblique, anisotropic grids with flipped axes."""
-    angles = [draw(st.floats(-60, 60)) for _ in range(3)]
+    # Rounded, since ITK's singular value decomposition fails on numbers like 1e-301, which no file holds.
+    angles = [round(draw(st.floats(-60, 60)), 3) for _ in range(3)]
     flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)])
     direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ flips
     spacing = tuple(draw(st.floats(0.5, 4)) for _ in range(3))

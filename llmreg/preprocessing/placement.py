@@ -1,0 +1,94 @@
+"""Templates of a dataset: learned from its training cases, once for each fold without the cases that it holds out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from llmreg.dataset import Case, Dataset
+from llmreg.files import read_json, write_json
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_of, oriented_lps
+from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.normalization import normalized
+from llmreg.preprocessing.plans import Plans
+from llmreg.preprocessing.prealignment import foreground_centre
+from llmreg.preprocessing.splits import Split
+from llmreg.preprocessing.templates import Example, Template, learn_templates, read_templates, view, write_templates
+from llmreg.workers import in_parallel
+
+TEMPLATES_FOLDER = "templates"
+EVERYONE = "all"
+_LEARNED_FROM = "learned_from.json"
+Templates = dict[int, Template]
+
+
+def set_without(case: str, splits: Sequence[Split]) -> str:
+    """The name of the templates that were learned without a case; of all, for one that every fold trains on."""
+    fold = next((s.fold for s in splits if case in s.validation and case not in s.training_cases), None)
+    return EVERYONE if fold is None else fold_set(fold)
+
+
+def fold_set(fold: int | str) -> str:
+    return EVERYONE if fold == EVERYONE else f"fold_{fold}"
+
+
+def learn(dataset: Dataset, plans: Plans, splits: Sequence[Split], num_processes: int) -> dict[str, Templates]:
+    """Templates by the name of their set: of all training cases, and of those of each fold."""
+    cases = _training_cases(dataset)
+    found = in_parallel(partial(case_example, plans=plans), cases, num_processes, "Learn places")
+    examples = {case.name: example for case, example in zip(cases, found, strict=True)}
+    chosen = {fold_set(split.fold): split.training_cases for split in splits} | {EVERYONE: tuple(examples)}
+    return {
+        name: learn_templates(
+            [examples[case] for case in sorted(members) if case in examples], plans.fixed_modality, plans.frame.centre
+        )
+        for name, members in chosen.items()
+    }
+
+
+def _training_cases(dataset: Dataset) -> list[Case]:
+    return [case for case in dataset.cases if case.label is not None and case.name not in dataset.held_out]
+
+
+def case_example(case: Case, plans: Plans) -> Example:
+    """What a labelled case tells about where its modality lies."""
+    images = read_case(case, plans.labels)
+    assert images.label is not None
+    normal, mask = normalized(images.image, plans.normalization[case.modality])
+    grid = Grid.from_image(normal)
+    labels = array_of(oriented_lps(images.label))
+    centroids = {
+        int(label): grid.index_to_physical(np.argwhere(labels == label).mean(axis=0)[::-1])
+        for label in np.unique(labels[labels > 0])
+    }
+    return Example(case.modality, view(normal), foreground_centre(mask, grid), centroids)
+
+
+def learned(
+    dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int
+) -> tuple[Path, str]:
+    """Learn the templates below ``volumes`` unless they are there; their folder, and a digest of what they are of."""
+    folder = volumes / TEMPLATES_FOLDER
+    files = [path for case in _training_cases(dataset) for path in (case.image, case.label) if path is not None]
+    content = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    content += [[split.fold, *split.training_cases] for split in splits]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    known = folder / _LEARNED_FROM
+    if not known.exists() or read_json(known) != {"sha256": digest}:
+        known.unlink(missing_ok=True)
+        for name, templates in learn(dataset, plans, splits, num_processes).items():
+            write_templates(folder / name, templates)
+        write_json(known, {"sha256": digest})
+    return folder, digest
+
+
+def templates_in(folder: Path, name: str) -> Templates:
+    """The templates of a set below a folder of volumes or a model folder; none where nothing was learned."""
+    below = folder / TEMPLATES_FOLDER / name
+    return read_templates(below) if below.exists() else {}
