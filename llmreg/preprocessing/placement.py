@@ -70,10 +70,8 @@ def case_example(case: Case, plans: Plans) -> Example:
     return Example(case.modality, view(normal), foreground_centre(mask, grid), centroids)
 
 
-def learned(
-    dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int
-) -> tuple[Path, str]:
-    """Learn the templates below ``volumes`` unless they are there; their folder, and a digest of what they are of."""
+def learned(dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int) -> str:
+    """Learn the templates below ``volumes`` unless they are there; a digest of what they are learned from."""
     folder = volumes / TEMPLATES_FOLDER
     files = [path for case in _training_cases(dataset) for path in (case.image, case.label) if path is not None]
     content = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
@@ -85,7 +83,7 @@ def learned(
         for name, templates in learn(dataset, plans, splits, num_processes).items():
             write_templates(folder / name, templates)
         write_json(known, {"sha256": digest})
-    return folder, digest
+    return digest
 
 
 def templates_in(folder: Path, name: str) -> Templates:

@@ -162,7 +162,7 @@ def preprocess(
     first = dataset.case(plans.prealignment.reference_case)
     sources = _sources(first)
     if plans.prealignment.method == "template":
-        sources["templates"] = learned(dataset, plans, splits, folder, num_processes)[1]
+        sources["templates"] = learned(dataset, plans, splits, folder, num_processes)
     if not (folder / REFERENCE_FILE).exists() or not _is_current(first, folder, sources):
         framed = preprocess_case(first, plans, folder, None, sources, set_without(first.name, splits))
         write_image(image_from(framed.image, plans.frame), folder / REFERENCE_FILE)
