@@ -111,12 +111,15 @@ class Grid:
         """LPS mm of every voxel, as an array (z, y, x, 3)."""
         return self.index_to_physical(self.indices())
 
+    def corners(self) -> NDArray[np.float64]:
+        """LPS mm of the eight outermost voxels, (8, 3)."""
+        return self.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3))
+
     def same_as(self, other: Grid, tolerance: float = SAME_GRID_VOXELS) -> bool:
         """Whether every corner lies within ``tolerance`` voxels of the other's."""
         if self.size != other.size:
             return False
-        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3)
-        distance = np.abs(self.index_to_physical(corners) - other.index_to_physical(corners)).max()
+        distance = np.abs(self.corners() - other.corners()).max()
         return bool(distance <= tolerance * min(self.spacing))
 
     def downsampled(self, factor: int) -> Grid:

@@ -8,7 +8,7 @@ image correlates best with the template of its own modality, not too far from wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def place_by_centroids(centroids: Sequence[Mapping[int, Point]]) -> list[Placeme
     """Bring cases together by the centroids of the structures they share.
 
     Generalised Procrustes analysis (Gower 1975) without rotation: each case is fitted to the mean of all, and the mean
-    taken again, until nothing changes. Scales have a geometric mean of 1; the frame's origin is arbitrary.
+    taken again, often enough for it to settle. Scales have a geometric mean of 1; the frame's origin is arbitrary.
 
     Returns:
         A placement for each case, None where it shares no structure with the others.
@@ -167,7 +167,7 @@ def learn_templates(examples: Sequence[Example], fixed_modality: int, middle: Po
 
 
 def _mean(placed: Sequence[tuple[Example, Placement]]) -> Template:
-    corners = [fit(corner) for example, fit in placed for corner in _corners(Grid.from_image(example.image))]
+    corners = [fit(corner) for example, fit in placed for corner in Grid.from_image(example.image).corners()]
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     grid = Grid.axis_aligned(np.ceil((high - low) / TEMPLATE_MM) + 1, (TEMPLATE_MM,) * 3, (low + high) / 2)
     total, weight = np.zeros(grid.shape), np.zeros(grid.shape)
@@ -231,10 +231,6 @@ def _correlation(template: Template, image: sitk.Image) -> NDArray[np.float64]:
 
 def _ones(grid: Grid) -> sitk.Image:
     return image_from(np.ones(grid.shape, np.float32), grid)
-
-
-def _corners(grid: Grid) -> Iterable[Point]:
-    return grid.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in grid.size]), -1).reshape(-1, 3))
 
 
 def write_templates(folder: Path, templates: Mapping[int, Template]) -> None:
