@@ -37,6 +37,8 @@ _PAIRINGS: dict[str, Pairing] = {
     "intra_subject": "intra_subject", "paired": "intra_subject", "unpaired": "unpaired",
     "inter_subject": "inter_subject", "explicit": "explicit",
 }  # fmt: skip
+# Learn2Reg's word for some paired and some unpaired cases: it does not say which pairs to train on.
+_UNDECIDED = "hybrid"
 _FILE_NAME = re.compile(r"(?P<name>.+_(?P<subject>\d{4})_(?P<modality>\d{4}))\.nii\.gz")
 _FOLDER_NAME = re.compile(r"Dataset(?P<id>\d{3})_.+")
 
@@ -125,14 +127,16 @@ def load_dataset(folder: Path) -> Dataset:
     explicit = reader.pairs(raw.pairings, "pairings", direction) if isinstance(raw.pairings, list) else []
     validation = reader.pairs(raw.registration_val, "registration_val", direction, may_be_missing=True)
     test = reader.pairs(raw.registration_test, "registration_test", direction, may_be_missing=True)
-    held_out = frozenset(name for pair in (*validation, *test) for name in (pair.fixed, pair.moving))
+    cases = tuple(sorted(reader.cases.values(), key=lambda case: case.name))
+    # The other images of a person who is tested would tell of that person too.
+    tested = {reader.cases[name].subject for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
+    held_out = frozenset(case.name for case in cases if case.subject in tested)
     if held_out:
         log.info(
-            "%s: %d cases of registration_val and registration_test are kept out of training.",
+            "%s: %d cases of the subjects in registration_val and registration_test are kept out of training.",
             folder.name,
             len(held_out),
         )
-    cases = tuple(sorted(reader.cases.values(), key=lambda case: case.name))
     for modality, contrast in modalities.items():
         if not any(case.modality == modality for case in cases):
             raise UserError(
@@ -189,7 +193,7 @@ def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction
     modality_of = {case.name: case.modality for case in cases}
     if isinstance(raw, list):
         return "explicit"
-    if raw is None:
+    if raw in (None, _UNDECIDED):
         if paired:
             return "explicit"
         if direction.fixed == direction.moving:

@@ -9,6 +9,7 @@ from llmreg.commands import shell
 
 EXAMPLES = """\
   llmreg_plan -d 1
+  llmreg_plan -d 1 --memory-gb 10
   llmreg_plan -d 1 --llm /data/Qwen2-7B --layers 13 14 --overwrite
 """
 
@@ -18,13 +19,14 @@ def action(options: argparse.Namespace) -> None:
 
     network = pipeline.chosen_network(options.llm, options.layers)
     for dataset in options.datasets:
-        pipeline.plan(dataset, options.num_processes, options.overwrite, network)
+        pipeline.plan(
+            dataset, options.num_processes, options.overwrite, network, options.configuration, options.memory_gb
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.dataset_parser("Derive plans.json (and the paper's plans) from the fingerprint.", EXAMPLES)
-    parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
-    shell.add_llm(parser)
+    shell.add_planning(parser)
     return shell.run(action, parser, argv)
 
 

@@ -10,7 +10,8 @@ from llmreg.commands import shell
 EXAMPLES = """\
   llmreg_plan_and_preprocess -d 1
   llmreg_plan_and_preprocess -d 1 --llm meta-llama/Meta-Llama-3-8B --layers middle
-  llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity --num_processes 4
+  llmreg_plan_and_preprocess -d 1 -c half --memory-gb 10 --clean
+  llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity -np 4
 """
 
 
@@ -22,16 +23,22 @@ def action(options: argparse.Namespace) -> None:
     for dataset in options.datasets:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)
+        if options.clean:
+            pipeline.clean(dataset)
         pipeline.extract_fingerprint(dataset, options.num_processes)
-        pipeline.plan(dataset, options.num_processes, options.overwrite, network)
+        pipeline.plan(
+            dataset, options.num_processes, options.overwrite, network, options.configuration, options.memory_gb
+        )
         pipeline.preprocess(dataset, "default", options.num_processes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.dataset_parser("Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES)
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every image and label map first")
-    parser.add_argument("--overwrite", action="store_true", help="replace plans that differ, such as edited ones")
-    shell.add_llm(parser)
+    parser.add_argument(
+        "--clean", action="store_true", help="read and preprocess all cases again, not only those that changed"
+    )
+    shell.add_planning(parser)
     return shell.run(action, parser, argv)
 
 

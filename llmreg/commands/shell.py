@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,12 +26,29 @@ def parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 def dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
     """A parser for the commands that prepare datasets: ``-d`` and ``--num_processes``."""
+    from llmreg.workers import default_processes
+
     made = parser(description, examples)
     made.add_argument("-d", "--datasets", nargs="+", required=True, metavar="D", help="dataset ids or whole names")
     made.add_argument(
-        "--num_processes", type=positive, default=os.cpu_count() or 1, help="workers (default: one a core)"
-    )
+        "-np", "--num_processes", type=positive, metavar="N", default=default_processes(),
+        help="cases at the same time (default: %(default)s, one a core as far as the memory goes)",
+    )  # fmt: skip
     return made
+
+
+def add_planning(made: argparse.ArgumentParser) -> None:
+    """The flags of the commands that plan."""
+    made.add_argument("--overwrite", action="store_true", help="replace plans that were edited")
+    made.add_argument(
+        "-c", "--configuration", choices=("full", "half"),
+        help="what llmreg_train uses without -c (default: the planner's choice)",
+    )  # fmt: skip
+    made.add_argument(
+        "--memory-gb", type=positive_number, metavar="GB",
+        help="memory to plan the training for (default: most of what the GPU, or without one the computer, has)",
+    )  # fmt: skip
+    add_llm(made)
 
 
 def add_llm(made: argparse.ArgumentParser) -> None:
@@ -60,6 +76,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """An argument type: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
 
 
 def run(

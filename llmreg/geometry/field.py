@@ -171,6 +171,15 @@ def resample_image(
     )
 
 
+def volume_of(grid: Grid) -> sitk.Image:
+    """One voxel of 1 that fills the grid's volume: resampled with "nearest", it is 1 where one looks inside."""
+    image = sitk.GetImageFromArray(np.ones((1, 1, 1), np.uint8))
+    image.SetSpacing(grid.extent.tolist())
+    image.SetOrigin(grid.centre.tolist())
+    image.SetDirection(grid.direction)
+    return image
+
+
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
     """Determinant of the mapping p -> p + u(p), (z, y, x); central differences, one-sided at the border."""
     flow = field.to_flow()

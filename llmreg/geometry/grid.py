@@ -115,6 +115,17 @@ class Grid:
         """LPS mm of the eight outermost voxels, (8, 3)."""
         return self.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3))
 
+    def share_inside(self, other: Grid, samples: int = 16) -> float:
+        """Share of this grid's volume that lies in another's, by ``samples`` points along each axis."""
+        steps = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.size]
+        points = self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1))
+        return float(other.contains(points).mean())
+
+    def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Whether points (..., 3), LPS mm, lie in the volume: in some voxel, its edges included."""
+        index = self.physical_to_index(points)
+        return np.asarray(((index >= -0.5) & (index <= np.asarray(self.size) - 0.5)).all(axis=-1))
+
     def same_as(self, other: Grid, tolerance: float = SAME_GRID_VOXELS) -> bool:
         """Whether every corner lies within ``tolerance`` voxels of the other's."""
         if self.size != other.size:

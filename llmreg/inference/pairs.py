@@ -15,16 +15,12 @@ from llmreg.preprocessing.plans import Plans
 PAIRS_FILE = "pairs.csv"
 _NAME = re.compile(r"(?P<dataset>.+)_(?P<subject>\d{4})_(?P<modality>\d{4})\.nii\.gz")
 _REQUIRED = ("fixed", "moving")
-_FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_points", "moving_points")
-_OPTIONAL = (
-    "pair_id",
-    "fixed_modality",
-    "moving_modality",
-    "fixed_label",
-    "moving_label",
-    "fixed_points",
-    "moving_points",
-)
+OPTIONAL_FILES = (
+    "fixed_label", "moving_label", "fixed_points", "moving_points", "fixed_mask", "moving_mask", "initial_transform",
+)  # fmt: skip
+_FILES = _REQUIRED + OPTIONAL_FILES
+_TEXTS = ("pair_id", "fixed_modality", "moving_modality")
+_COLUMNS = _FILES + _TEXTS
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,8 @@ class PairInput:
     Attributes:
         name: ``<fixed case>_<moving case>``, which names the outputs.
         fixed_modality: name of the modality, None for the model's fixed modality.
+        fixed_mask: foreground on the fixed image's grid, by which it is placed.
+        initial_transform: linear ITK transform, fixed points -> moving points, to start from.
     """
 
     pair_id: str
@@ -46,6 +44,9 @@ class PairInput:
     moving_label: Path | None = None
     fixed_points: Path | None = None
     moving_points: Path | None = None
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    initial_transform: Path | None = None
 
 
 def case_name(path: Path) -> str:
@@ -131,9 +132,9 @@ def _from_table(path: Path) -> list[PairInput]:
         missing = next((column for column in _REQUIRED if column not in columns), None)
         if missing:
             raise UserError(f"{path} has no column '{missing}': its first line must name the columns fixed,moving.")
-        unknown = next((column for column in columns if column not in _REQUIRED + _OPTIONAL), None)
+        unknown = next((column for column in columns if column not in _COLUMNS), None)
         if unknown is not None:
-            raise UserError(f"{path} has an unknown column '{unknown}': known are {', '.join(_REQUIRED + _OPTIONAL)}.")
+            raise UserError(f"{path} has an unknown column '{unknown}': known are {', '.join(_COLUMNS)}.")
         rows = list(reader)
     if not rows:
         raise UserError(f"{path} lists no pair: add a line with a fixed and a moving image.")
@@ -148,9 +149,7 @@ def _from_table(path: Path) -> list[PairInput]:
                 files[column] = path.parent / text
                 if not files[column].is_file():
                     raise UserError(f"{path}, line {number}: {files[column]} does not exist: mend the path.")
-        texts: dict[str, Any] = {
-            column: row[column] for column in ("pair_id", "fixed_modality", "moving_modality") if row.get(column)
-        }
+        texts: dict[str, Any] = {column: row[column] for column in _TEXTS if row.get(column)}
         pairs.append(_pair(**texts, **files))
     return pairs
 

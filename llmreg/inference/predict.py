@@ -17,8 +17,8 @@ from llmreg.errors import UserError
 from llmreg.files import check_writable, write_json, written_whole
 from llmreg.geometry.io import check_values, read_image, write_field, write_image
 from llmreg.inference.models import Model
-from llmreg.inference.pairs import PairInput, case_name, find_pairs
-from llmreg.inference.predictor import Predictor, Registration
+from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
+from llmreg.inference.predictor import ImageInput, Predictor, Registration
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,11 @@ def predict_folder(
     with logging_redirect_tqdm():
         for pair in tqdm(pairs, desc="Predict", unit="pair"):
             start = time.monotonic()
-            found = predictor.predict(pair.fixed, pair.moving, pair.fixed_modality, pair.moving_modality)
+            found = predictor.predict(
+                ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
+                ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
+                pair.initial_transform,
+            )
             rows.append(_write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)})
     write_json(
         record,
@@ -65,10 +69,12 @@ def _write(pair: PairInput, found: Registration, output: Path) -> dict[str, Any]
     files = {
         "field": f"disp_{pair.name}.nii.gz",
         "warped": f"warped_{pair.name}.nii.gz",
+        "seen": f"seen_{pair.name}.nii.gz",
         "prealignment": f"prealign_{pair.name}.tfm",
     }
     write_field(found.field, output / files["field"])
     write_image(found.warped, output / files["warped"])
+    write_image(found.seen, output / files["seen"])
     with written_whole(output / files["prealignment"]) as temporary:
         sitk.WriteTransform(found.prealignment, str(temporary))
     return {
@@ -78,10 +84,7 @@ def _write(pair: PairInput, found: Registration, output: Path) -> dict[str, Any]
         **files,
         "fixed_path": str(pair.fixed.resolve()),
         "moving_path": str(pair.moving.resolve()),
-        **{
-            role: _absolute(getattr(pair, role))
-            for role in ("fixed_label", "moving_label", "fixed_points", "moving_points")
-        },
+        **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
         "fixed_transform": found.fixed_transform.to_dict(),
         "moving_transform": found.moving_transform.to_dict(),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,18 +15,19 @@ from torch import Tensor
 
 from llmreg.devices import autocast
 from llmreg.errors import UserError
-from llmreg.geometry.field import DisplacementField, chained, fade_outside, mean_field, warp_image
+from llmreg.geometry.field import DisplacementField, chained, fade_outside, mean_field, volume_of, warp_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, read_image
+from llmreg.geometry.io import check_values, read_image, read_linear_transform
 from llmreg.inference.models import Model
 from llmreg.network.factory import build_network, trainable_state
 from llmreg.network.llm.layer import merge_lora
+from llmreg.preprocessing.cases import read_mask
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
 from llmreg.preprocessing.placement import EVERYONE, fold_set, templates_in
 from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
 from llmreg.preprocessing.prealignment import CaseTransform
-from llmreg.preprocessing.preprocess import FramedCase, bring_into_frame, read_reference
+from llmreg.preprocessing.preprocess import FramedCase, Guides, bring_into_frame, read_reference
 from llmreg.training import checkpoint
 from llmreg.training.trainer import predict_flow
 
@@ -47,6 +48,7 @@ class Registration:
         field: from fixed to moving, on the fixed image's own grid; the pre-alignment is part of it.
         prealignment: the affine part, fixed points -> moving points.
         warped: the moving image on the fixed image's grid (0 where the field looks outside it).
+        seen: 1 where the field looks into the moving image's field of view, else 0; on the fixed image's grid.
         fixed_transform: how the fixed case was placed in the common frame.
         moving_transform: the same for the moving case.
     """
@@ -54,8 +56,25 @@ class Registration:
     field: DisplacementField
     prealignment: sitk.Transform
     warped: sitk.Image
+    seen: sitk.Image
     fixed_transform: CaseTransform
     moving_transform: CaseTransform
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image to register.
+
+    Attributes:
+        path: its file.
+        modality: name or number of its modality; the dataset's fixed or moving modality when None.
+        mask: file of a foreground on the image's grid, above 0 where it counts, by which the image is placed and
+            normalised instead of one found in it.
+    """
+
+    path: Path
+    modality: str | int | None = None
+    mask: Path | None = None
 
 
 class Predictor:
@@ -81,45 +100,73 @@ class Predictor:
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
             state = checkpoint.load(path, self.network)
-            if state.plans_digest != self.plans.digest():
+            if state.plans_digest != self.plans.digest(model.configuration):
                 raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
             self._states.append({k: v.detach().clone() for k, v in trainable_state(self.network).items()})
         # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
         llm = self.plans.network.llm
         self._may_merge = len(self._states) == 1 and self.plans.network.blocks == "llm" and llm.lora is not None
+        self._warned: set[str] = set()
         self._framed = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
 
-    def predict(
-        self,
-        fixed: Path,
-        moving: Path,
-        fixed_modality: str | int | None = None,
-        moving_modality: str | int | None = None,
-    ) -> Registration:
+    def predict(self, fixed: ImageInput, moving: ImageInput, initial: Path | None = None) -> Registration:
         """Register two image files.
 
         Args:
             fixed: the image that defines the output grid.
             moving: the image that is warped.
-            fixed_modality: name or number of its modality; the dataset's fixed modality when None.
-            moving_modality: the same for the moving image.
+            initial: file of a linear ITK transform, fixed points -> moving points, that the registration starts from
+                instead of its own pre-alignment.
 
         Raises:
-            UserError: an image cannot be used.
+            UserError: an image, a mask or the transform cannot be used.
         """
         # By number where nobody names a contrast: two modalities may share a name and not a window.
-        default = self.plans.fixed_modality, self.plans.moving_modality
-        fixed_image, fixed_case = self._framed(fixed, default[0] if fixed_modality is None else fixed_modality)
-        moving_image, moving_case = self._framed(moving, default[1] if moving_modality is None else moving_modality)
-        inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
+        fixed = replace(fixed, modality=self._known(fixed.modality, self.plans.fixed_modality))
+        moving = replace(moving, modality=self._known(moving.modality, self.plans.moving_modality))
+        self._warn_of_direction(fixed.modality, moving.modality)
+        fixed_image, fixed_case = self._framed(fixed)
         to_frame = fixed_case.transform.to_sitk().GetInverse()
+        if initial is None:
+            moving_image, moving_case = self._framed(moving)
+        else:
+            start = chained(fixed_case.transform.to_sitk(), read_linear_transform(initial))
+            moving_image, moving_case = self._bring_into_frame(moving, CaseTransform.from_sitk(start, "given"))
+        inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
         from_frame = moving_case.transform.to_sitk()
         whole = chained(to_frame, inner.to_transform(), from_frame)
         field = DisplacementField.from_transform(whole, Grid.from_image(fixed_image))
         prealignment = CaseTransform.from_sitk(chained(to_frame, from_frame), "prealignment").to_sitk()
         return Registration(
-            field, prealignment, warp_image(moving_image, field), fixed_case.transform, moving_case.transform
+            field,
+            prealignment,
+            warp_image(moving_image, field),
+            warp_image(volume_of(Grid.from_image(moving_image)), field, "nearest"),
+            fixed_case.transform,
+            moving_case.transform,
         )
+
+    def _known(self, modality: str | int | None, default: int) -> str | int:
+        """The number of a modality that the model was trained on; the name of another."""
+        if modality is None or isinstance(modality, int):
+            return default if modality is None else modality
+        known = self.plans.normalization.items()
+        return next((n for n, own in known if own.modality.casefold() == modality.casefold()), modality)
+
+    def _warn_of_direction(self, fixed: object, moving: object) -> None:
+        plans = self.plans
+        trained = (plans.fixed_modality, plans.moving_modality)
+        if (moving, fixed) == trained and len(set(trained)) == 2 and not plans.training.bidirectional:
+            names = [plans.normalization[number].modality for number in trained]
+            self._warn_once(
+                f"The model was trained to warp {names[1]} onto {names[0]}, not {names[0]} onto {names[1]}: expect "
+                "less of it, or train with --set training.bidirectional=true --as NAME."
+            )
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            log.warning("%s", sentence)
 
     def frame_field(self, fixed: FramedCase, moving: FramedCase) -> DisplacementField:
         """The network's displacement on the common frame, averaged over folds."""
@@ -157,21 +204,20 @@ class Predictor:
         return flow[0]
 
     def normalization(self, modality: str | int) -> Normalization:
-        """The plan for a modality by number or name; the safe default for one that the model was not trained on."""
+        """The plan for a modality by number; the safe default for one that the model was not trained on."""
         if isinstance(modality, int):
             return self.plans.normalization[modality]
-        for known in self.plans.normalization.values():
-            if known.modality.casefold() == modality.casefold():
-                return known
         trained = ", ".join(n.modality for n in self.plans.normalization.values())
-        log.warning("The model was not trained on '%s' (but on %s): its own percentiles are used.", modality, trained)
+        self._warn_once(f"The model was not trained on '{modality}' (but on {trained}): its own percentiles are used.")
         return safe_default(modality)
 
-    def _bring_into_frame(self, path: Path, modality: str | int) -> tuple[sitk.Image, FramedCase]:
-        image = read_image(path)
-        check_values(image, path)
-        normalization = self.normalization(modality)
-        # By identity: the safe default equals no modality's plan, and two modalities may have equal ones.
-        number = next((n for n, known in self.plans.normalization.items() if known is normalization), None)
-        template = None if number is None else self._templates.get(number)
-        return image, bring_into_frame(image, normalization, self.plans, self._reference, path, template)
+    def _bring_into_frame(
+        self, given: ImageInput, transform: CaseTransform | None = None
+    ) -> tuple[sitk.Image, FramedCase]:
+        image = read_image(given.path)
+        check_values(image, given.path)
+        assert given.modality is not None
+        template = self._templates.get(given.modality) if isinstance(given.modality, int) else None
+        mask = None if given.mask is None else read_mask(given.mask, image, given.path)
+        guides = Guides(self._reference, template, mask, transform)
+        return image, bring_into_frame(image, self.normalization(given.modality), self.plans, guides, given.path)

@@ -13,7 +13,7 @@ from llmreg.evaluation.evaluate import Row, evaluate_pair, write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.io import read_image
 from llmreg.inference.models import model_in
-from llmreg.inference.predictor import Predictor
+from llmreg.inference.predictor import ImageInput, Predictor
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,15 @@ def validate_fold(
     predictor = Predictor(model_in(model_folder, [fold]), device)
     folder = model_folder / f"fold_{fold}" / "validation"
     rows: list[Row] = []
+    if predictor.plans.training.bidirectional:
+        pairs += tuple(Pair(pair.moving, pair.fixed) for pair in pairs)
     for pair in tqdm(pairs, desc="Validate", unit="pair"):
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
         if fixed.label is None or moving.label is None:
             continue
-        found = predictor.predict(fixed.image, moving.image, fixed.modality, moving.modality)
+        found = predictor.predict(
+            ImageInput(fixed.image, fixed.modality, fixed.mask), ImageInput(moving.image, moving.modality, moving.mask)
+        )
         annotated = set(dataset.labels)
         for case in (fixed, moving):
             if case.annotated_labels is not None:

@@ -18,11 +18,12 @@ from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from
 from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.fingerprint import annotated_in, label_dice
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.placement import learn, set_without
 from llmreg.preprocessing.plans import Plans
-from llmreg.preprocessing.prealignment import COARSE_MM, foreground_centre, stages
-from llmreg.preprocessing.preprocess import bring_into_frame
+from llmreg.preprocessing.prealignment import COARSE_MM, stages
+from llmreg.preprocessing.preprocess import Guides, bring_into_frame
 from llmreg.preprocessing.splits import Split
 from llmreg.preprocessing.templates import Template, place_case
 from llmreg.workers import in_parallel
@@ -60,18 +61,17 @@ def choose_prealignment(
         )
     first = dataset.case(plans.prealignment.reference_case)
     image = read_case(first, plans.labels).image
-    framed = bring_into_frame(image, plans.normalization[first.modality], plans, None, first.image)
+    framed = bring_into_frame(image, plans.normalization[first.modality], plans, Guides(), first.image)
     sets = learn(dataset, plans, splits, num_processes)
     items = [(case, sets[set_without(case.name, splits)].get(case.modality)) for case in chosen]
     place = partial(_placed_labels, plans=plans, reference_values=framed.image)
     found = in_parallel(place, items, num_processes, "Pre-alignment")
     placed = dict(zip((case.name for case in chosen), found, strict=True))
-    known = {
-        case.name: set(plans.labels if case.annotated_labels is None else case.annotated_labels) for case in chosen
-    }
+    known = {case.name: annotated_in(case, plans.labels) for case in chosen}
     score = {
         method: float(np.mean([
-            _dice(placed[p.fixed][method], placed[p.moving][method], known[p.fixed] & known[p.moving]) for p in pairs
+            label_dice(placed[p.fixed][method], placed[p.moving][method], known[p.fixed] & known[p.moving]) or 0.0
+            for p in pairs
         ]))
         for method in METHODS
     }  # fmt: skip
@@ -106,12 +106,12 @@ def _placed_labels(
     size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
     coarse = Grid.axis_aligned(size, (COARSE_MM,) * 3, frame.centre)
     own = None if case.name == plans.prealignment.reference_case else reference
-    normal, mask = normalized(images.image, plans.normalization[case.modality])
+    normal, foreground = normalized(images.image, plans.normalization[case.modality], images.mask)
     affine = _with_method(plans, "affine").prealignment
-    tried = stages(normal, mask, Grid.from_image(images.image), frame, affine, own)
+    tried = stages(normal, foreground.centre, Grid.from_image(images.image), frame, affine, own)
     by_method = {found.stage: found for found in tried}
     if template is not None:
-        by_method["template"] = place_case(normal, foreground_centre(mask, Grid.from_image(normal)), template)
+        by_method["template"] = place_case(normal, foreground.centre, template)
     placed: dict[str, sitk.Image] = {}
     transform = by_method["centre"]
     for method in METHODS:
@@ -119,11 +119,3 @@ def _placed_labels(
         transform = by_method.get(method, by_method["centre"] if method == "template" else transform)
         placed[method] = resample_image(images.label, coarse, transform.to_sitk(), "nearest")
     return placed
-
-
-def _dice(fixed: sitk.Image, moving: sitk.Image, labels: set[int]) -> float:
-    overlap = sitk.LabelOverlapMeasuresImageFilter()
-    overlap.Execute(sitk.Cast(fixed, sitk.sitkInt32), sitk.Cast(moving, sitk.sitkInt32))
-    present = np.union1d(sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moving))
-    scores = [overlap.GetDiceCoefficient(label) for label in sorted(labels & set(present.astype(int).tolist()))]
-    return float(np.mean(scores)) if scores else 0.0

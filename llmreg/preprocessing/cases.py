@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from llmreg.dataset import Case
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, check_values, read_image
+from llmreg.geometry.io import array_of, check_values, read_image, times, warn_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +62,24 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[
         other = found[path] = _opened(path, problems)
         if other is None:
             continue
-        difference = _difference(Grid.from_image(other), grid)
-        if difference:
-            problems.append(
-                f"{path} is not on the grid of its image {case.image.name} ({difference}): "
-                "resample it onto the image's grid with nearest neighbours."
-            )
+        problems += _grid_problems(Grid.from_image(other), grid, path, case.image)
         if path == case.label:
             problems += _label_problems(other, case, path, labels)
     label, mask = (None if path is None else found[path] for path in (case.label, case.mask))
     return CaseImages(image, label, mask), problems
 
 
+def read_mask(path: Path, image: sitk.Image, image_path: Path) -> sitk.Image:
+    """A mask that belongs to an image. Raises UserError when it cannot be read or lies on another grid."""
+    mask = read_image(path)
+    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), path, image_path)
+    if problems:
+        raise UserError(problems[0])
+    return mask
+
+
 def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
-    if not path.is_file():
+    if not path.exists():
         problems.append(f"{path} does not exist: add the file or take it out of dataset.json.")
         return None
     try:
@@ -85,6 +89,21 @@ def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
         return None
 
 
+def _grid_problems(found: Grid, expected: Grid, path: Path, image: Path) -> list[str]:
+    difference = _difference(found, expected)
+    if not difference:
+        return []
+    index = expected.physical_to_index(found.corners())
+    # A flipped map may share one layer of voxels with its image.
+    if np.any(index.max(axis=0) < 0.5) or np.any(index.min(axis=0) > np.subtract(expected.size, 1.5)):
+        where, remedy = "lies outside", "list the one that belongs to this image"
+    else:
+        where, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
+    if found.size == expected.size:
+        remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
+    return [f"{path} {where} its image {image.name} ({difference}): {remedy}."]
+
+
 def _difference(found: Grid, expected: Grid) -> str:
     """Empty when the grids agree, else what differs."""
     if found.same_as(expected):
@@ -92,12 +111,8 @@ def _difference(found: Grid, expected: Grid) -> str:
     for name in ("size", "spacing", "origin", "direction"):
         mine, theirs = getattr(found, name), getattr(expected, name)
         if not np.allclose(mine, theirs, rtol=0, atol=1e-4):
-            return f"{name} {_short(mine)} instead of {_short(theirs)}"
+            return f"{name} {times(mine)} instead of {times(theirs)}"
     return "a slightly different position"
-
-
-def _short(values: tuple[float, ...]) -> str:
-    return "x".join(f"{value:.6g}" for value in values)
 
 
 def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
@@ -107,7 +122,15 @@ def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collectio
         return [f"{path} holds values that are no label ids ({', '.join(odd)}): save whole numbers."]
     present = {int(value) for value in values} - {0}
     problems = []
-    unknown = sorted(present - set(labels))
+    if not present and case.annotated_labels is None:
+        warn_once(f"{path} holds no label, every voxel is 0: remove it if nothing was annotated in this image.")
+    negative = sorted(label for label in present if label < 0)
+    if negative:
+        problems.append(
+            f"{path} holds the negative label {_some(negative)}, as if ids above 127 had been stored in signed 8 bits: "
+            "save it in an unsigned type."
+        )
+    unknown = sorted(present - set(labels) - set(negative))
     if unknown:
         problems.append(
             f"{path} holds the label {_some(unknown)}, which 'labels' in dataset.json does not list: "

@@ -1,9 +1,8 @@
-"""Foreground and intensity normalisation: the same code for preprocessing and prediction."""
+"""Intensity normalisation: the same code for preprocessing and prediction."""
 
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 import numpy as np
@@ -12,78 +11,67 @@ from numpy.typing import NDArray
 
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, image_from, oriented_lps
+from llmreg.preprocessing.foreground import Foreground, find_foreground
+from llmreg.preprocessing.modalities import is_ct, is_mr
 from llmreg.preprocessing.plans import Normalization
 
 log = logging.getLogger(__name__)
 
-AIR_HU = -500.0
-# Contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam CT and CT angiography.
-_CT = re.compile(r"(CE|NC|LD|CB|FB)?CTA?")
-# A background of one constant value (skull-stripped or masked images) fills at least this share.
-CONSTANT_BACKGROUND = 0.2
-
-
-def is_ct(modality: str) -> bool:
-    """Whether a modality's name says CT: ``CT``, ``ct_venous``, ``CECT``, ``CBCT``, ``CTA`` ...; not ``ACTH``."""
-    return any(_CT.fullmatch(word) for word in re.split(r"[^A-Z]+", modality.upper()))
-
-
-def foreground_mask(image: sitk.Image, ct: bool) -> NDArray[np.bool_]:
-    """The body or organ, without air, from the image alone; (z, y, x).
-
-    CT: above -500 HU. Images with a constant background: all else. Others: Li's minimum cross-entropy threshold. Then
-    the largest connected component, its pinholes filled.
-    """
-    values = sitk.GetArrayViewFromImage(image)
-    lowest = values.min()
-    if ct and lowest < AIR_HU:
-        mask = sitk.GetImageFromArray((values > AIR_HU).astype(np.uint8))
-    elif (values == lowest).mean() > CONSTANT_BACKGROUND:
-        mask = sitk.GetImageFromArray((values > lowest).astype(np.uint8))
-    else:
-        smooth = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), min(image.GetSpacing()))
-        mask = sitk.LiThreshold(smooth, 0, 1)
-    opened = sitk.BinaryMorphologicalOpening(mask, [1, 1, 0])
-    components = sitk.RelabelComponent(sitk.ConnectedComponent(opened), sortByObjectSize=True)
-    largest = sitk.VotingBinaryIterativeHoleFilling(sitk.Equal(components, 1), [1, 1, 1], 1) > 0
-    found = sitk.GetArrayFromImage(largest).astype(bool)
-    return found if found.any() else np.ones_like(found)
+# The paper's, for MR.
+MR_PERCENTILES = (0.0, 95.0)
+# Of other contrasts nothing is known: outliers are clipped, and no more, since hot spots may be what matters (PET).
+SAFE_PERCENTILES = (0.5, 99.5)
 
 
 def safe_default(modality: str) -> Normalization:
-    """For images of which nothing is known but themselves."""
-    return Normalization(modality=modality, scheme="percentiles", lower=0.0, upper=95.0)
+    """For images of which nothing is known but themselves and the name of their contrast."""
+    lower, upper = MR_PERCENTILES if is_mr(modality) else SAFE_PERCENTILES
+    return Normalization(modality=modality, scheme="percentiles", lower=lower, upper=upper)
 
 
 def applicable(normalization: Normalization, image: sitk.Image) -> Normalization:
-    """The plan itself, or the safe default where a HU window meets an image without a value below 0."""
-    if normalization.scheme == "window" and np.asarray(sitk.GetArrayViewFromImage(image)).min() >= 0:
-        log.warning(
-            "A %s image holds no value below 0, so its values are not HU: its own percentiles are used.",
-            normalization.modality,
-        )
-        return safe_default(normalization.modality)
-    return normalization
+    """The plan itself, or the safe default where a window meets an image whose values it cannot be meant for."""
+    if normalization.scheme != "window":
+        return normalization
+    values = np.asarray(sitk.GetArrayViewFromImage(image))
+    if normalization.lower < -1 and values.min() >= 0:
+        problem = "holds no value below 0, so its values are not HU"
+    elif normalization.upper <= 1 and values.max() > 2:
+        problem = f"holds values up to {values.max():g}, so it is not normalised as the training images were"
+    else:
+        return normalization
+    log.warning("A %s image %s: its own percentiles are used.", normalization.modality, problem)
+    return safe_default(normalization.modality)
 
 
-def normalized(stored: sitk.Image, normalization: Normalization) -> tuple[sitk.Image, NDArray[np.bool_]]:
-    """An image as read, along the LPS axes and in [0, 1], and its foreground (z, y, x)."""
+def normalized(
+    stored: sitk.Image, normalization: Normalization, mask: sitk.Image | None = None
+) -> tuple[sitk.Image, Foreground]:
+    """An image as read, along the LPS axes and in [0, 1], and its foreground.
+
+    Args:
+        stored: the image as read.
+        normalization: its modality's plan.
+        mask: the user's foreground on the stored grid, instead of one found in the image.
+    """
     image = oriented_lps(stored)
     normalization = applicable(normalization, image)
-    mask = foreground_mask(image, is_ct(normalization.modality))
-    return image_from(normalize(array_of(image), mask, normalization), Grid.from_image(image)), mask
+    foreground = find_foreground(image, is_ct(normalization.modality), mask)
+    values = normalize(array_of(image), foreground.intensities, normalization)
+    return image_from(values, Grid.from_image(image)), foreground
 
 
-def normalize(values: NDArray[Any], mask: NDArray[np.bool_], normalization: Normalization) -> NDArray[np.float32]:
+def normalize(values: NDArray[Any], inside: NDArray[Any], normalization: Normalization) -> NDArray[np.float32]:
     """Clip as planned and scale to [0, 1].
 
     Args:
         values: intensities (z, y, x).
-        mask: the image's foreground; percentiles are ranks among its voxels.
+        inside: intensities of the image's foreground, of which percentiles are ranks.
         normalization: the modality's plan.
     """
     lower, upper = normalization.lower, normalization.upper
     if normalization.scheme == "percentiles":
-        lower, upper = np.percentile(values[mask], [lower, upper])
-    scaled = (np.asarray(values, dtype=np.float32) - np.float32(lower)) / np.float32(max(upper - lower, 1e-6))
-    return np.clip(scaled, 0, 1)
+        lower, upper = np.percentile(inside, [lower, upper])
+    scaled = np.subtract(values, np.float32(lower), dtype=np.float32)
+    scaled *= np.float32(1 / max(upper - lower, 1e-6))
+    return np.clip(scaled, 0, 1, out=scaled)

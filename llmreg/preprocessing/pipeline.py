@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from llmreg import paths
-from llmreg.dataset import load_dataset
+from llmreg import __version__, paths
+from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
+from llmreg.machine import this_machine
 from llmreg.network.config import NetworkSettings
 from llmreg.preprocessing import fingerprint as fingerprints
 from llmreg.preprocessing import planning, splits
 from llmreg.preprocessing import preprocess as preprocessing
 from llmreg.preprocessing.alignment_choice import choose_prealignment
-from llmreg.preprocessing.plans import Plans, read_plans, write_plans
+from llmreg.preprocessing.costs import llm_size
+from llmreg.preprocessing.plan_report import REPORT_FILE, write_report
+from llmreg.preprocessing.plans import Configuration, Planned, Plans, parse_plans, read_plans, write_plans
 from llmreg.verification import verify_dataset_integrity
 
 log = logging.getLogger(__name__)
@@ -46,11 +53,27 @@ def verify(dataset_id: str, num_processes: int) -> None:
 
 
 def extract_fingerprint(dataset_id: str, num_processes: int) -> Path:
+    """Write the fingerprint; only cases that changed since an earlier one are read."""
     folder = preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
     path = folder / fingerprints.FINGERPRINT_FILE
-    fingerprints.write_fingerprint(path, fingerprints.extract_fingerprint(dataset, num_processes))
+    known = None
+    if path.exists():
+        try:
+            known = fingerprints.read_fingerprint(path)
+        except UserError as error:
+            log.info("The fingerprint is made anew: %s", error)
+    fingerprints.write_fingerprint(path, fingerprints.extract_fingerprint(dataset, num_processes, known))
     return path
+
+
+def clean(dataset_id: str) -> None:
+    """Remove the fingerprint and all preprocessed volumes of a dataset; plans and splits stay."""
+    folder = preprocessed_dataset(dataset_id)
+    (folder / fingerprints.FINGERPRINT_FILE).unlink(missing_ok=True)
+    for volumes in folder.glob("volumes_*"):
+        shutil.rmtree(volumes)
+        log.info("%s is removed.", volumes)
 
 
 def plan(
@@ -58,46 +81,93 @@ def plan(
     num_processes: int,
     overwrite: bool = False,
     network: NetworkSettings | None = None,
+    configuration: str | None = None,
+    memory_gb: float | None = None,
 ) -> Path:
-    """Write the default plans, the paper's, and the splits. Splits that exist are kept.
+    """Write the default plans, the paper's, the report on them, and the splits. Splits that exist are kept.
+
+    Plans that were made of the same things are kept as they are, edited or not. Of plans that must be made anew,
+    configurations that the user added are kept.
 
     Args:
         dataset_id: id or whole name.
         num_processes: cases looked at at the same time.
-        overwrite: replace plans that differ.
+        overwrite: replace plans that were edited.
         network: what goes into the plans, from :func:`chosen_network`; the default when None.
+        configuration: what is trained by default, instead of the planner's choice.
+        memory_gb: memory to plan for; most of what this machine has when None.
 
     Raises:
-        UserError: there are other plans already, perhaps edited by hand, and ``overwrite`` is not given.
+        UserError: plans that must be made anew were edited, and ``overwrite`` is not given.
     """
     folder = preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
-    fingerprint = folder / fingerprints.FINGERPRINT_FILE
-    if not fingerprint.exists():
-        raise UserError(f"{fingerprint} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
-    folds = splits.make_splits(dataset)
-    made = planning.make_plans(dataset, fingerprints.read_fingerprint(fingerprint))
+    fingerprint_file = folder / fingerprints.FINGERPRINT_FILE
+    if not fingerprint_file.exists():
+        raise UserError(f"{fingerprint_file} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
+    fingerprint = fingerprints.read_fingerprint(fingerprint_file)
+    network = network or NetworkSettings()
+    machine = this_machine(memory_gb)
     # Splits that exist are kept, so they are what templates will be learned by.
-    kept = splits.read_splits(folder / SPLITS_FILE) if (folder / SPLITS_FILE).exists() else folds
-    made, reason = choose_prealignment(dataset, made, num_processes, kept)
-    made = made.model_copy(
-        update={"reasons": made.reasons | {"prealignment": reason}, "network": network or NetworkSettings()}
-    )
-    both = (made, planning.paper_plans(made))
-    for plans in both:
-        path = plans_path(folder, plans.plans_name)
-        if path.exists() and not overwrite and read_plans(path) != plans:
+    kept = (folder / SPLITS_FILE).exists()
+    folds = splits.read_splits(folder / SPLITS_FILE) if kept else splits.make_splits(dataset)
+    inputs = _digest(
+        fingerprint.model_dump(mode="json"), _facts(dataset), [fold.to_dict() for fold in folds], machine.to_dict(),
+        network.model_dump(mode="json"), configuration, __version__,
+    )  # fmt: skip
+    default = plans_path(folder, "default")
+    old = {path: read_plans(path) for path in (default, plans_path(folder, "paper")) if path.exists()}
+    if len(old) == 2 and not overwrite and all(p.planned and p.planned.inputs == inputs for p in old.values()):
+        log.info("%s is kept: nothing that it was planned from has changed.", default)
+        return default
+    for path, plans in old.items():
+        if not overwrite and (plans.planned is None or plans.planned.result != _result(plans)):
             raise UserError(
-                f"{path} differs from what would be planned now (it was edited, or the dataset or llmreg changed): "
-                "keep it and run llmreg_preprocess, or plan again with --overwrite."
+                f"{path} was edited, and what it was planned from has changed since: keep it and run "
+                "llmreg_preprocess, or plan again with --overwrite."
             )
-    for plans in both:
-        write_plans(plans_path(folder, plans.plans_name), plans)
-    if not (folder / SPLITS_FILE).exists():
+    budget = planning.Budget(machine, llm_size(network.llm))
+    made = planning.make_plans(dataset, fingerprint, budget, network, configuration)
+    made, reason = choose_prealignment(dataset, made, num_processes, folds)
+    made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
+    for plans in (made, planning.paper_plans(made)):
+        path = plans_path(folder, plans.plans_name)
+        planned = Planned(inputs=inputs, result=_result(plans))
+        mine = _users_configurations(old[path]) if path in old else {}
+        # Made for another grid, they may not hold this one: then the check says so.
+        content = plans.model_dump() | {"planned": planned, "configurations": plans.configurations | mine}
+        write_plans(path, parse_plans(content, f"{path} with the configurations added to it"))
+    if not kept:
         splits.write_splits(folder / SPLITS_FILE, folds)
     for decision, reason in made.reasons.items():
         log.info("%s: %s", decision, reason)
-    return plans_path(folder, "default")
+    report = write_report(folder / REPORT_FILE, dataset, fingerprint, made)
+    log.info("The report with pictures is %s", report)
+    return default
+
+
+def _users_configurations(plans: Plans) -> dict[str, Configuration]:
+    return {name: own for name, own in plans.configurations.items() if name not in planning.CONFIGURATIONS}
+
+
+def _result(plans: Plans) -> str:
+    """A digest of what the planner decides."""
+    content = plans.model_dump(mode="json", exclude={"planned"})
+    for name in _users_configurations(plans):
+        del content["configurations"][name]
+    return _digest(content)
+
+
+def _facts(dataset: Dataset) -> list[Any]:
+    """What plans depend on in ``dataset.json`` beside what the fingerprint holds."""
+    direction = [dataset.fixed_modality, dataset.moving_modality, dataset.pairing]
+    cases = [[case.name, case.annotated_labels] for case in dataset.cases]
+    pairs = [[pair.fixed, pair.moving] for pair in dataset.explicit_pairs]
+    return [direction, cases, pairs, sorted(dataset.held_out)]
+
+
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def chosen_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSettings:

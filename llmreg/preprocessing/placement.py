@@ -17,7 +17,6 @@ from llmreg.geometry.io import array_of, oriented_lps
 from llmreg.preprocessing.cases import read_case
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.plans import Plans
-from llmreg.preprocessing.prealignment import foreground_centre
 from llmreg.preprocessing.splits import Split
 from llmreg.preprocessing.templates import Example, Template, learn_templates, read_templates, view, write_templates
 from llmreg.workers import in_parallel
@@ -60,14 +59,14 @@ def case_example(case: Case, plans: Plans) -> Example:
     """What a labelled case tells about where its modality lies."""
     images = read_case(case, plans.labels)
     assert images.label is not None
-    normal, mask = normalized(images.image, plans.normalization[case.modality])
+    normal, foreground = normalized(images.image, plans.normalization[case.modality], images.mask)
     grid = Grid.from_image(normal)
     labels = array_of(oriented_lps(images.label))
     centroids = {
         int(label): grid.index_to_physical(np.argwhere(labels == label).mean(axis=0)[::-1])
         for label in np.unique(labels[labels > 0])
     }
-    return Example(case.modality, view(normal), foreground_centre(mask, grid), centroids)
+    return Example(case.modality, view(normal), foreground.centre, centroids)
 
 
 def learned(dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int) -> str:

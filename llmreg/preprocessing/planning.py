@@ -1,56 +1,122 @@
-"""From a fingerprint to plans: every decision a small function with its reason."""
+"""From a fingerprint to plans: every decision a small function with its reason.
+
+``documentation/planning.md`` lists the rules with their sources and measurements.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from llmreg.dataset import Dataset
+from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
+from llmreg.machine import Machine
 from llmreg.network.config import NetworkSettings
-from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint
-from llmreg.preprocessing.normalization import is_ct
-from llmreg.preprocessing.plans import AugmentationSettings, Configuration, Normalization, Plans, PreAlignment
+from llmreg.preprocessing.costs import BUILT_IN_SIZE, LLMSize, step_seconds, training_memory_gb
+from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint
+from llmreg.preprocessing.modalities import is_ct, is_mr
+from llmreg.preprocessing.normalization import MR_PERCENTILES, safe_default
+from llmreg.preprocessing.plans import (
+    AugmentationSettings,
+    Configuration,
+    Loss,
+    Normalization,
+    Plans,
+    PreAlignment,
+    Training,
+)
 
-# The paper's settings (section Data Preparation).
+# The paper's window (section Data Preparation), for soft tissue.
 PAPER_HU = (-180.0, 400.0)
-PAPER_PERCENTILES = (0.0, 95.0)
+# Structures that fill less than this share of it, with their range again on each side, get a window of their own.
+NARROW = 0.5
+# A CT in Hounsfield units spans at least from air or fat to soft tissue.
+LEAST_HU_RANGE = 100.0
+CONFIGURATIONS = ("full", "half")
 TOKEN_STRIDE = 16
-# 192 x 160 x 192, the paper's abdomen grid: what a 24 GB GPU trains at full resolution.
-MOST_VOXELS = 192 * 160 * 192
+# The paper's larger grid, 192 x 208 x 176.
+MOST_VOXELS = 192 * 208 * 176
+COARSENING = 1.1
 # Voxels of a common grid are at most this much longer or shorter than their geometric mean along an axis.
 ANISOTROPY = 1.5
-# Fitted to benchmarks/training_memory.py: width 16, the default LLM, batch 1, bfloat16 on a CPU; within 10 % there.
-BASE_GB, GB_A_NETWORK_MVOXEL, GB_A_GRID_MVOXEL = 1.0, 1.45, 0.093
-# Where a training step needs gigabytes, the finest level is computed twice: on 64^3 voxels in float32 (AMD EPYC), that
-# took 0.57 of the network's activations.
-RECOMPUTED_FROM, RECOMPUTED_SHARE = 500_000, 0.57
-SYMMETRIC = 0.85
+# Structures that lie further apart than half a token need half resolution, where the network sees twice as far.
+FAR_VOXELS = TOKEN_STRIDE / 2
 FEWEST_TOKENS_PER_AXIS = 2
+WIDTHS = (16, 12, 8)
+# Training on a CPU should be done in a night; with fewer epochs than that at full resolution, half is taken.
+NIGHT_HOURS = 10.0
+FEWEST_EPOCHS = 20
+SYMMETRIC = 0.85
 
 
-def plan_window(cases: list[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
-    """CT: a HU window around the annotated structures, within the paper's; others: the paper's percentiles."""
-    if not is_ct(modality):
-        lower, upper = PAPER_PERCENTILES
-        return (
-            Normalization(modality=modality, scheme="percentiles", lower=lower, upper=upper),
-            f"{modality}: clipped to each image's own foreground percentiles {lower:g} and {upper:g}, as in the paper.",
+@dataclass(frozen=True)
+class Budget:
+    """What a training may cost: the machine, and the size of the language model's layers."""
+
+    machine: Machine
+    llm: LLMSize = BUILT_IN_SIZE
+
+
+def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    """How a modality's intensities become [0, 1]."""
+    low, high = min(case.range[0] for case in cases), max(case.range[1] for case in cases)
+    for lower, upper in ((0.0, 1.0), (-1.0, 1.0)):
+        # Each image must come near both ends, or it is a small number of something else.
+        ends = all(c.range[0] < lower + 0.25 and c.range[1] > upper - 0.25 for c in cases)
+        if lower - 0.01 <= low and high <= upper + 0.01 and ends:
+            return _window(modality, lower, upper), (
+                f"{modality}: values lie in {lower:g} to {upper:g}, so the images are normalised already and are "
+                "taken as they are."
+            )
+    if is_mr(modality):
+        lower, upper = MR_PERCENTILES
+        return safe_default(modality), (
+            f"{modality}: clipped to each image's own foreground percentiles {lower:g} and {upper:g}, as in the paper."
         )
-    low = float(np.median([case.intensities[1] for case in cases]))
-    high = float(np.median([case.intensities[3] for case in cases]))
+    if not is_ct(modality):
+        default = safe_default(modality)
+        return default, (
+            f"{modality}: neither CT nor MR by its name, so the safe default: each image's own foreground percentiles "
+            f"{default.lower:g} and {default.upper:g}."
+        )
+    if low >= 0 or high - low < LEAST_HU_RANGE:
+        return safe_default(modality), (
+            f"{modality}: values from {low:g} to {high:g} are no Hounsfield units, so each image's own percentiles are "
+            "used."
+        )
+    return _plan_hu(cases, modality)
+
+
+def _plan_hu(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    rows = [row for case in cases for row in (case.structure_intensities.values() or [case.intensities])]
+    low = float(np.percentile([row[1] for row in rows], 10))
+    high = float(np.percentile([row[3] for row in rows], 90))
     margin = high - low
-    lower = round(max(PAPER_HU[0], low - margin))
-    upper = round(min(PAPER_HU[1], high + margin))
-    if upper - lower < 20:
-        lower, upper = map(round, PAPER_HU)
-    reason = (
-        f"{modality}: window {lower} to {upper} HU, the structures' 5 to 95 percentiles ({low:.0f} to {high:.0f}) "
-        f"with their range again on each side, within the paper's {PAPER_HU[0]:g} to {PAPER_HU[1]:g}."
+    what = "structures" if any(case.structure_intensities for case in cases) else "bodies"
+    found = f"the {what} lie between {low:.0f} and {high:.0f} HU"
+    if 0 < 3 * margin < NARROW * (PAPER_HU[1] - PAPER_HU[0]):
+        lower, upper = round(low - margin), round(high + margin)
+        return _window(modality, lower, upper), (
+            f"{modality}: window {lower} to {upper} HU: {found}, with that range again on each side."
+        )
+    if what == "bodies":
+        # Lungs and bones are in every body: they do not say that the structures of interest are.
+        low, high = PAPER_HU
+    lower, upper = round(min(PAPER_HU[0], low)), round(max(PAPER_HU[1], high))
+    return _window(modality, lower, upper), (
+        f"{modality}: window {lower} to {upper} HU: {found}; the paper's {PAPER_HU[0]:g} to {PAPER_HU[1]:g} for soft "
+        "tissue" + (", widened to hold them." if (lower, upper) != PAPER_HU else ".")
     )
-    return Normalization(modality=modality, scheme="window", lower=lower, upper=upper), reason
 
 
-def shared_grid(cases: list[CaseFingerprint]) -> Grid | None:
+def _window(modality: str, lower: float, upper: float) -> Normalization:
+    return Normalization(modality=modality, scheme="window", lower=lower, upper=upper)
+
+
+def shared_grid(cases: Sequence[CaseFingerprint]) -> Grid | None:
     """The axis-aligned grid that all cases have in common, if they do: then they are taken to be aligned already."""
     first = Grid.from_dict(cases[0].grid)
     if not np.allclose(np.abs(first.direction).round(), np.abs(first.direction), atol=1e-3):
@@ -58,8 +124,13 @@ def shared_grid(cases: list[CaseFingerprint]) -> Grid | None:
     return first if all(first.same_as(Grid.from_dict(case.grid)) for case in cases) else None
 
 
-def plan_grid(cases: list[CaseFingerprint]) -> tuple[tuple[float, ...], tuple[int, ...], str]:
-    """Spacing and size of the common grid, x, y, z."""
+def plan_grid(cases: Sequence[CaseFingerprint], coarsening: float = 1.0) -> tuple[tuple, tuple, str]:
+    """Spacing and size of the common grid, x, y, z, and the reason.
+
+    Args:
+        cases: of both modalities.
+        coarsening: how many times longer voxels are than they would be, to save memory.
+    """
     shared = shared_grid(cases) is not None
     spacing = np.median([case.spacing for case in cases], axis=0)
     if shared:
@@ -68,7 +139,7 @@ def plan_grid(cases: list[CaseFingerprint]) -> tuple[tuple[float, ...], tuple[in
         mean = float(np.prod(spacing) ** (1 / 3))
         spacing = np.clip(spacing, mean / ANISOTROPY, mean * ANISOTROPY)
         extent = np.percentile([case.foreground_extent for case in cases], 90, axis=0) * 1.05
-    coarser = max(1.0, float(np.prod(extent / spacing) / MOST_VOXELS) ** (1 / 3))
+    coarser = coarsening * max(1.0, float(np.prod(extent / spacing) / MOST_VOXELS) ** (1 / 3))
     # Rounded first, so that a shared grid keeps its size to the voxel.
     size = np.ceil(np.round(extent / (spacing * coarser), 3)).astype(int)
     reason = (
@@ -77,96 +148,253 @@ def plan_grid(cases: list[CaseFingerprint]) -> tuple[tuple[float, ...], tuple[in
         else f"Spacing: the cases' median, at most {ANISOTROPY:g} times anisotropic; size: the foreground's 90th "
         "percentile and 5 %"
     )
-    if coarser > 1:
-        reason += f"; coarsened {coarser:.2f} times to {MOST_VOXELS / 1e6:.1f} million voxels"
+    if coarsening > 1:
+        reason += f"; coarsened {coarser:.2f} times, to fit into memory"
+    elif coarser > 1:
+        reason += f"; coarsened {coarser:.2f} times to {MOST_VOXELS / 1e6:.1f} million voxels, the paper's larger grid"
     return tuple((spacing * coarser).round(4).tolist()), tuple(size.tolist()), reason + "."
 
 
-def plan_configuration(size: tuple[int, ...], downsampling: int) -> Configuration:
-    """Pad a size to what the network can halve four times, at full (1) or half (2) resolution."""
+def plan_configuration(
+    size: Sequence[int], downsampling: int, network: NetworkSettings, budget: Budget
+) -> Configuration:
+    """Pad a size to what the network can halve four times, at full (1) or half (2) resolution.
+
+    The finest level is computed twice where that is needed to stay within the memory.
+    """
     multiple = TOKEN_STRIDE * downsampling
     padded = [-(-n // multiple) * multiple for n in size]
-    network = [n // downsampling for n in padded]
-    tokens = [n // TOKEN_STRIDE for n in network]
-    recompute = bool(np.prod(network) >= RECOMPUTED_FROM)
-    activations = GB_A_NETWORK_MVOXEL * np.prod(network) / 1e6 * (RECOMPUTED_SHARE if recompute else 1.0)
-    memory = BASE_GB + activations + GB_A_GRID_MVOXEL * np.prod(padded) / 1e6
+    shape = [n // downsampling for n in padded]
+    tokens = [n // TOKEN_STRIDE for n in shape]
+    voxels, grid = int(np.prod(shape)), int(np.prod(padded))
+    memory = [training_memory_gb(network, budget.llm, voxels, grid, twice, budget.machine) for twice in (False, True)]
+    recompute = memory[False] > budget.machine.memory_gb
     return Configuration.model_validate(
         dict(
             downsampling=downsampling,
             padded_size=padded,
-            network_shape=network,
+            network_shape=shape,
             token_grid=tokens,
             token_length=int(np.prod(tokens)),
             recompute=recompute,
-            memory_gb=round(float(memory), 2),
+            memory_gb=round(memory[recompute], 2),
         )
     )
 
 
-def choose_configuration(half: Configuration) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Sizes:
+    """A grid and what runs on it.
+
+    Attributes:
+        spacing: of the common grid, mm, x, y, z.
+        size: its voxels.
+        full: the configuration at its own resolution.
+        half: the one at half of it.
+        network: settings, of which the width was chosen.
+    """
+
+    spacing: tuple[float, ...]
+    size: tuple[int, ...]
+    full: Configuration
+    half: Configuration
+    network: NetworkSettings
+
+
+def plan_sizes(
+    cases: Sequence[CaseFingerprint], network: NetworkSettings, budget: Budget
+) -> tuple[Sizes, dict[str, str]]:
+    """The finest grid and the widest network that train within the memory, at half resolution if need be.
+
+    A narrower network comes before a coarser grid, that is, fewer tokens.
+
+    Raises:
+        UserError: not even the smallest network fits.
+    """
+    memory = budget.machine.memory_gb
+    widths = tuple(width for width in WIDTHS if width <= network.width)
+    coarsening = 1.0
+    while True:
+        spacing, size, reason = plan_grid(cases, coarsening)
+        for width in widths:
+            chosen = network.model_copy(update={"width": width})
+            full, half = (plan_configuration(size, factor, chosen, budget) for factor in (1, 2))
+            if half.memory_gb <= memory:
+                why = (
+                    f"{width}, the paper's: half resolution needs {half.memory_gb:.1f} GB of {memory:g}."
+                    if width == network.width
+                    else f"{width}: a wider network does not fit into {memory:g} GB even at half resolution."
+                )
+                return Sizes(spacing, size, full, half, chosen), {"grid": reason, "network.width": why}
+        if max(size) <= 2 * TOKEN_STRIDE:
+            raise UserError(
+                f"Not even the smallest network fits into {memory:g} GB (it needs about {half.memory_gb:.1f}): plan "
+                "with more memory (--memory-gb) or a smaller language model (--llm)."
+            )
+        coarsening *= COARSENING
+
+
+def displacement_voxels(pairs: Sequence[PairFingerprint], spacing: Sequence[float], aligned: bool) -> float | None:
+    """How far structures lie apart where registration starts; None where no labels tell.
+
+    Args:
+        pairs: the sampled pairs.
+        spacing: of the common grid.
+        aligned: whether cases stay where they lie; else pre-alignment takes at least the shift away.
+    """
+    found = [pair.displacement_mm if aligned else pair.deformation_mm for pair in pairs]
+    known = [mm for mm in found if mm is not None]
+    return float(np.mean(known) / np.prod(spacing) ** (1 / 3)) if known else None
+
+
+def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budget) -> tuple[str, str]:
+    """Full or half resolution: displacement decides, then memory, then time."""
+    full, half, machine = sizes.full, sizes.half, budget.machine
     if min(half.token_grid) < FEWEST_TOKENS_PER_AXIS:
         return "full", (
             f"full: half resolution would leave {min(half.token_grid)} token along an axis, too few to attend over."
         )
-    return "half", (
-        "half: displacement fields are smooth, so half resolution trains several times faster for about the same "
-        "accuracy a step; train with '-c full' when time allows and structures are only a few voxels thick."
+    if displacement is None:
+        return "half", "half: no labels tell how far structures lie apart, and half resolution sees twice as far."
+    if displacement > FAR_VOXELS:
+        return "half", (
+            f"half: structures lie {displacement:.1f} voxels apart, more than the {FAR_VOXELS:g} of half a token, and "
+            "half resolution sees twice as far."
+        )
+    near = f"structures lie {displacement:.1f} voxels apart, no more than the {FAR_VOXELS:g} of half a token"
+    if full.memory_gb > machine.memory_gb:
+        return "half", f"half: {near}, but full resolution needs {full.memory_gb:.1f} GB of {machine.memory_gb:g}."
+    epochs = affordable_epochs(full, sizes.network, machine)
+    if epochs is not None and epochs < FEWEST_EPOCHS:
+        return "half", (
+            f"half: {near}, but on {machine.cores} CPU cores a night would give full resolution {epochs} epochs, fewer "
+            f"than {FEWEST_EPOCHS}."
+        )
+    return "full", f"full: {near}, so that detail matters more than reach."
+
+
+def affordable_epochs(configuration: Configuration, network: NetworkSettings, machine: Machine) -> int | None:
+    """Epochs that a night on the CPU allows; None on a GPU, for which nobody measured."""
+    if machine.device != "cpu":
+        return None
+    seconds = step_seconds(network, int(np.prod(configuration.network_shape)), configuration.recompute, machine)
+    return int(NIGHT_HOURS * 3600 / (seconds * Training().steps_per_epoch))
+
+
+def plan_epochs(configuration: Configuration, network: NetworkSettings, machine: Machine) -> tuple[int, str]:
+    """The default number, or on a CPU as many as a night allows, but not fewer than the least."""
+    most = Training().epochs
+    affordable = affordable_epochs(configuration, network, machine)
+    if affordable is None or affordable >= most:
+        return most, f"{most} epochs of {Training().steps_per_epoch} pairs."
+    chosen = max(affordable, FEWEST_EPOCHS)
+    return chosen, (
+        f"{chosen} epochs of {Training().steps_per_epoch} pairs: what {machine.cores} CPU cores train in about "
+        f"{NIGHT_HOURS:g} hours, at least {FEWEST_EPOCHS}, at most {most}."
     )
 
 
-def make_plans(dataset: Dataset, fingerprint: Fingerprint, name: str = "default") -> Plans:
-    """The plans of a dataset; each decision's reason is in ``reasons``."""
-    # What is held out must not shape a decision.
+def plan_loss(fingerprint: Fingerprint) -> tuple[Loss, str]:
+    """Dice alone where all is annotated, the images' similarity alone where nothing is, else both."""
+    if not fingerprint.annotated_cases:
+        return Loss(dice=0.0, similarity=1.0), (
+            "No case is annotated: image similarity (MIND-SSC) and smoothness, without Dice."
+        )
+    shares = fingerprint.annotated_structures.values()
+    if min(shares) == 1:
+        return Loss(), "Every case is annotated for every structure: soft Dice and smoothness, as in the paper."
+    return Loss(similarity=1.0), (
+        f"{100 * fingerprint.annotated_cases:.0f} % of the cases are annotated, the least annotated structure in "
+        f"{100 * min(shares):.0f} %: soft Dice where it is known, image similarity (MIND-SSC) everywhere, smoothness."
+    )
+
+
+def plan_mirroring(cases: Sequence[CaseFingerprint]) -> tuple[AugmentationSettings, str]:
+    """Pairs are mirrored where the anatomy is symmetric."""
+    overlap = float(np.median([case.mirror_overlap for case in cases]))
+    symmetric = overlap >= SYMMETRIC
+    return AugmentationSettings(mirror_axes=("x",) if symmetric else ()), (
+        f"The annotated region overlaps its left-right mirror image by {overlap:.2f} (Dice): "
+        + ("pairs are mirrored too." if symmetric else "the anatomy is not symmetric, so pairs are not mirrored.")
+    )
+
+
+def reference_case(cases: Sequence[CaseFingerprint], fixed_modality: int) -> str:
+    """The fixed case whose extent is nearest to the median."""
+    fixed = [case for case in cases if case.modality == fixed_modality]
+    middle = np.median([case.foreground_extent for case in fixed], axis=0)
+    return min(fixed, key=lambda c: (float(np.abs(np.asarray(c.foreground_extent) - middle).sum()), c.case)).case
+
+
+def make_plans(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    budget: Budget,
+    network: NetworkSettings | None = None,
+    configuration: str | None = None,
+) -> Plans:
+    """The plans of a dataset; each decision's reason is in ``reasons``.
+
+    The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.alignment_choice.choose_prealignment`.
+
+    Args:
+        dataset: its pairing, modalities and what it holds out, which shapes no decision.
+        fingerprint: of the dataset.
+        budget: what training may cost.
+        network: the network's settings; the width may become less.
+        configuration: the default one, ``full`` or ``half``, instead of the planner's choice.
+    """
     cases = [case for case in fingerprint.cases if case.case not in dataset.held_out]
     reasons: dict[str, str] = {}
     normalization = {}
-    for modality, modality_name in sorted(dataset.modalities.items()):
-        normalization[modality], reasons[f"normalization.{modality}"] = plan_window(
-            [case for case in cases if case.modality == modality], modality_name
-        )
-    spacing, size, reasons["grid"] = plan_grid(cases)
-    full, half = plan_configuration(size, 1), plan_configuration(size, 2)
-    default, reasons["default_configuration"] = choose_configuration(half)
-    twice = [name for name, planned in (("full", full), ("half", half)) if planned.recompute]
-    reasons["recompute"] = (
-        f"{' and '.join(twice) or 'no configuration'}: networks of {RECOMPUTED_FROM / 1e6:g} million voxels or more "
-        "compute their finest level twice, which saves memory and takes longer; set it to false where memory is ample."
-    )
+    for modality, name in sorted(dataset.modalities.items()):
+        # Of a modality that is only held out, its own images are all there is.
+        own = [case for case in cases if case.modality == modality] or fingerprint.of_modality(modality)
+        normalization[modality], reasons[f"normalization.{modality}"] = plan_window(own, name)
     shared = shared_grid(cases)
-    fixed = [case for case in cases if case.modality == dataset.fixed_modality]
-    middle = np.median([case.foreground_extent for case in fixed], axis=0)
-    reference = min(fixed, key=lambda c: (float(np.abs(np.asarray(c.foreground_extent) - middle).sum()), c.case))
+    sizes, why = plan_sizes(cases, network or NetworkSettings(), budget)
+    reasons |= why
+    displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, shared is not None)
+    default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
+    if configuration is not None:
+        default, reasons["default_configuration"] = configuration, f"{configuration}: asked for."
+    chosen = sizes.full if default == "full" else sizes.half
+    twice = [name for name, planned in (("full", sizes.full), ("half", sizes.half)) if planned.recompute]
+    reasons["recompute"] = (
+        f"{' and '.join(twice) or 'no configuration'}: the finest level is computed twice where training needs more "
+        f"than {budget.machine.memory_gb:g} GB otherwise."
+    )
+    reasons["training.batch_size"] = "1, the paper's; more memory goes into resolution and width first."
+    epochs, reasons["training.epochs"] = plan_epochs(chosen, sizes.network, budget.machine)
+    loss, reasons["loss"] = plan_loss(fingerprint)
+    augmentation, reasons["augmentation.mirror_axes"] = plan_mirroring(cases)
+    reference = reference_case(cases, dataset.fixed_modality)
     reasons["prealignment"] = (
-        f"The cases share one grid and are taken to be aligned; others are brought to {reference.case} by the centre "
+        f"The cases share one grid and are taken to be aligned; others are brought to {reference} by the centre "
         "of the foreground, then rigidly, then affinely, by mutual information."
         if shared
         else "Not chosen yet: the label maps of some cases tell which stages help."
     )
-    overlap = float(np.median([case.mirror_overlap for case in cases]))
-    mirror: tuple[str, ...] = ("x",) if overlap >= SYMMETRIC else ()
-    reasons["augmentation.mirror_axes"] = (
-        f"The annotated region overlaps its left-right mirror image by {overlap:.2f} (Dice): "
-        + ("pairs are mirrored too." if mirror else "the anatomy is not symmetric, so pairs are not mirrored.")
-    )
     return Plans.model_validate(
         dict(
             dataset_name=dataset.name,
-            plans_name=name,
-            spacing=spacing,
-            size=size,
+            plans_name="default",
+            spacing=sizes.spacing,
+            size=sizes.size,
             centre=shared.centre.tolist() if shared else (0.0, 0.0, 0.0),
             fixed_modality=dataset.fixed_modality,
             moving_modality=dataset.moving_modality,
             labels=dataset.labels,
             normalization=normalization,
             prealignment=PreAlignment(
-                method="affine", reference_case=reference.case, aligned_grid=shared.to_dict() if shared else None
+                method="affine", reference_case=reference, aligned_grid=shared.to_dict() if shared else None
             ),
-            configurations={"full": full, "half": half},
+            configurations={"full": sizes.full, "half": sizes.half},
             default_configuration=default,
-            network=NetworkSettings(),
-            augmentation=AugmentationSettings.model_validate({"mirror_axes": mirror}),
+            network=sizes.network,
+            loss=loss,
+            training=Training(epochs=epochs),
+            augmentation=augmentation,
             reasons=reasons,
         )
     )
@@ -179,13 +407,13 @@ def paper_plans(plans: Plans) -> Plans:
     """
     content = plans.model_dump()
     for modality in content["normalization"].values():
-        if modality["scheme"] == "window":
+        if modality["scheme"] == "window" and is_ct(modality["modality"]) and modality["lower"] < -1:
             modality["lower"], modality["upper"] = PAPER_HU
     content["plans_name"] = "paper"
     # Images on grids of their own need at least a common centre to be seen by the network at all.
     shared = plans.prealignment.aligned_grid is not None
     content["prealignment"]["method"] = "identity" if shared else "centre"
-    content["loss"]["smoothness"] = 0.1
+    content["loss"] |= {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1}
     content["training"] |= {
         "learning_rate": 1e-4, "schedule": "constant", "clip_gradient": None, "epochs": 50, "steps_per_epoch": 1620,
     }  # fmt: skip

@@ -36,6 +36,8 @@ def _positive(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+# It is part of a folder's name, whose parts are divided by two underscores.
+ConfigurationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Range = Annotated[tuple[float, float], AfterValidator(_in_order)]
 PositiveRange = Annotated[Range, AfterValidator(_positive)]
@@ -107,7 +109,7 @@ class PreAlignment(_Model):
 
 
 class Configuration(_Model):
-    """A way to train the plan: at the grid's own resolution or at half of it.
+    """A way to train the plan: at the frame's own resolution or at half of it.
 
     Attributes:
         recompute: whether training computes the network's finest level twice instead of keeping all of it in memory.
@@ -137,18 +139,36 @@ class Configuration(_Model):
 
 
 class Loss(_Model):
-    """Weights of soft Dice and of the squared gradient of the displacement field.
+    """Weights of soft Dice, of the images' similarity and of the squared gradient of the displacement field.
 
     The paper's smoothness is 0.1. Ten times as much gave the same Dice after 1,000 steps on 24 brains (67.2 against
     67.3) and a tenth of the folding (0.19 against 1.86 %).
+
+    Attributes:
+        dice: weight of one minus soft Dice, over the structures annotated in both cases of a pair.
+        similarity: weight of the image term; 0 leaves it out.
+        similarity_kind: what the image term is, see :mod:`llmreg.training.similarity`.
+        smoothness: weight of the mean squared difference of neighbouring displacements, in voxels.
     """
 
     dice: float = Field(default=1.0, ge=0)
+    similarity: float = Field(default=0.0, ge=0)
+    similarity_kind: Literal["mind", "mutual_information", "lncc"] = "mind"
     smoothness: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _aligns(self) -> Loss:
+        if self.dice == self.similarity == 0:
+            raise ValueError("dice or similarity must be above 0: nothing else aligns the images")
+        return self
 
 
 class Training(_Model):
-    """The optimiser's settings; an epoch is ``steps_per_epoch`` sampled pairs."""
+    """The optimiser's settings; an epoch is ``steps_per_epoch`` sampled pairs.
+
+    ``bidirectional`` trains one model to warp moving images onto fixed ones and the other way round: each pair is
+    turned about with probability 0.5.
+    """
 
     epochs: int = Field(default=100, ge=1)
     steps_per_epoch: int = Field(default=250, ge=1)
@@ -156,15 +176,29 @@ class Training(_Model):
     schedule: Literal["constant", "polynomial"] = "polynomial"
     clip_gradient: float | None = Field(default=10.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
+    bidirectional: bool = False
     validation_pairs: int = Field(default=8, ge=1)
     autocast: Literal["bfloat16", "none"] = "bfloat16"
     seed: int = 12345
 
 
+class Planned(_Model):
+    """What plans were made of, so that planning again changes only what must change.
+
+    Attributes:
+        inputs: digest of the fingerprint, the machine, the options and llmreg's version.
+        result: digest of what was planned from them; plans that differ from it were edited.
+    """
+
+    inputs: str
+    result: str
+
+
 class Plans(_Model):
     """Everything that training and prediction need to know about a dataset.
 
-    ``spacing``, ``size`` and ``centre`` (mm, LPS) place the common frame, whose axes are LPS.
+    ``spacing``, ``size`` and ``centre`` (mm, LPS) place the common frame, whose axes are LPS. ``configurations`` may
+    hold others beside the planner's ``full`` and ``half``.
     """
 
     format_version: Literal[1] = 1
@@ -178,19 +212,22 @@ class Plans(_Model):
     labels: dict[int, str]
     normalization: dict[int, Normalization]
     prealignment: PreAlignment
-    configurations: dict[Literal["full", "half"], Configuration]
-    default_configuration: Literal["full", "half"]
+    configurations: dict[ConfigurationName, Configuration]
+    default_configuration: ConfigurationName
     network: NetworkSettings = NetworkSettings()
     loss: Loss = Loss()
     training: Training = Training()
     augmentation: AugmentationSettings = AugmentationSettings()
     reasons: dict[str, str]
+    planned: Planned | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Plans:
         for name, configuration in self.configurations.items():
             if any(n > padded for n, padded in zip(self.size, configuration.padded_size, strict=True)):
                 raise ValueError(f"size {self.size} does not fit into configurations.{name}.padded_size")
+        if self.default_configuration not in self.configurations:
+            raise ValueError(f"default_configuration '{self.default_configuration}' is not among the configurations")
         return self
 
     @property
@@ -203,16 +240,23 @@ class Plans(_Model):
         content = self.model_dump(mode="json", include={"size", "spacing", "centre", "normalization", "prealignment"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def digest(self) -> str:
-        """A hash of all that shapes a trained model, whatever the file's layout."""
+    def digest(self, configuration: str | None = None) -> str:
+        """A hash of all that shapes a trained model, whatever the file's layout.
+
+        Args:
+            configuration: the one that is trained, so that others may come and go; all of them when None.
+        """
+        others = {name: True for name in self.configurations if configuration not in (None, name)}
         # Without defaults: a key that a file leaves out, or that a later version adds, changes nothing.
-        of_configurations = {"__all__": {"memory_gb", "recompute"}}
-        derived: Any = {"reasons": True, "default_configuration": True, "configurations": of_configurations}
-        content = self.model_dump(mode="json", exclude=derived, exclude_defaults=True)
+        of_configurations = others | {name: {"memory_gb", "recompute"} for name in self.configurations.keys() - others}
+        derived: Any = {"reasons": True, "planned": True, "default_configuration": True}
+        content = self.model_dump(
+            mode="json", exclude=derived | {"configurations": of_configurations}, exclude_defaults=True
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def configuration(self, name: str) -> Configuration:
-        found = next((c for key, c in self.configurations.items() if key == name), None)
+        found = self.configurations.get(name)
         if found is None:
             known = ", ".join(self.configurations)
             raise UserError(f"The plans '{self.plans_name}' have no configuration '{name}': choose one of {known}.")

@@ -69,33 +69,27 @@ class CaseTransform:
         return cls(np.array(content["matrix"]), np.array(content["translation"]), content["stage"], content["score"])
 
 
-def foreground_centre(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
-    """Middle of the foreground's bounding box, mm."""
-    box = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
-    return grid.index_to_physical([(b[0] + b[-1]) / 2 for b in box])
-
-
-def centre_transform(mask: NDArray[np.bool_], grid: Grid, frame: Grid) -> CaseTransform:
-    """Move the frame's middle to the middle of the case's foreground."""
-    return CaseTransform(np.eye(3), foreground_centre(mask, grid) - frame.centre, "centre")
+def centre_transform(centre: NDArray[np.float64], frame: Grid) -> CaseTransform:
+    """Move the frame's middle to the middle of the case's foreground (mm, LPS)."""
+    return CaseTransform(np.eye(3), centre - frame.centre, "centre")
 
 
 def align_case(
     image: sitk.Image,
-    mask: NDArray[np.bool_],
+    centre: NDArray[np.float64],
     stored_grid: Grid,
     frame: Grid,
     plan: PreAlignment,
     reference: sitk.Image | None,
 ) -> CaseTransform:
     """Find a case's transform: the last of its :func:`stages`."""
-    *_, last = stages(image, mask, stored_grid, frame, plan, reference)
+    *_, last = stages(image, centre, stored_grid, frame, plan, reference)
     return last
 
 
 def stages(
     image: sitk.Image,
-    mask: NDArray[np.bool_],
+    centre: NDArray[np.float64],
     stored_grid: Grid,
     frame: Grid,
     plan: PreAlignment,
@@ -105,7 +99,7 @@ def stages(
 
     Args:
         image: the normalised case, float32.
-        mask: its foreground (z, y, x).
+        centre: the middle of its foreground, mm LPS.
         stored_grid: the case's grid as stored in its file.
         frame: the common frame.
         plan: which stages to try.
@@ -114,7 +108,7 @@ def stages(
     if plan.method == "identity" or lies_in_frame(stored_grid, plan):
         yield CaseTransform(np.eye(3), np.zeros(3), "identity")
         return
-    found = centre_transform(mask, Grid.from_image(image), frame)
+    found = centre_transform(centre, frame)
     # Of a contrast without a template, the centre is the safest guess.
     if plan.method in ("centre", "template") or reference is None:
         yield found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,22 @@ from numpy.typing import NDArray
 from llmreg.dataset import Case, Dataset
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, written_whole
-from llmreg.geometry.field import resample_image
+from llmreg.geometry.field import resample_image, volume_of
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, image_from, read_image, write_image
 from llmreg.preprocessing.cases import read_case
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.placement import learned, set_without, templates_in
 from llmreg.preprocessing.plans import Normalization, Plans
-from llmreg.preprocessing.prealignment import CaseTransform, align_case, foreground_centre, lies_in_frame
+from llmreg.preprocessing.prealignment import CaseTransform, align_case, lies_in_frame
+from llmreg.preprocessing.sources import sources_of
 from llmreg.preprocessing.splits import Split
 from llmreg.preprocessing.templates import Template, place_case
 from llmreg.workers import in_parallel
 
+log = logging.getLogger(__name__)
+
 REFERENCE_FILE = "reference.nii.gz"
-Sources = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +41,30 @@ class FramedCase:
 
     Attributes:
         image: float32 in [0, 1], (z, y, x) on the frame.
+        seen: bool, (z, y, x): what lies in the case's field of view.
         transform: frame point -> case point.
     """
 
     image: NDArray[np.float32]
+    seen: NDArray[np.bool_]
     transform: CaseTransform
+
+
+@dataclass(frozen=True, eq=False)
+class Guides:
+    """What a case is placed by, beside its own image.
+
+    Attributes:
+        reference: the reference case in the frame (see :func:`read_reference`); None for that case itself.
+        template: of the case's modality, where the plans' pre-alignment uses one.
+        mask: the user's foreground on the image's grid, instead of one found in the image.
+        transform: the case transform itself, where the user knows it.
+    """
+
+    reference: sitk.Image | None = None
+    template: Template | None = None
+    mask: sitk.Image | None = None
+    transform: CaseTransform | None = None
 
 
 def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
@@ -51,12 +73,7 @@ def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
 
 
 def bring_into_frame(
-    stored: sitk.Image,
-    normalization: Normalization,
-    plans: Plans,
-    reference: sitk.Image | None,
-    path: Path,
-    template: Template | None = None,
+    stored: sitk.Image, normalization: Normalization, plans: Plans, guides: Guides, path: Path
 ) -> FramedCase:
     """Normalise an image and bring it into the frame: the one way for preprocessing and prediction.
 
@@ -64,41 +81,47 @@ def bring_into_frame(
         stored: the image as read.
         normalization: its modality's plan.
         plans: the dataset's plans.
-        reference: the reference case in the frame (see :func:`read_reference`), None for that case itself.
+        guides: what it is placed by.
         path: where the image was read, for the error.
-        template: of its modality, where the plans' pre-alignment uses one.
 
     Raises:
         UserError: nothing of the image lies in the frame.
     """
-    normal, mask = normalized(stored, normalization)
+    normal, foreground = normalized(stored, normalization, guides.mask)
     grid, plan = Grid.from_image(stored), plans.prealignment
-    if template is not None and not lies_in_frame(grid, plan):
-        transform = place_case(normal, foreground_centre(mask, Grid.from_image(normal)), template)
+    if guides.transform is not None:
+        transform = guides.transform
+    elif guides.template is not None and not lies_in_frame(grid, plan):
+        transform = place_case(normal, foreground.centre, guides.template)
     else:
-        transform = align_case(normal, mask, grid, plans.frame, plan, reference)
+        transform = align_case(normal, foreground.centre, grid, plans.frame, plan, guides.reference)
     framed = resample_image(normal, plans.frame, transform.to_sitk())
     if sitk.GetArrayViewFromImage(framed).max() == 0:
         raise UserError(
             f"No part of {path} lies in the common frame of the plans: check where it lies in space, or plan with "
             "another prealignment.method."
         )
-    return FramedCase(array_of(framed), transform)
+    seen = resample_image(volume_of(grid), plans.frame, transform.to_sitk(), "nearest")
+    return FramedCase(array_of(framed), array_of(seen) > 0, transform)
 
 
-def preprocess_case(
-    case: Case, plans: Plans, folder: Path, reference: sitk.Image | None, reference_sources: Sources, templates: str
-) -> FramedCase:
-    """Write ``<case>.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json`` into ``folder``.
+def preprocess_case(case: Case, plans: Plans, folder: Path, guides: Guides, guided_by: dict[str, Any]) -> FramedCase:
+    """Write ``<case>.b2nd``, ``<case>_seen.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json``.
 
-    ``templates`` names the set that was learned without the case.
+    Args:
+        case: whose images.
+        plans: how.
+        folder: where to.
+        guides: what the case is placed by, but for its own mask.
+        guided_by: what the guides were made of, for the record.
     """
     images = read_case(case, plans.labels)
-    template = templates_in(folder, templates).get(case.modality)
-    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, reference, case.image, template)
+    guides = replace(guides, mask=images.mask)
+    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, guides, case.image)
     # Removed first: its presence says that the volumes are whole.
     (folder / f"{case.name}.json").unlink(missing_ok=True)
     _write_volume(folder / f"{case.name}.b2nd", framed.image)
+    _write_volume(folder / f"{case.name}_seen.b2nd", framed.seen.astype(np.uint8))
     if images.label is not None:
         seg = array_of(resample_image(images.label, plans.frame, framed.transform.to_sitk(), "nearest"))
         _write_volume(folder / f"{case.name}_seg.b2nd", seg.astype(np.uint8 if max(plans.labels) < 256 else np.int32))
@@ -110,40 +133,35 @@ def preprocess_case(
             "grid": Grid.from_image(images.image).to_dict(),
             "frame": plans.frame.to_dict(),
             "transform": framed.transform.to_dict(),
-            "annotated_labels": _listed(case.annotated_labels),
-            "sources": _sources(case),
-            "reference_sources": reference_sources,
+            "annotated_labels": _annotated(case, plans),
+            "sources": sources_of(case),
+            "guided_by": guided_by,
         },
     )
     return framed
 
 
+def _annotated(case: Case, plans: Plans) -> list[int]:
+    """The structures known in a case; none without a label map."""
+    if case.label is None:
+        return []
+    return sorted(plans.labels if case.annotated_labels is None else case.annotated_labels)
+
+
 def _preprocess_to_reference(
-    case: Case, plans: Plans, folder: Path, reference_sources: Sources, splits: Sequence[Split]
+    case: Case, plans: Plans, folder: Path, guided_by: dict[str, Any], splits: Sequence[Split]
 ) -> None:
-    reference = read_reference(folder, plans)
-    preprocess_case(case, plans, folder, reference, reference_sources, set_without(case.name, splits))
+    template = templates_in(folder, set_without(case.name, splits)).get(case.modality)
+    preprocess_case(case, plans, folder, Guides(read_reference(folder, plans), template), guided_by)
 
 
-def _sources(case: Case) -> Sources:
-    """What a case's volumes were made of: when it changes, they are made again."""
-    files = {"image": case.image, "label": case.label}
-    return {role: [path.stat().st_size, path.stat().st_mtime_ns] for role, path in files.items() if path is not None}
-
-
-def _is_current(case: Case, folder: Path, reference_sources: Sources) -> bool:
+def _is_current(case: Case, plans: Plans, folder: Path, guided_by: dict[str, Any]) -> bool:
     path = folder / f"{case.name}.json"
     if not path.exists():
         return False
     record = read_json(path)
-    same_labels = record["annotated_labels"] == _listed(case.annotated_labels)
-    return bool(
-        record["sources"] == _sources(case) and record["reference_sources"] == reference_sources and same_labels
-    )
-
-
-def _listed(labels: tuple[int, ...] | None) -> list[int] | None:
-    return None if labels is None else list(labels)
+    now = {"sources": sources_of(case), "guided_by": guided_by, "annotated_labels": _annotated(case, plans)}
+    return {key: record.get(key) for key in now} == now
 
 
 def preprocess(
@@ -160,14 +178,17 @@ def preprocess(
     """
     folder = volumes_folder(preprocessed, plans)
     first = dataset.case(plans.prealignment.reference_case)
-    sources = _sources(first)
+    guided_by: dict[str, Any] = {"reference": sources_of(first)}
     if plans.prealignment.method == "template":
-        sources["templates"] = learned(dataset, plans, splits, folder, num_processes)
-    if not (folder / REFERENCE_FILE).exists() or not _is_current(first, folder, sources):
-        framed = preprocess_case(first, plans, folder, None, sources, set_without(first.name, splits))
+        guided_by["templates"] = learned(dataset, plans, splits, folder, num_processes)
+    if not (folder / REFERENCE_FILE).exists() or not _is_current(first, plans, folder, guided_by):
+        template = templates_in(folder, set_without(first.name, splits)).get(first.modality)
+        framed = preprocess_case(first, plans, folder, Guides(template=template), guided_by)
         write_image(image_from(framed.image, plans.frame), folder / REFERENCE_FILE)
-    waiting = [case for case in dataset.cases if not _is_current(case, folder, sources)]
-    work = partial(_preprocess_to_reference, plans=plans, folder=folder, reference_sources=sources, splits=splits)
+    waiting = [case for case in dataset.cases if not _is_current(case, plans, folder, guided_by)]
+    if len(waiting) < len(dataset.cases):
+        log.info("%d of %d cases are preprocessed already.", len(dataset.cases) - len(waiting), len(dataset.cases))
+    work = partial(_preprocess_to_reference, plans=plans, folder=folder, guided_by=guided_by, splits=splits)
     for _ in in_parallel(work, waiting, num_processes, "Preprocess"):
         pass
     return folder

@@ -169,9 +169,8 @@ def parse_fold(text: str | int, available: Iterable[int]) -> int | Literal["all"
 
 
 def _usable(dataset: Dataset) -> tuple[Case, ...]:
-    """The cases of subjects none of whose images are held out, by name."""
-    barred = {dataset.case(name).subject for name in dataset.held_out}
-    usable = tuple(sorted((c for c in dataset.cases if c.subject not in barred), key=lambda case: case.name))
+    """The cases that are not held out, by name."""
+    usable = tuple(sorted((c for c in dataset.cases if c.name not in dataset.held_out), key=lambda case: case.name))
     for modality in {dataset.fixed_modality, dataset.moving_modality}:
         if not any(case.modality == modality for case in usable):
             raise UserError(

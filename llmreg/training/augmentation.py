@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,16 +31,19 @@ class PairArrays:
         moving: float32 intensities in [0, 1].
         fixed_labels: Integer ids, or None.
         moving_labels: Integer ids, or None.
+        fixed_seen: uint8, 1 in the image's field of view; None when all is.
+        moving_seen: The same for the moving image.
     """
 
     fixed: NDArray[np.float32]
     moving: NDArray[np.float32]
     fixed_labels: NDArray[Any] | None = None
     moving_labels: NDArray[Any] | None = None
+    fixed_seen: NDArray[np.uint8] | None = None
+    moving_seen: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
-        arrays = (self.fixed, self.moving, self.fixed_labels, self.moving_labels)
-        shapes = {array.shape for array in arrays if array is not None}
+        shapes = {array.shape for array in vars(self).values() if array is not None}
         if len(shapes) != 1 or self.fixed.ndim != 3:
             raise ValueError(f"expected arrays of one shape (z, y, x), got {sorted(shapes)}")
 
@@ -51,14 +54,13 @@ def augment_pair(sample: PairArrays, settings: AugmentationSettings, rng: np.ran
     Images stay float32 in [0, 1]; label maps keep their type, are resampled by nearest neighbour, and are zero where
     a transform looks outside. The arrays of `sample` are not written to, but may be returned.
     """
-    fixed, fixed_labels = sample.fixed, sample.fixed_labels
-    moving, moving_labels = sample.moving, sample.moving_labels
     with _numpy_global_state(rng):
-        fixed, fixed_labels = _spatial(fixed, fixed_labels, settings, rng)
-        moving, moving_labels = _spatial(moving, moving_labels, settings, rng)
+        fixed, *fixed_maps = _spatial(sample.fixed, (sample.fixed_labels, sample.fixed_seen), settings, rng)
+        moving, *moving_maps = _spatial(sample.moving, (sample.moving_labels, sample.moving_seen), settings, rng)
         fixed = _intensity(fixed, settings, rng)
         moving = _intensity(moving, settings, rng)
-        return _mirrored(PairArrays(fixed, moving, fixed_labels, moving_labels), settings)
+        labels, seen = zip(fixed_maps, moving_maps, strict=True)
+        return _mirrored(PairArrays(fixed, moving, *labels, *seen), settings)
 
 
 @contextmanager
@@ -73,15 +75,19 @@ def _numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
 
 
 def _spatial(
-    image: NDArray[np.float32], labels: NDArray[Any] | None, settings: AugmentationSettings, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
-    """Transform an image (linear) and its labels (nearest) by one random rotation, scale and translation."""
+    image: NDArray[np.float32],
+    maps: Sequence[NDArray[Any] | None],
+    settings: AugmentationSettings,
+    rng: np.random.Generator,
+) -> tuple[Any, ...]:
+    """Transform an image (linear) and its maps (nearest) by one random rotation, scale and translation."""
     if rng.random() >= settings.spatial_probability:
-        return image, labels
+        return image, *maps
     angle = (-np.deg2rad(settings.rotation), np.deg2rad(settings.rotation))
-    moved, moved_labels = augment_spatial(
+    given = [array for array in maps if array is not None]
+    moved, moved_maps = augment_spatial(
         image[None, None],
-        None if labels is None else labels[None, None],
+        np.stack(given)[None] if given else None,
         image.shape,
         # A crop of the full size whose centre varies is a translation.
         random_crop=True,
@@ -96,8 +102,9 @@ def _spatial(
         order_seg=0,
         border_mode_seg="constant",
     )
-    # It returns float32 labels, exact up to 2^24.
-    return moved[0, 0], None if labels is None else moved_labels[0, 0].astype(labels.dtype)
+    # It returns float32 maps, exact up to 2^24.
+    found = iter(moved_maps[0] if given else ())
+    return moved[0, 0], *(None if array is None else next(found).astype(array.dtype) for array in maps)
 
 
 def _intensity(
@@ -129,12 +136,8 @@ def _mirrored(sample: PairArrays, settings: AugmentationSettings) -> PairArrays:
     if not axes:
         return sample
     images = np.stack((sample.fixed, sample.moving))
-    labels = [array for array in (sample.fixed_labels, sample.moving_labels) if array is not None]
-    images, stacked = augment_mirroring(images, np.stack(labels) if labels else None, axes)
-    mirrored = list(stacked) if labels else []
-    return PairArrays(
-        images[0],
-        images[1],
-        None if sample.fixed_labels is None else mirrored.pop(0),
-        None if sample.moving_labels is None else mirrored.pop(0),
-    )
+    maps = {key: array for key, array in vars(sample).items() if key not in ("fixed", "moving") and array is not None}
+    images, mirrored = augment_mirroring(images, np.stack(list(maps.values())) if maps else None, axes)
+    # Stacked arrays take the widest of their types.
+    back = {key: found.astype(maps[key].dtype) for key, found in zip(maps, mirrored if maps else (), strict=True)}
+    return PairArrays(images[0], images[1], **back)

@@ -27,7 +27,7 @@ class State(BaseModel):
         llm_sha256: hash of the frozen layers it was trained with.
         epoch: epochs done.
         epochs: epochs planned; the learning rate's schedule depends on it.
-        best_dice: best mean validation Dice so far; None without validation pairs.
+        best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
         seconds: training time so far.
     """
 
@@ -39,7 +39,7 @@ class State(BaseModel):
     fold: str
     epoch: int = 0
     epochs: int
-    best_dice: float | None = None
+    best_score: float | None = None
     seconds: float = 0.0
 
 

@@ -106,8 +106,9 @@ def run_fold(
     fold = splits.parse_fold(fold_text, range(len(folds)))
     split = splits.split_all(dataset) if fold == "all" else folds[int(fold)]
     volumes = volumes_folder(folder, asked)
-    usable = [case for case in split.training_cases if dataset.case(case).label is not None]
-    missing = next((case for case in usable if not (volumes / f"{case}_seg.b2nd").exists()), None)
+    unlabelled = asked.loss.similarity > 0
+    usable = [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
+    missing = next((case for case in usable if not (volumes / f"{case}.json").exists()), None)
     device = choose_device(device_name)
     model = model_folder(dataset.name, asked, configuration)
     place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
@@ -115,8 +116,8 @@ def run_fold(
     missing = missing or next((path.name for path in travelling if not path.exists()), None)
     if not place.training_pairs:
         raise UserError(
-            f"Fold {fold} of {dataset.name} has no pair of labelled cases to train on: the Dice loss needs label "
-            "maps in labelsTr."
+            f"Fold {fold} of {dataset.name} has no pair of labelled cases to train on: add label maps to labelsTr, or "
+            "train with image similarity (--set loss.similarity=1 --as NAME)."
         )
     if asked.plans_name != plans_name:
         write_plans(pipeline.plans_path(folder, asked.plans_name), asked)
@@ -127,7 +128,11 @@ def run_fold(
         )
     plans = with_layers(asked)
     own = model / PLANS_FILE
-    if own.exists() and read_plans(own).digest() != plans.digest() and any(model.glob("fold_*/checkpoint_*")):
+    if (
+        own.exists()
+        and read_plans(own).digest(configuration) != plans.digest(configuration)
+        and any(model.glob("fold_*/checkpoint_*"))
+    ):
         raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
     write_plans(own, plans)
     for name in (EVERYONE, fold_set(fold)):

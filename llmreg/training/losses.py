@@ -16,7 +16,9 @@ _CPU_CHUNK = 1 << 16
 _PAD = 2
 
 
-def soft_dice(moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def soft_dice(
+    moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels: Tensor, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return one minus the mean soft Dice of the warped moving labels and the fixed labels.
 
     The soft Dice of label k is `2 sum(w_k f_k) / (sum w_k + sum f_k)`: w_k is the one-hot moving volume of k sampled
@@ -34,6 +36,8 @@ def soft_dice(moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels:
         fixed_labels: Integer ids, (B, z, y, x), of the same shape.
         flow: Displacement from fixed to moving in voxels, (B, 3, z, y, x), channels (x, y, z).
         labels: The ids that count, 1-D, distinct and positive; with partial annotation, the annotated ones.
+        counted: Bool, (B, z, y, x): the fixed voxels that the sums run over; all of them when None. No gradient
+            flows through it.
 
     Returns:
         The loss (a float32 scalar) and the Dice of each of `labels` averaged over the samples that have it, detached,
@@ -55,6 +59,9 @@ def soft_dice(moving_labels: Tensor, fixed_labels: Tensor, flow: Tensor, labels:
 
     lookup = _lookup(labels.to(flow.device))
     moving, fixed = _codes(moving_labels, lookup), _codes(fixed_labels, lookup)
+    if counted is not None:
+        # A row of the table of their own, which is left out of every sum.
+        fixed = fixed.masked_fill(~counted, len(labels) + 1)
     table = _JointHistogram.apply(flow.float(), moving, fixed, len(labels))  # float64, (B, fixed, moving)
     overlap = table.diagonal(dim1=1, dim2=2)[:, 1:]
     in_warped = table.sum(dim=1)[:, 1:]
@@ -128,9 +135,10 @@ class _JointHistogram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flow: Tensor, moving: Tensor, fixed: Tensor, count: int) -> Tensor:
         codes, mixed = count + 1, count + 1
-        width = codes + 1  # a row of the table has one more column, for voxels that fall into mixed cells
+        # One more column, for voxels that fall into mixed cells; one more row, for voxels that do not count.
+        width = codes + 1
         ctx.width, ctx.shape, ctx.mixed_voxels = width, flow.shape, []
-        table = torch.zeros(len(flow), codes, width, dtype=torch.float64, device=flow.device)
+        table = torch.zeros(len(flow), width, width, dtype=torch.float64, device=flow.device)
         for sample in range(len(flow)):
             padded = functional.pad(moving[sample], (_PAD,) * 6)
             cells = _cells(padded, mixed).view(-1)
@@ -142,13 +150,13 @@ class _JointHistogram(torch.autograd.Function):
                 device=flow.device,
             ).unsqueeze(1)
             displacement = flow[sample].reshape(3, -1)
-            counts = torch.zeros(codes * width, dtype=torch.float64, device=flow.device)
+            counts = torch.zeros(width * width, dtype=torch.float64, device=flow.device)
             kept = []
             for start, stop in _slabs(fixed.shape[1:], flow.device):
                 base = _linear_base(flow[sample, :, start:stop], start, padded.shape)
                 cell = cells.index_select(0, base)
                 fixed_row = fixed[sample, start:stop].reshape(-1).to(torch.int32).mul_(width)
-                counts += torch.bincount(fixed_row + cell, minlength=codes * width)
+                counts += torch.bincount(fixed_row + cell, minlength=width * width)
                 at = (cell == mixed).nonzero().view(-1)
                 if not len(at):
                     continue
@@ -157,17 +165,18 @@ class _JointHistogram(torch.autograd.Function):
                 at = at + start * fixed.shape[2] * fixed.shape[3]
                 fraction = displacement.index_select(1, at)
                 fraction -= fraction.floor()
-                counts += torch.bincount(joint.view(-1), _corner_weights(fraction).view(-1), minlength=codes * width)
+                counts += torch.bincount(joint.view(-1), _corner_weights(fraction).view(-1), minlength=width * width)
                 kept.append((at, joint, fraction))
-            table[sample] = counts.view(codes, width)
+            table[sample] = counts.view(width, width)
             ctx.mixed_voxels.append(kept)
-        return table[:, :, :codes].contiguous()
+        return table[:, :codes, :codes].contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Columns of the mixed cells are not part of the output, so their entries are never looked up.
-        coefficients = functional.pad(gradient.float(), (0, ctx.width - gradient.shape[2]))
+        # The column of the mixed cells is never looked up; the row of voxels that do not count has no gradient.
+        rest = ctx.width - gradient.shape[2]
+        coefficients = functional.pad(gradient.float(), (0, rest, 0, rest))
         result = torch.zeros(ctx.shape[0], 3, ctx.shape[2:].numel(), device=gradient.device)
         for sample, kept in enumerate(ctx.mixed_voxels):
             lookup = coefficients[sample].view(-1)

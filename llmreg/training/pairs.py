@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,39 +22,65 @@ from llmreg.workers import single_threaded
 
 
 def load_pair(folder: Path, pair: Pair, configuration: Configuration) -> PairArrays:
-    """A pair's preprocessed arrays, padded for the network."""
+    """A pair's preprocessed arrays, padded for the network; the padding is seen by neither."""
 
     def padded(name: str) -> np.ndarray:
         return pad(read_volume(folder / f"{name}.b2nd"), configuration)[0]
 
+    def labels(case: str) -> np.ndarray | None:
+        return padded(f"{case}_seg") if (folder / f"{case}_seg.b2nd").exists() else None
+
     return PairArrays(
         fixed=padded(pair.fixed),
         moving=padded(pair.moving),
-        fixed_labels=padded(f"{pair.fixed}_seg"),
-        moving_labels=padded(f"{pair.moving}_seg"),
+        fixed_labels=labels(pair.fixed),
+        moving_labels=labels(pair.moving),
+        fixed_seen=padded(f"{pair.fixed}_seen"),
+        moving_seen=padded(f"{pair.moving}_seen"),
     )
 
 
-def common_labels(folder: Path, pairs: Sequence[Pair], labels: Sequence[int]) -> dict[Pair, list[int]]:
+def common_labels(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
     """The ids annotated in both cases of a pair; one that is unlisted in either is unknown there, not background."""
-    known = {}
-    for case in {name for pair in pairs for name in (pair.fixed, pair.moving)}:
-        annotated = read_case_record(folder, case)["annotated_labels"]
-        known[case] = set(labels if annotated is None else annotated).intersection(labels)
+    cases = {name for pair in pairs for name in (pair.fixed, pair.moving)}
+    known = {case: set(read_case_record(folder, case)["annotated_labels"]) for case in cases}
     return {pair: sorted(known[pair.fixed] & known[pair.moving]) for pair in pairs}
 
 
 def as_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
-    """Images (1, z, y, x) float32, label maps (z, y, x) of integers, the ids to count."""
-    assert sample.fixed_labels is not None
-    assert sample.moving_labels is not None
+    """Images (1, z, y, x) float32, label maps and what is seen (z, y, x), the ids to count.
+
+    Pairs of which nothing is annotated get empty label maps and no ids.
+    """
+    empty = np.zeros(sample.fixed.shape, np.uint8)
+
+    def tensor(array: np.ndarray | None) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(empty if array is None else array))
+
     return {
-        "fixed": torch.from_numpy(np.ascontiguousarray(sample.fixed))[None],
-        "moving": torch.from_numpy(np.ascontiguousarray(sample.moving))[None],
-        "fixed_labels": torch.from_numpy(np.ascontiguousarray(sample.fixed_labels)),
-        "moving_labels": torch.from_numpy(np.ascontiguousarray(sample.moving_labels)),
+        "fixed": tensor(sample.fixed)[None],
+        "moving": tensor(sample.moving)[None],
+        "fixed_labels": tensor(sample.fixed_labels),
+        "moving_labels": tensor(sample.moving_labels),
+        "fixed_seen": tensor(sample.fixed_seen),
+        "moving_seen": tensor(sample.moving_seen),
         "labels": torch.tensor(labels, dtype=torch.long),
     }
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which pairs are drawn, and what happens to them.
+
+    Attributes:
+        unlabelled: whether pairs without a structure annotated in both are drawn too.
+        bidirectional: whether a pair is turned about with probability 0.5.
+        augmentation: the random changes.
+    """
+
+    augmentation: AugmentationSettings
+    unlabelled: bool = False
+    bidirectional: bool = False
 
 
 class TrainingPairs(TorchDataset[dict[str, Tensor]]):
@@ -66,16 +93,15 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         self,
         folder: Path,
         pairs: Sequence[Pair],
-        labels: Sequence[int],
         configuration: Configuration,
-        augmentation: AugmentationSettings,
+        sampling: Sampling,
         seed: Sequence[int],
     ) -> None:
         self._folder = folder
-        self._labels = common_labels(folder, pairs, labels)
-        self._pairs = [pair for pair in pairs if self._labels[pair]]
+        self._labels = common_labels(folder, pairs)
+        self._pairs = [pair for pair in pairs if self._labels[pair] or sampling.unlabelled]
         self._configuration = configuration
-        self._augmentation = augmentation
+        self._sampling = sampling
         self._seed = list(seed)
 
     def __len__(self) -> int:
@@ -84,8 +110,11 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([*self._seed, index])
         pair = self._pairs[int(rng.integers(len(self._pairs)))]
-        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._augmentation, rng)
-        return as_tensors(sample, self._labels[pair])
+        labels = self._labels[pair]
+        if self._sampling.bidirectional and rng.random() < 0.5:
+            pair = Pair(pair.moving, pair.fixed)
+        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._sampling.augmentation, rng)
+        return as_tensors(sample, labels)
 
 
 def batches(

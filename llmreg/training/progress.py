@@ -32,15 +32,20 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
 
     epochs = [row["epoch"] for row in rows]
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
+    judged = "similarity" if all(row["validation_dice"] is None for row in rows) else "dice"
     panels = [
-        ("Loss", ("loss", "dice_loss", "smoothness")),
-        ("Validation Dice", ("validation_dice", "initial_dice")),
+        ("Loss", ("loss", "dice_loss", "similarity_loss", "smoothness")),
+        (f"Validation {judged.title()}", (f"validation_{judged}", f"initial_{judged}")),
         ("Learning rate", ("learning_rate",)),
         ("Seconds an epoch", ("seconds",)),
     ]
     for axis, (title, keys) in zip(axes.flat, panels, strict=True):
         for key in keys:
-            axis.plot(epochs, [row[key] for row in rows], label=key.replace("_", " "))
+            # Terms of weight 0 have no values, nor has what a training of an earlier version did not log.
+            values = [row.get(key) for row in rows]
+            if any(value is not None for value in values):
+                known = [float("nan") if value is None else value for value in values]
+                axis.plot(epochs, known, label=key.replace("_", " "))
         axis.set_title(title)
         axis.grid(alpha=0.3)
         if len(keys) > 1:

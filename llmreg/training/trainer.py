@@ -20,8 +20,8 @@ from llmreg.geometry import warping
 from llmreg.network.factory import build_network
 from llmreg.preprocessing.plans import Plans
 from llmreg.training import checkpoint, progress
-from llmreg.training.losses import gradient_l2, soft_dice
-from llmreg.training.pairs import TrainingPairs, as_tensors, batches, common_labels, load_pair
+from llmreg.training.objective import terms
+from llmreg.training.pairs import Sampling, TrainingPairs, as_tensors, batches, common_labels, load_pair
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def train(
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))
     state = checkpoint.State(
-        plans_digest=plans.digest(),
+        plans_digest=plans.digest(configuration_name),
         llm_sha256=network.llm_sha256,
         configuration=configuration_name,
         fold=fold.name,
@@ -87,26 +87,25 @@ def train(
     pairs = TrainingPairs(
         fold.volumes,
         fold.training_pairs,
-        list(plans.labels),
         configuration,
-        plans.augmentation,
+        Sampling(plans.augmentation, plans.loss.similarity > 0, settings.bidirectional),
         (settings.seed, sum(map(ord, fold.name))),
     )
     if not len(pairs):
         raise UserError(
-            f"Fold {fold.name} has no training pair with a structure annotated in both images: the Dice loss needs "
-            "label maps in labelsTr."
+            f"Fold {fold.name} has no training pair with a structure annotated in both images: add label maps to "
+            "labelsTr, or train with image similarity (--set loss.similarity=1 --as NAME)."
         )
     validation = _validation_samples(plans, configuration_name, fold)
-    initial = _validate(None, validation, 1, device, settings.autocast)
+    initial = _validate(None, validation, plans, configuration.downsampling, device)
     log.info(
-        "Training fold %s on %d pairs, %d to validate; %.1f M trainable parameters on %s; initial Dice %s",
+        "Training fold %s on %d pairs, %d to validate; %.1f M trainable parameters on %s; initial %s",
         fold.name,
         len(pairs),
         len(validation),
         sum(p.numel() for p in parameters) / 1e6,
         device,
-        _shown(initial),
+        initial,
     )
     bar = tqdm(
         total=state.epochs * settings.steps_per_epoch,
@@ -128,27 +127,30 @@ def train(
             _step(network, optimizer, next(loader), plans, configuration.downsampling, device, bar)
             for _ in range(settings.steps_per_epoch)
         ]
-        mean = {key: sum(row[key] for row in losses) / len(losses) for key in losses[0]}
+        mean = _means(losses)
         trained = time.monotonic() - start
-        dice = _validate(network, validation, configuration.downsampling, device, settings.autocast)
+        found = _validate(network, validation, plans, configuration.downsampling, device)
         seconds = time.monotonic() - start
         rows.append(
             {
                 "epoch": epoch + 1,
                 **mean,
-                "validation_dice": dice,
-                "initial_dice": initial,
+                "validation_dice": found.dice,
+                "initial_dice": initial.dice,
+                "validation_similarity": found.similarity,
+                "initial_similarity": initial.similarity,
                 "learning_rate": rate,
                 "seconds": seconds,
                 "training_seconds": trained,
             }
         )
         # Without validation pairs the last epoch is the best that is known.
-        better = dice is None or state.best_dice is None or dice >= state.best_dice
+        score = found.score
+        better = score is None or state.best_score is None or score >= state.best_score
         state = state.model_copy(
             update={
                 "epoch": epoch + 1,
-                "best_dice": dice if better else state.best_dice,
+                "best_score": score if better else state.best_score,
                 "seconds": state.seconds + seconds,
             }
         )
@@ -158,7 +160,7 @@ def train(
         progress.write_log(fold.folder, rows)
         progress.plot(fold.folder, rows)
         bar.write(
-            f"epoch {epoch + 1}/{state.epochs}: loss {mean['loss']:.4f}, validation Dice {_shown(dice)}"
+            f"epoch {epoch + 1}/{state.epochs}: loss {mean['loss']:.4f}, validation {found}"
             f"{' (best)' if better else ''}, {seconds:.0f} s"
         )
     bar.close()
@@ -189,8 +191,11 @@ def _resumed(
     return stored.model_copy(update={"epochs": max(epochs or stored.epochs, stored.epoch)})
 
 
-def _shown(dice: float | None) -> str:
-    return "unknown" if dice is None else f"{dice:.4f}"
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each value over the steps that have it: no pair need be annotated."""
+    keys = {key for row in rows for key in row}
+    values = {key: [row[key] for row in rows if key in row] for key in sorted(keys)}
+    return {key: sum(found) / len(found) for key, found in values.items()}
 
 
 def _learning_rate(plans: Plans, epoch: int, epochs: int) -> float:
@@ -210,10 +215,13 @@ def _step(
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     with autocast(device, plans.training.autocast):
         flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-    dice_loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"])
-    smoothness = gradient_l2(flow)
-    loss = plans.loss.dice * dice_loss + plans.loss.smoothness * smoothness
-    values = {"loss": loss.item(), "dice_loss": dice_loss.item(), "smoothness": smoothness.item()}
+    found = terms(batch, flow, full, plans.loss, downsampling)
+    loss = found.total(plans.loss)
+    values = {"loss": loss.item(), "smoothness": found.smoothness.item()}
+    if found.dice is not None:
+        values["dice_loss"] = found.dice.item()
+    if found.similarity is not None:
+        values["similarity_loss"] = found.similarity.item()
     if not torch.isfinite(loss):
         raise UserError(
             f"The loss is {values['loss']} at step {bar.n + 1}: train with a lower learning rate "
@@ -230,31 +238,66 @@ def _step(
 
 
 def _validation_samples(plans: Plans, configuration_name: str, fold: Fold) -> list[dict[str, Tensor]]:
+    """Pairs that labels can judge, or with image similarity any; turned about as well if that is trained."""
     configuration = plans.configuration(configuration_name)
     chosen = fold.validation_pairs[:: max(1, len(fold.validation_pairs) // plans.training.validation_pairs)]
-    labels = common_labels(fold.volumes, chosen[: plans.training.validation_pairs], list(plans.labels))
-    return [as_tensors(load_pair(fold.volumes, pair, configuration), ids) for pair, ids in labels.items() if ids]
+    labels = common_labels(fold.volumes, chosen[: plans.training.validation_pairs])
+    if plans.training.bidirectional:
+        labels |= {Pair(pair.moving, pair.fixed): ids for pair, ids in labels.items()}
+    return [
+        as_tensors(load_pair(fold.volumes, pair, configuration), ids)
+        for pair, ids in labels.items()
+        if ids or plans.loss.similarity
+    ]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over validation pairs; None where nothing tells.
+
+    Attributes:
+        dice: soft Dice.
+        similarity: the image term, lower is better.
+    """
+
+    dice: float | None
+    similarity: float | None
+
+    @property
+    def score(self) -> float | None:
+        """Higher is better: Dice, or without labels the image term."""
+        return self.dice if self.dice is not None or self.similarity is None else -self.similarity
+
+    def __str__(self) -> str:
+        if self.dice is None and self.similarity is not None:
+            return f"similarity loss {self.similarity:.4f}"
+        return f"Dice {'-' if self.dice is None else format(self.dice, '.4f')}"
 
 
 @torch.inference_mode()
 def _validate(
     network: nn.Module | None,
     samples: Iterable[dict[str, Tensor]],
+    plans: Plans,
     downsampling: int,
     device: torch.device,
-    precision: str,
-) -> float | None:
-    """Mean soft Dice of the samples, of the unmoved images without a network; None without samples."""
-    found = []
+) -> Validation:
+    """How well the samples are aligned; without a network, how well they are as they lie."""
+    dice, similarity = [], []
     if network is not None:
         network.eval()
     for sample in samples:
         batch = {key: value[None].to(device) for key, value in sample.items()}
         if network is None:
-            flow = torch.zeros(1, 3, *batch["fixed"].shape[2:], device=device)
+            full = torch.zeros(1, 3, *batch["fixed"].shape[2:], device=device)
+            flow = warping.downsample_image(full, downsampling)
         else:
-            with autocast(device, precision):
-                _, flow = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-        loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], flow, batch["labels"][0])
-        found.append(1 - loss.item())
-    return sum(found) / len(found) if found else None
+            with autocast(device, plans.training.autocast):
+                flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
+        # Dice is looked at even where it is not trained.
+        found = terms(batch, flow, full, plans.loss.model_copy(update={"dice": 1.0}), downsampling)
+        if found.dice is not None:
+            dice.append(1 - found.dice.item())
+        if found.similarity is not None:
+            similarity.append(found.similarity.item())
+    return Validation(*(sum(values) / len(values) if values else None for values in (dice, similarity)))

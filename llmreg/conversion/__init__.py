@@ -1,0 +1,1 @@
+"""From the folders of public downloads to raw datasets; one module a dataset."""
