@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -125,13 +126,14 @@ class Predictor:
         fixed = replace(fixed, modality=self._known(fixed.modality, self.plans.fixed_modality))
         moving = replace(moving, modality=self._known(moving.modality, self.plans.moving_modality))
         self._warn_of_direction(fixed.modality, moving.modality)
-        fixed_image, fixed_case = self._framed(fixed)
-        to_frame = fixed_case.transform.to_sitk().GetInverse()
         if initial is None:
-            moving_image, moving_case = self._framed(moving)
+            with ThreadPoolExecutor(2) as both:
+                (fixed_image, fixed_case), (moving_image, moving_case) = both.map(self._framed, (fixed, moving))
         else:
+            fixed_image, fixed_case = self._framed(fixed)
             start = chained(fixed_case.transform.to_sitk(), read_linear_transform(initial))
             moving_image, moving_case = self._bring_into_frame(moving, CaseTransform.from_sitk(start, "given"))
+        to_frame = fixed_case.transform.to_sitk().GetInverse()
         inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
         from_frame = moving_case.transform.to_sitk()
         whole = chained(to_frame, inner.to_transform(), from_frame)

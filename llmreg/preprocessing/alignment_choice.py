@@ -30,7 +30,6 @@ from llmreg.workers import in_parallel
 
 Method = Literal["centre", "rigid", "affine", "template"]
 METHODS: tuple[Method, ...] = ("centre", "rigid", "affine", "template")
-WITHOUT_LABELS: Literal["rigid"] = "rigid"
 CASES_A_MODALITY = 5
 Item = TypeVar("Item")
 # A more flexible stage must be worth its risk on images unlike these.
@@ -56,8 +55,10 @@ def choose_prealignment(
         pairs = _spread(pairs_among(dataset, [case.name for case in labelled]))
     chosen = [dataset.case(name) for name in dict.fromkeys(n for pair in pairs for n in (pair.fixed, pair.moving))]
     if not pairs:
-        return _with_method(plans, WITHOUT_LABELS), (
-            "No labelled pair tells which pre-alignment helps: the centre of the foreground, then rigid."
+        return _with_method(plans, "search"), (
+            "search: no labelled pair tells which pre-alignment helps, so shifts along the body are tried for the "
+            "best-looking one (predict.json tells how uncertain it is), then rigid; a case is left centred where these "
+            "do not raise mutual information."
         )
     first = dataset.case(plans.prealignment.reference_case)
     image = read_case(first, plans.labels).image
@@ -90,7 +91,7 @@ def _spread(items: list[Item]) -> list[Item]:
     return items[:: max(1, len(items) // CASES_A_MODALITY)][:CASES_A_MODALITY]
 
 
-def _with_method(plans: Plans, method: Method) -> Plans:
+def _with_method(plans: Plans, method: Method | Literal["search"]) -> Plans:
     return plans.model_copy(update={"prealignment": plans.prealignment.model_copy(update={"method": method})})
 
 

@@ -14,9 +14,9 @@ from llmreg.network.config import LLMSettings, NetworkSettings
 BYTES_A_TRAINED = 16
 # Of Python, PyTorch and its libraries; on a GPU of its context.
 BASE_GB = 0.83
-# Activations of a million network voxels at width 16, and the share of them that is left when the finest level is
-# computed twice; and what warping and Dice take on a million voxels of the padded grid.
-FLOAT32_GB, BFLOAT16_GB, RECOMPUTED_SHARE, GRID_GB = 1.66, 1.45, 0.66, 0.045
+# Activations of a million network voxels: of images and fields, and of features at width 16; the share of both in
+# bfloat16, and when the finest level is computed twice; what warping and Dice take on a million voxels of the grid.
+FIELDS_GB, FEATURES_GB, BFLOAT16_SHARE, RECOMPUTED_SHARE, GRID_GB = 0.5, 1.16, 0.87, 0.7, 0.045
 # Seconds of one CPU core for a million network voxels at width 16, forward and backward.
 FLOAT32_SECONDS, BFLOAT16_SECONDS, RECOMPUTED_TIME = 35.0, 9.2, 1.15
 
@@ -79,8 +79,8 @@ def training_memory_gb(
     """
     trained = BYTES_A_TRAINED * trained_parameters(network, llm, network_voxels // 16**3)
     frozen = (2 if machine.bfloat16 else 4) * len(network.llm.layers) * llm.layer_parameters
-    activations = (BFLOAT16_GB if machine.bfloat16 else FLOAT32_GB) * network.width / 16 * network_voxels / 1e6
-    activations *= RECOMPUTED_SHARE if recompute else 1.0
+    activations = (FIELDS_GB + FEATURES_GB * network.width / 16) * network_voxels / 1e6
+    activations *= (BFLOAT16_SHARE if machine.bfloat16 else 1.0) * (RECOMPUTED_SHARE if recompute else 1.0)
     return BASE_GB + (trained + frozen) / 2**30 + activations + GRID_GB * grid_voxels / 1e6
 
 

@@ -99,11 +99,11 @@ class PreAlignment(_Model):
     """How a case finds its place in the common frame.
 
     ``centre``, ``rigid`` and ``affine`` are the last stage tried; a stage that makes the similarity to the reference
-    case worse is dropped. ``template`` looks for the place where the case fits the mean of its modality's training
+    case worse is dropped. ``search`` tries shifts along the body before ``rigid``. ``template`` looks for the place where the case fits the mean of its modality's training
     cases. A case whose grid equals ``aligned_grid`` lies in the frame already and is not moved.
     """
 
-    method: Literal["identity", "centre", "rigid", "affine", "template"]
+    method: Literal["identity", "centre", "search", "rigid", "affine", "template"]
     reference_case: str
     aligned_grid: dict[str, list[float]] | None = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +24,11 @@ log = logging.getLogger(__name__)
 # Registration looks at the images this coarsely: enough for a pose, and a second or two a case.
 COARSE_MM = 4.0
 HISTOGRAM_BINS = 32
+# Voxels that the optimiser looks at: more find the same pose more slowly.
+SAMPLES = 20_000
+# Shifts along the body that a search tries; how much of the smaller field of view must overlap; and what share of the
+# best shift's lead over the median another may lack to count as about as good.
+SEARCH_MM, SEARCH_STEP_MM, SEARCH_OVERLAP, AS_GOOD = 160.0, 8.0, 0.6, 0.2
 # Plausible between people lying in a scanner: lengths differ by less than this factor, axes turn by less than this.
 LARGEST_SCALE = 1.3
 LARGEST_TURN = np.cos(np.deg2rad(25))
@@ -37,15 +41,17 @@ class CaseTransform:
     Attributes:
         matrix: (3, 3).
         translation: (3,).
-        stage: identity, centre, rigid, affine or template.
+        stage: identity, centre, search, rigid, affine, template, or given by the user.
         score: Mattes mutual information with the reference, or correlation with the template (higher is better); None
             when not compared.
+        uncertainty_mm: how far along the body other places lie that look about as good; None where nobody searched.
     """
 
     matrix: NDArray[np.float64]
     translation: NDArray[np.float64]
     stage: str
     score: float | None = None
+    uncertainty_mm: float | None = None
 
     @classmethod
     def from_sitk(cls, transform: sitk.Transform, stage: str, score: float | None = None) -> CaseTransform:
@@ -62,11 +68,13 @@ class CaseTransform:
             "translation": self.translation.tolist(),
             "stage": self.stage,
             "score": self.score,
+            "uncertainty_mm": self.uncertainty_mm,
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> CaseTransform:
-        return cls(np.array(content["matrix"]), np.array(content["translation"]), content["stage"], content["score"])
+        content = content | {key: np.array(content[key]) for key in ("matrix", "translation")}
+        return cls(**content)
 
 
 def centre_transform(centre: NDArray[np.float64], frame: Grid) -> CaseTransform:
@@ -113,11 +121,19 @@ def stages(
     if plan.method in ("centre", "template") or reference is None:
         yield found
         return
+    reference = _shown(reference)
     fixed = coarse(reference, COARSE_MM)
     moving = coarse(image, COARSE_MM)
     best = _similarity(fixed, moving, found.to_sitk())
     found = replace(found, score=best)
     yield found
+    if plan.method == "search":
+        better = _searched(reference, image, found)
+        score = _similarity(fixed, moving, better.to_sitk())
+        if score > best:
+            best, found = score, replace(better, score=score)
+        found = replace(found, uncertainty_mm=better.uncertainty_mm)
+        yield found
     for stage in ("rigid", "affine") if plan.method == "affine" else ("rigid",):
         transform = _started(stage, found, frame.centre)
         try:
@@ -128,8 +144,38 @@ def stages(
             return
         if not _plausible(better) or score <= best:
             return
-        best, found = score, replace(better, score=score)
+        best, found = score, replace(better, score=score, uncertainty_mm=found.uncertainty_mm)
         yield found
+
+
+def _shown(reference: sitk.Image) -> sitk.Image:
+    """The part of the frame that the reference case fills: what lies outside its field of view is no anatomy."""
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(sitk.Cast(reference > 0, sitk.sitkUInt8))
+    box = shape.GetBoundingBox(1)
+    return sitk.RegionOfInterest(reference, box[3:], box[:3])
+
+
+def _searched(reference: sitk.Image, image: sitk.Image, start: CaseTransform) -> CaseTransform:
+    """The shift along the body at which the images look most alike, and how sure that is.
+
+    Between two contrasts the best-looking place is often wrong, and shifts that look about as good say so: their spread
+    is the uncertainty.
+    """
+    fixed, moving = (coarse(volume, SEARCH_STEP_MM) for volume in (reference, image))
+    grid, other = Grid.from_image(fixed), Grid.from_image(moving)
+    tried = []
+    for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM):
+        shifted = replace(start, translation=start.translation + (0, 0, offset), stage="search")
+        there = replace(grid, origin=tuple((np.asarray(grid.origin) + shifted.translation).tolist()))
+        if max(there.share_inside(other), other.share_inside(there)) >= SEARCH_OVERLAP:
+            tried.append((_similarity(fixed, moving, shifted.to_sitk()), float(offset), shifted))
+    if not tried:
+        return start
+    scores, offsets = (np.array(column) for column in list(zip(*tried, strict=True))[:2])
+    good = offsets[scores >= scores.max() - AS_GOOD * (scores.max() - np.median(scores))]
+    best = tried[int(scores.argmax())][2]
+    return replace(best, uncertainty_mm=float(max(np.abs(good - offsets[scores.argmax()]).max(), SEARCH_STEP_MM / 2)))
 
 
 def lies_in_frame(grid: Grid, plan: PreAlignment) -> bool:
@@ -156,13 +202,17 @@ def coarse(image: sitk.Image, mm: float) -> sitk.Image:
     grid = Grid.from_image(image)
     size = [max(8, int(np.ceil(n * s / mm))) for n, s in zip(grid.size, grid.spacing, strict=True)]
     spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
-    smooth = sitk.SmoothingRecursiveGaussian(image, mm / 2)
+    # Means of blocks that are finer than the result, so that the smoothing has fewer voxels to go through.
+    small = sitk.BinShrink(image, [max(1, int(0.75 * mm / s)) for s in grid.spacing])
+    smooth = sitk.SmoothingRecursiveGaussian(small, mm / 2)
     origin = grid.index_to_physical([(m / s - 1) / 2 for m, s in zip(spacing, grid.spacing, strict=True)])
     return resample_image(smooth, Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction))
 
 
 def _method() -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
+    # Sums over threads arrive in any order; one thread gives the same transform every time.
+    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetInterpolator(sitk.sitkLinear)
     return method
@@ -172,8 +222,7 @@ def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform
     method = _method()
     method.SetMovingInitialTransform(transform)
     method.SetInitialTransform(sitk.TranslationTransform(3))
-    with one_thread():
-        return -float(method.MetricEvaluate(fixed, moving))
+    return -float(method.MetricEvaluate(fixed, moving))
 
 
 def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:
@@ -182,24 +231,16 @@ def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform)
         learningRate=2.0, minStep=1e-3, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
     )
     method.SetOptimizerScalesFromPhysicalShift()
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    voxels = fixed.GetNumberOfPixels()
+    shares = [min(1.0, SAMPLES * shrink**3 / voxels) for shrink in (4, 2, 1)]
+    method.SetMetricSamplingPercentagePerLevel(shares, seed=1)
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1, 0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(transform, inPlace=True)
-    with one_thread():
-        method.Execute(fixed, moving)
+    method.Execute(fixed, moving)
     return transform
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums over threads arrive in any order; one thread gives the same transform every time."""
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _plausible(transform: CaseTransform) -> bool:

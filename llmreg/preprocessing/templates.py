@@ -23,7 +23,7 @@ from llmreg.files import read_json, write_json
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, image_from, read_image, write_image
-from llmreg.preprocessing.prealignment import LARGEST_SCALE, CaseTransform, coarse, one_thread
+from llmreg.preprocessing.prealignment import LARGEST_SCALE, CaseTransform, coarse
 
 TEMPLATE_MM = 8.0
 RECORD_FILE = "templates.json"
@@ -222,8 +222,11 @@ def _correlation(template: Template, image: sitk.Image) -> NDArray[np.float64]:
     fixed, moving = array_of(template.image), array_of(image)
     least = round(LEAST_OVERLAP * min(int(template.seen.sum()), moving.size))
     plain = [sitk.GetImageFromArray(array) for array in (fixed, moving, seen, np.ones_like(moving))]
-    with one_thread():
-        found = sitk.MaskedFFTNormalizedCorrelation(plain[0], plain[1], plain[2], plain[3], least)
+    correlate = sitk.MaskedFFTNormalizedCorrelationImageFilter()
+    correlate.SetRequiredNumberOfOverlappingPixels(least)
+    # The same result every time, see the pre-alignment by mutual information.
+    correlate.SetNumberOfThreads(1)
+    found = correlate.Execute(*plain)
     # The filter leaves zeros where the overlap is too small.
     values = array_of(found).astype(np.float64)
     return np.where(values == 0, -1.0, values)

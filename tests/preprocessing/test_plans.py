@@ -3,13 +3,16 @@ import json
 import pytest
 
 from llmreg.errors import UserError
-from llmreg.preprocessing.planning import plan_configuration
+from llmreg.machine import Machine
+from llmreg.network.config import NetworkSettings
+from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans, write_plans
 
 
 @pytest.fixture
 def plans() -> Plans:
-    half, full = plan_configuration((80, 96, 80), 2), plan_configuration((80, 96, 80), 1)
+    budget = Budget(Machine("cpu", 16, 2, False))
+    full, half = (plan_configuration((80, 96, 80), factor, NetworkSettings(), budget) for factor in (1, 2))
     return Plans.model_validate(
         {
             "dataset_name": "Dataset001_X", "plans_name": "default", "spacing": (2, 2, 2), "size": (80, 96, 80),
@@ -37,6 +40,13 @@ def test_plans_round_trip_through_their_file(plans, tmp_path):
         (("augmentation", "gamma"), [-1, 0], "augmentation.gamma"),
         (("normalization", "0", "lower"), 99, "normalization.0"),
         (("normalization", "0", "upper"), 101, "normalization.0"),
+        (("loss", "dice"), 0, "loss"),
+        (("loss", "similarity_kind"), "ssd", "loss.similarity_kind"),
+        (("configurations", "half", "padded_size"), [80, 96, 96], "configurations.half"),
+        (("configurations", "half", "network_shape"), [48, 48, 64], "configurations.half"),
+        (("configurations", "half", "token_length"), 28, "configurations.half"),
+        (("size",), [80, 97, 80], "configurations.full"),
+        (("default_configuration",), "quarter", "default_configuration"),
     ],
 )
 def test_a_wrong_key_is_refused_with_its_path(plans, tmp_path, path, value, named):
@@ -63,6 +73,35 @@ def test_computing_twice_makes_no_other_model(plans):
     twice = override(plans, ["configurations.half.recompute=true"], "default")
     assert twice.configurations["half"].recompute
     assert twice.digest() == plans.digest()
+    assert twice.digest("half") == plans.digest("half")
+
+
+def added(plans: Plans, name: str) -> Plans:
+    """The plans with a configuration of the user's own, the padded half resolution."""
+    content = plans.model_dump(mode="json")
+    content["configurations"][name] = content["configurations"]["half"] | {
+        "padded_size": [96, 96, 128], "network_shape": [48, 48, 64], "token_grid": [3, 3, 4], "token_length": 36
+    }  # fmt: skip
+    return parse_plans(content, "plans.json")
+
+
+def test_a_model_is_of_one_configuration_and_others_may_come_and_go(plans):
+    more = added(plans, "my-own.2")
+    assert more.configuration("my-own.2").token_length == 36
+    assert more.digest("half") == plans.digest("half")
+    assert more.digest() != plans.digest()
+    assert len({more.digest(name) for name in more.configurations}) == 3
+    moved = override(plans, ["configurations.half=" + more.configuration("my-own.2").model_dump_json()], "default")
+    assert moved.digest("half") != plans.digest("half")
+    assert moved.digest("full") == plans.digest("full")
+    for other in ({"reasons": {"grid": "so"}}, {"default_configuration": "full"}):
+        assert plans.model_copy(update=other).digest() == plans.digest()
+
+
+@pytest.mark.parametrize("name", ["", "a__b", "_a", "a_", "a/b", "../a", "a b"])
+def test_a_name_that_no_folder_can_have_is_refused(plans, name):
+    with pytest.raises(UserError, match="configurations"):
+        added(plans, name)
 
 
 def test_other_layers_of_the_language_model_drop_the_digest_of_these(plans):

@@ -33,10 +33,15 @@ def moved(body: sitk.Image) -> tuple[sitk.Image, sitk.Transform]:
     return image_from(np.where(values > 0.05, 1.1 - values, 0).astype(np.float32), grid), truth
 
 
+def middle(image: sitk.Image) -> np.ndarray:
+    """Of the box around all that is above 0, mm LPS."""
+    points = Grid.from_image(image).physical_points()[sitk.GetArrayFromImage(image) > 0]
+    return (points.min(axis=0) + points.max(axis=0)) / 2
+
+
 def test_a_moved_case_is_found_in_another_contrast(body):
     image, truth = moved(body)
-    mask = sitk.GetArrayFromImage(image) > 0
-    found = align_case(image, mask, Grid.from_image(image), FRAME, PLAN, body)
+    found = align_case(image, middle(image), Grid.from_image(image), FRAME, PLAN, body)
     assert found.stage in ("rigid", "affine")
     corners = FRAME.centre + np.array([[40, 0, 0], [0, 30, 0], [0, 0, 40], [-40, 0, 0], [0, 0, 0]])
     error = [
@@ -44,21 +49,30 @@ def test_a_moved_case_is_found_in_another_contrast(body):
         for p in corners
     ]
     assert max(error) < 4.0  # a voxel
-    again = align_case(image, mask, Grid.from_image(image), FRAME, PLAN, body)
+    again = align_case(image, middle(image), Grid.from_image(image), FRAME, PLAN, body)
     np.testing.assert_array_equal(found.matrix, again.matrix)
 
 
 def test_the_stages_are_those_of_the_plan(body):
     image, _ = moved(body)
-    mask, grid = sitk.GetArrayFromImage(image) > 0, Grid.from_image(image)
-    centre = align_case(image, mask, grid, FRAME, PLAN.model_copy(update={"method": "centre"}), body)
+    at, grid = middle(image), Grid.from_image(image)
+    centre = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"method": "centre"}), body)
     assert centre.stage == "centre"
     np.testing.assert_allclose(centre.translation, (60, -30, 20), atol=8)
-    untouched = align_case(image, mask, grid, FRAME, PLAN.model_copy(update={"method": "identity"}), body)
-    shared = align_case(image, mask, grid, FRAME, PLAN.model_copy(update={"aligned_grid": grid.to_dict()}), body)
+    untouched = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"method": "identity"}), body)
+    shared = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"aligned_grid": grid.to_dict()}), body)
     for stays in (untouched, shared):
         np.testing.assert_array_equal(stays.matrix, np.eye(3))
         np.testing.assert_array_equal(stays.translation, 0)
+
+
+@pytest.mark.parametrize("method", ["centre", "rigid", "affine", "template"])
+def test_a_case_without_a_reference_or_template_is_centred(body, method):
+    frame = Grid.axis_aligned((30, 30, 30), (4.0, 4.0, 4.0), (7, -8, 9))
+    plan, image = PLAN.model_copy(update={"method": method}), moved(body)[0]
+    found = align_case(image, np.array((50.0, 40.0, -30.0)), Grid.from_image(image), frame, plan, None)
+    assert found.stage == "centre"
+    np.testing.assert_allclose(found.to_sitk().TransformPoint((7.0, -8.0, 9.0)), (50, 40, -30))
 
 
 def test_a_case_transform_round_trips():

@@ -1,0 +1,367 @@
+"""What is measured on images and label maps, against plain loops over their voxels."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmreg.dataset import Case, Dataset, Pair
+from llmreg.errors import UserError
+from llmreg.files import read_json, write_json
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import image_from, write_image
+from llmreg.preprocessing import fingerprint as module
+from llmreg.preprocessing.fingerprint import (
+    PERCENTILES,
+    SAMPLED_PAIRS,
+    case_fingerprint,
+    extract_fingerprint,
+    pair_fingerprint,
+    read_fingerprint,
+    sampled_pairs,
+    write_fingerprint,
+)
+
+MODALITIES = {0: "MR", 1: "CT"}
+LABELS = {1: "liver", 2: "spleen", 7: "kidney"}
+RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def write_case(
+    folder: Path, name: str, grid: Grid, labels: np.ndarray | None, seed: int = 0, annotated: tuple[int, ...] | None = None
+) -> Case:
+    """A case whose image is noise in the middle of zeros."""
+    rng = np.random.default_rng(seed)
+    values = np.zeros(grid.shape, np.int16)
+    values[2:-2, 2:-2, 2:-2] = rng.integers(100, 1000, np.subtract(grid.shape, 4))
+    paths = [folder / f"{kind}Tr/{name}.nii.gz" for kind in ("images", "labels")]
+    write_image(image_from(values, grid), paths[0])
+    if labels is not None:
+        write_image(image_from(labels.astype(np.uint8), grid), paths[1])
+    *_, subject, modality = name.split("_")
+    return Case(name, subject, int(modality), paths[0], None if labels is None else paths[1], annotated_labels=annotated)
+
+
+def boxes(shape: tuple[int, ...]) -> np.ndarray:
+    """Structures 1 and 2, and no 7."""
+    labels = np.zeros(shape, np.uint8)
+    labels[2:5, 3:8, 2:6], labels[5:8, 2:4, 6:11] = 1, 2
+    return labels
+
+
+def dataset_of(cases: list[Case], **changes) -> Dataset:
+    content = dict(
+        id=1, name="Dataset001_Toy", folder=Path("."), modalities=MODALITIES, labels=LABELS, fixed_modality=0,
+        moving_modality=1, pairing="unpaired", cases=tuple(cases),
+    )  # fmt: skip
+    return Dataset(**(content | changes))
+
+
+def test_structures_are_those_of_a_plain_loop(oblique: Grid, tmp_path: Path) -> None:
+    labels = np.random.default_rng(1).choice([0, 1, 7], oblique.shape, p=[0.7, 0.2, 0.1])
+    case = write_case(tmp_path, "Toy_0001_0000", oblique, labels)
+    found = case_fingerprint(case, MODALITIES, LABELS)
+    image = sitk.ReadImage(str(case.image))
+    places, values = defaultdict(list), defaultdict(list)
+    for z, y, x in np.ndindex(labels.shape):
+        places[int(labels[z, y, x])].append(image.TransformIndexToPhysicalPoint((x, y, z)))
+        values[int(labels[z, y, x])].append(image[x, y, z])
+    assert set(found.label_volumes) == set(found.label_centroids) == set(found.structure_intensities) == {1, 7}
+    for label in (1, 7):
+        assert found.label_volumes[label] == pytest.approx(len(places[label]) * 1.0 * 1.5 * 3.0 / 1000)
+        assert found.voxels(label) == pytest.approx(len(places[label]))
+        np.testing.assert_allclose(found.label_centroids[label], np.mean(places[label], axis=0), atol=1e-4)
+        np.testing.assert_allclose(
+            found.structure_intensities[label], np.percentile(values[label], PERCENTILES), rtol=1e-6
+        )
+    np.testing.assert_allclose(found.intensities, np.percentile(values[1] + values[7], PERCENTILES), rtol=1e-6)
+    every = np.concatenate(list(values.values()))
+    assert found.range == [every.min(), every.max()]
+
+
+def test_axes_are_told_as_stored_and_as_turned(tmp_path: Path) -> None:
+    # Sagittal slices: the first axis runs down, the second forward, the third to the left.
+    grid = Grid((9, 10, 11), (1.0, 2.0, 4.0), (5.0, 6, 7), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
+    found = case_fingerprint(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
+    assert found.orientation == "IAL"
+    assert (found.size, found.spacing) == ([11, 10, 9], pytest.approx([4, 2, 1]))
+    assert found.anisotropy == pytest.approx(4)
+    assert Grid.from_dict(found.grid).same_as(grid)
+    assert (found.label_volumes, found.structure_intensities) == ({}, {})
+
+
+def test_without_labels_the_foreground_is_measured_and_the_mask_where_there_is_one(tmp_path: Path) -> None:
+    grid = Grid((20, 18, 16), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0), RAS)
+    case = write_case(tmp_path, "Toy_0001_0000", grid, None)
+    found = case_fingerprint(case, MODALITIES, {})
+    assert found.intensities[0] > 90
+    np.testing.assert_allclose(found.foreground_extent, np.array((16, 14, 12)) * 3.0)
+    np.testing.assert_allclose(found.foreground_centre, grid.centre, atol=1e-4)
+    drawn = np.zeros(grid.shape, np.uint8)
+    drawn[4:6, 4:8, 4:9] = 1
+    write_image(image_from(drawn, grid), tmp_path / "mask.nii.gz")
+    masked = case_fingerprint(replace(case, mask=tmp_path / "mask.nii.gz"), MODALITIES, {})
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(case.image)))
+    np.testing.assert_allclose(masked.intensities, np.percentile(values[drawn > 0], PERCENTILES))
+    np.testing.assert_allclose(masked.foreground_extent, np.array((5, 4, 2)) * 3.0)
+
+
+@pytest.mark.parametrize(("spans", "overlap"), [(((3, 17),), 1.0), (((2, 8), (12, 18)), 1.0), (((2, 6), (8, 18)), 6 / 7)])
+def test_symmetric_anatomy_overlaps_its_mirror_image(tmp_path: Path, spans, overlap: float) -> None:
+    grid = Grid((20, 14, 12), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0), RAS)
+    labels = np.zeros(grid.shape, np.uint8)
+    for start, stop in spans:
+        labels[4:9, 4:9, start:stop] = 1
+    found = case_fingerprint(write_case(tmp_path, "Toy_0001_0000", grid, labels), MODALITIES, LABELS)
+    assert found.mirror_overlap == pytest.approx(overlap)
+
+
+def compared(folder: Path, fixed: Case, moving: Case) -> module.PairFingerprint:
+    cases = {case.name: case for case in (fixed, moving)}
+    looked_at = {name: case_fingerprint(case, MODALITIES, LABELS) for name, case in cases.items()}
+    return pair_fingerprint(Pair(fixed.name, moving.name), cases, looked_at, LABELS)
+
+
+def test_a_pure_shift_is_displacement_without_deformation(oblique: Grid, tmp_path: Path) -> None:
+    shifted = Grid(oblique.size, oblique.spacing, tuple(np.add(oblique.origin, (3, -4, 12))), oblique.direction)
+    fixed = write_case(tmp_path, "Toy_0001_0000", oblique, boxes(oblique.shape))
+    moving = write_case(tmp_path, "Toy_0002_0001", shifted, boxes(oblique.shape))
+    found = compared(tmp_path, fixed, moving)
+    assert found.displacement_mm == pytest.approx(13, abs=1e-3)
+    assert found.deformation_mm == pytest.approx(0, abs=1e-3)
+    same = compared(tmp_path, fixed, replace(fixed, name="Toy_0003_0000"))
+    assert (same.dice, same.displacement_mm, same.deformation_mm, same.field_of_view_overlap) == pytest.approx(
+        (1, 0, 0, 1), abs=1e-6
+    )
+
+
+def test_structures_that_part_are_deformation_as_well(tmp_path: Path) -> None:
+    grid = Grid((20, 16, 14), (2.0, 2.0, 2.0), (0.0, 0, 0))
+    near, far = (np.zeros(grid.shape, np.uint8) for _ in range(2))
+    near[4:8, 4:8, 4:8], near[4:8, 4:8, 10:14] = 1, 2
+    far[4:8, 4:8, 2:6], far[4:8, 4:8, 12:16] = 1, 2
+    fixed, moving = (
+        write_case(tmp_path, f"Toy_000{k}_000{k}", grid, labels) for k, labels in enumerate((near, far))
+    )
+    found = compared(tmp_path, fixed, moving)
+    assert (found.displacement_mm, found.deformation_mm) == pytest.approx((4, 4))
+    assert found.dice == pytest.approx(0.5)
+    # One structure alone may have been shifted or deformed.
+    alone = replace(write_case(tmp_path, "Toy_0005_0001", grid, far * (far == 1)), annotated_labels=(1,))
+    found = compared(tmp_path, fixed, alone)
+    assert (found.displacement_mm, found.deformation_mm) == (pytest.approx(4), None)
+    assert found.dice == pytest.approx(0.5)
+    nothing = compared(tmp_path, fixed, replace(moving, label=None))
+    assert (nothing.dice, nothing.displacement_mm, nothing.deformation_mm) == (None, None, None)
+
+
+def test_dice_is_that_of_a_plain_loop_on_another_grid(oblique: Grid, tmp_path: Path) -> None:
+    other = Grid((16, 15, 13), (1.3, 1.1, 2.5), tuple(np.add(oblique.origin, (-14, -4, -27))))
+    fixed = write_case(tmp_path, "Toy_0001_0000", oblique, boxes(oblique.shape))
+    slabs = np.array((0, 2, 1, 7, 7))[np.arange(13) // 3]
+    moving = write_case(tmp_path, "Toy_0002_0001", other, np.broadcast_to(slabs[:, None, None], other.shape))
+    labels = [sitk.ReadImage(str(case.label)) for case in (fixed, moving)]
+    sizes = defaultdict(lambda: np.zeros(3))
+    for z, y, x in np.ndindex(oblique.shape):
+        index = labels[1].TransformPhysicalPointToIndex(labels[0].TransformIndexToPhysicalPoint((x, y, z)))
+        there = labels[1][index] if all(0 <= i < n for i, n in zip(index, other.size, strict=True)) else 0
+        here = labels[0][x, y, z]
+        sizes[here] += (1, 0, here == there)
+        sizes[there] += (0, 1, 0)
+    dice = {label: 2 * both / (one + two) for label, (one, two, both) in sizes.items() if label}
+    assert set(dice) == {1, 2, 7}
+    assert 0 < max(dice.values()) < 1
+    assert compared(tmp_path, fixed, moving).dice == pytest.approx(np.mean(list(dice.values())))
+    # What was not looked for in one of them is not missing there.
+    partly = replace(fixed, annotated_labels=(1, 2))
+    assert compared(tmp_path, partly, moving).dice == pytest.approx((dice[1] + dice[2]) / 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shift=st.tuples(*[st.floats(-30, 30)] * 3),
+    size=st.tuples(*[st.integers(4, 30)] * 3),
+    angle=st.floats(-60, 60),
+)
+def test_the_overlap_of_fields_of_view_is_that_of_random_points(shift, size, angle) -> None:
+    angle = np.deg2rad(angle)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    one = Grid((20, 24, 12), (1.5, 1.0, 3.0), (0.0, 0, 0), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
+    other = Grid(size, (2.0, 1.5, 1.0), tuple(one.centre + shift), tuple(turn.ravel().tolist()))
+    index = np.random.default_rng(0).uniform(-0.5, np.array(one.size) - 0.5, (4000, 3))
+    seen = sitk.Image(list(size), sitk.sitkUInt8)
+    seen.SetSpacing(other.spacing)
+    seen.SetOrigin(other.origin)
+    seen.SetDirection(other.direction)
+    there = np.array([seen.TransformPhysicalPointToContinuousIndex(p.tolist()) for p in one.index_to_physical(index)])
+    share = ((there > -0.5) & (there < np.array(size) - 0.5)).all(axis=1).mean()
+    assert one.share_inside(other) == pytest.approx(share, abs=0.06)
+    assert one.share_inside(one) == 1
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Three cases of each modality; of 0001_0001 only the liver is annotated, 0002_0001 has no label map."""
+    cases = []
+    for subject in (1, 2, 3):
+        for modality in (0, 1):
+            grid = Grid((14, 12, 10), (2.0, 2.0, 2.0 + modality), (subject, 0.0, 0.0), RAS)
+            labels = boxes(grid.shape)
+            annotated = (1,) if (subject, modality) == (1, 1) else None
+            labels = labels * (labels < 2) if annotated else labels
+            drawn = None if (subject, modality) == (2, 1) else labels
+            cases.append(write_case(tmp_path, f"Toy_{subject:04d}_{modality:04d}", grid, drawn, subject, annotated))
+    return dataset_of(cases)
+
+
+class Spied:
+    """Which cases and pairs are looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cases: list[str] = []
+        self.pairs: list[tuple[str, str]] = []
+
+        def case_looked_at(case, **rest):
+            self.cases.append(case.name)
+            return case_fingerprint(case, **rest)
+
+        def pair_looked_at(pair, **rest):
+            self.pairs.append((pair.fixed, pair.moving))
+            return pair_fingerprint(pair, **rest)
+
+        monkeypatch.setattr(module, "case_fingerprint", case_looked_at)
+        monkeypatch.setattr(module, "pair_fingerprint", pair_looked_at)
+
+
+def test_only_what_changed_is_read_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = extract_fingerprint(dataset, 1)
+    spied = Spied(monkeypatch)
+    assert extract_fingerprint(dataset, 1, known) == known
+    assert (spied.cases, spied.pairs) == ([], [])
+    changed = dataset.case("Toy_0003_0001")
+    labels = sitk.ReadImage(str(changed.label))
+    write_image(labels * (labels != 2), changed.label)
+    again = extract_fingerprint(dataset, 1, known)
+    assert spied.cases == ["Toy_0003_0001"]
+    assert {"Toy_0003_0001"} == set.intersection(*map(set, spied.pairs))
+    assert len(spied.pairs) == 3
+    assert again == extract_fingerprint(dataset, 1)
+    assert again != known
+    assert 2 not in again.cases[-1].label_volumes
+
+
+def test_a_touched_image_an_added_label_map_or_a_mask_is_read_again(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = extract_fingerprint(dataset, 1)
+    spied = Spied(monkeypatch)
+    touched, lacking, masked = (dataset.case(f"Toy_{name}") for name in ("0001_0000", "0002_0001", "0003_0000"))
+    os.utime(touched.image, ns=(1, 1))
+    changes = {
+        lacking.name: replace(lacking, label=dataset.case("Toy_0003_0001").label, image=dataset.case("Toy_0003_0001").image),
+        masked.name: replace(masked, mask=masked.label),
+    }
+    other = replace(dataset, cases=tuple(changes.get(case.name, case) for case in dataset.cases))
+    extract_fingerprint(other, 1, known)
+    assert spied.cases == [touched.name, lacking.name, masked.name]
+
+
+@pytest.mark.parametrize("change", [{"labels": LABELS | {9: "lung"}}, {"modalities": {0: "MR", 1: "PET"}}])
+def test_other_tables_read_everything_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, change: dict) -> None:
+    known = extract_fingerprint(dataset, 1)
+    spied = Spied(monkeypatch)
+    again = extract_fingerprint(replace(dataset, **change), 1, known)
+    assert spied.cases == [case.name for case in dataset.cases]
+    assert again == extract_fingerprint(replace(dataset, **change), 1)
+
+
+def test_what_was_annotated_is_no_less_a_change(dataset: Dataset) -> None:
+    known = extract_fingerprint(dataset, 1)
+    cases = tuple(replace(case, annotated_labels=None) for case in dataset.cases)
+    now = replace(dataset, cases=cases)
+    # The spleen of 0001_0001 is missing now, no longer unknown.
+    assert extract_fingerprint(now, 1, known) == extract_fingerprint(now, 1) != known
+
+
+def test_cases_that_are_gone_are_forgotten(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = extract_fingerprint(dataset, 1)
+    spied = Spied(monkeypatch)
+    fewer = replace(dataset, cases=dataset.cases[2:])
+    again = extract_fingerprint(fewer, 1, known)
+    assert (spied.cases, spied.pairs) == ([], [])
+    assert [case.case for case in again.cases] == [case.name for case in fewer.cases]
+    assert again == extract_fingerprint(fewer, 1)
+
+
+def test_processes_change_nothing(dataset: Dataset) -> None:
+    assert extract_fingerprint(dataset, 2) == extract_fingerprint(dataset, 1)
+
+
+def test_shares_are_those_of_the_cases_that_may_be_trained_on(dataset: Dataset) -> None:
+    found = extract_fingerprint(dataset, 1)
+    assert found.annotated_cases == pytest.approx(5 / 6)
+    assert found.annotated_structures == pytest.approx({1: 5 / 6, 2: 4 / 6, 7: 4 / 6})
+    assert found.subjects == {0: 3, 1: 3}
+    assert found.anisotropy == pytest.approx({0: 1, 1: 1.5})
+    assert found.structure_voxels == pytest.approx({1: 60, 2: 30})
+    held = replace(dataset, held_out=frozenset(("Toy_0002_0000", "Toy_0002_0001", "Toy_0001_0001")))
+    found = extract_fingerprint(held, 1)
+    assert (found.annotated_cases, set(found.annotated_structures.values())) == (1, {1})
+    assert {name for pair in found.pairs for name in (pair.fixed, pair.moving)}.isdisjoint(held.held_out)
+
+
+def test_a_dataset_that_holds_out_every_case_has_a_fingerprint(dataset: Dataset) -> None:
+    nobody = replace(dataset, held_out=frozenset(case.name for case in dataset.cases))
+    found = extract_fingerprint(nobody, 1)
+    assert (found.annotated_cases, found.pairs) == (0, [])
+
+
+def many(subjects: int, labelled: int, **changes) -> Dataset:
+    """Cases whose files nobody opens; the first ``labelled`` subjects have label maps."""
+    cases = [
+        Case(f"Toy_{s:04d}_{m:04d}", f"{s:04d}", m, Path("i"), Path("l") if s < labelled else None)
+        for s in range(subjects)
+        for m in (0, 1)
+    ]
+    return dataset_of(cases, **changes)
+
+
+@given(subjects=st.integers(1, 12), labelled=st.integers(0, 12), held=st.integers(0, 3))
+def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, labelled: int, held: int) -> None:
+    held_out = frozenset(f"Toy_{s:04d}_{m:04d}" for s in range(held) for m in (0, 1))
+    dataset = many(subjects, labelled, held_out=held_out)
+    pairs = sampled_pairs(dataset)
+    assert pairs == sampled_pairs(many(subjects, labelled, held_out=held_out))
+    usable = max(subjects - held, 0)
+    with_labels = max(min(subjects, labelled) - held, 0)
+    assert len(set(pairs)) == len(pairs) == min(SAMPLED_PAIRS, (with_labels or usable) ** 2)
+    names = {name for pair in pairs for name in (pair.fixed, pair.moving)}
+    assert not names & held_out
+    if with_labels:
+        assert all(dataset.case(name).label for name in names)
+
+
+def test_it_round_trips_through_its_file(dataset: Dataset, tmp_path: Path) -> None:
+    found = extract_fingerprint(dataset, 1)
+    write_fingerprint(tmp_path / "f.json", found)
+    assert read_fingerprint(tmp_path / "f.json") == found
+
+
+@pytest.mark.parametrize("old", ["annotated_cases", "pairs", "cases"])
+def test_a_file_of_another_version_is_one_sentence(dataset: Dataset, tmp_path: Path, old: str) -> None:
+    path = tmp_path / "f.json"
+    write_fingerprint(path, extract_fingerprint(replace(dataset, cases=dataset.cases[:2]), 1))
+    content = read_json(path)
+    del content[old]
+    write_json(path, content)
+    with pytest.raises(UserError) as raised:
+        read_fingerprint(path)
+    assert str(raised.value) == f"{path}: '{old}' is not as expected: run llmreg_extract_fingerprint again."
