@@ -1,6 +1,6 @@
 """Peak memory of a training step against the planner's estimate, each in a process of its own.
 
-    python benchmarks/training_memory.py [--quick]
+python benchmarks/training_memory.py [--quick]
 """
 
 from __future__ import annotations

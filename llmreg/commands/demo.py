@@ -70,7 +70,8 @@ def _demo(options: argparse.Namespace) -> None:
     write_demo_dataset(folder / "raw", _SUBJECTS, _SEED)
     log.info("   took %.0f s", time.monotonic() - began)
 
-    _step(folder, "plan_and_preprocess", "-d", str(DEMO_ID), "--verify_dataset_integrity")
+    # Half resolution, since the demo has minutes.
+    _step(folder, "plan_and_preprocess", "-d", str(DEMO_ID), "-c", "half", "--verify_dataset_integrity")
     shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", _PLANS]
     _step(folder, "train", str(DEMO_ID), "fold0", "--epochs", str(options.epochs), *shorter, *device)
     _step(

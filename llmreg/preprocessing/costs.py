@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llmreg.machine import Machine
 from llmreg.network.config import LLMSettings, NetworkSettings
+from llmreg.preprocessing.plans import Loss
 
 # Weight, gradient and Adam's two moments.
 BYTES_A_TRAINED = 16
@@ -17,6 +18,8 @@ BASE_GB = 0.83
 # Activations of a million network voxels: of images and fields, and of features at width 16; the share of both in
 # bfloat16, and when the finest level is computed twice; what warping and Dice take on a million voxels of the grid.
 FIELDS_GB, FEATURES_GB, BFLOAT16_SHARE, RECOMPUTED_SHARE, GRID_GB = 0.5, 1.16, 0.87, 0.7, 0.045
+# What the image term takes on a million network voxels.
+SIMILARITY_GB = 0.3
 # Seconds of one CPU core for a million network voxels at width 16, forward and backward.
 FLOAT32_SECONDS, BFLOAT16_SECONDS, RECOMPUTED_TIME = 35.0, 9.2, 1.15
 
@@ -65,7 +68,13 @@ def trained_parameters(network: NetworkSettings, llm: LLMSize, tokens: int) -> f
 
 
 def training_memory_gb(
-    network: NetworkSettings, llm: LLMSize, network_voxels: int, grid_voxels: int, recompute: bool, machine: Machine
+    network: NetworkSettings,
+    llm: LLMSize,
+    network_voxels: int,
+    grid_voxels: int,
+    recompute: bool,
+    machine: Machine,
+    loss: Loss,
 ) -> float:
     """Peak memory (GiB) of training with one pair a step.
 
@@ -76,11 +85,13 @@ def training_memory_gb(
         grid_voxels: of the padded grid, on which the loss is computed.
         recompute: whether the finest level is computed twice.
         machine: whether it computes in bfloat16.
+        loss: whether it has an image term.
     """
     trained = BYTES_A_TRAINED * trained_parameters(network, llm, network_voxels // 16**3)
     frozen = (2 if machine.bfloat16 else 4) * len(network.llm.layers) * llm.layer_parameters
     activations = (FIELDS_GB + FEATURES_GB * network.width / 16) * network_voxels / 1e6
     activations *= (BFLOAT16_SHARE if machine.bfloat16 else 1.0) * (RECOMPUTED_SHARE if recompute else 1.0)
+    activations += SIMILARITY_GB * network_voxels / 1e6 if loss.similarity else 0.0
     return BASE_GB + (trained + frozen) / 2**30 + activations + GRID_GB * grid_voxels / 1e6
 
 

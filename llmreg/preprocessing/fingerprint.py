@@ -152,9 +152,7 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: Colle
         structure_intensities={label: _percentiles(inside) for label, (_, inside) in found.items()},
         foreground_centre=foreground.centre.tolist(),
         foreground_extent=foreground.extent.tolist(),
-        label_volumes={
-            label: len(inside) * voxel_ml for label, (_, inside) in found.items()
-        },
+        label_volumes={label: len(inside) * voxel_ml for label, (_, inside) in found.items()},
         label_centroids={label: centroid.tolist() for label, (centroid, _) in found.items()},
         mirror_overlap=_mirror_overlap(annotated if found else foreground.mask),
     )
@@ -166,13 +164,15 @@ def _structures(
     """Centroid (mm, LPS) and intensities of each structure."""
     # One pass over the volume, whatever the number of structures.
     where = np.flatnonzero(labels)
+    if not len(where):
+        return {}
     where = where[np.argsort(labels.ravel()[where], kind="stable")]
     ids, starts = np.unique(labels.ravel()[where], return_index=True)
     found = {}
     for label, inside in zip(ids.tolist(), np.split(where, starts[1:]), strict=True):
         index = np.array([axis.mean() for axis in np.unravel_index(inside, labels.shape)])
         found[int(label)] = grid.index_to_physical(index[::-1]), values.ravel()[inside]
-    return found if len(where) else {}
+    return found
 
 
 def _percentiles(values: NDArray[Any]) -> list[float]:

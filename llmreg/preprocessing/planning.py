@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,10 +54,11 @@ SYMMETRIC = 0.85
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training may cost: the machine, and the size of the language model's layers."""
+    """What decides the cost of a training: the machine, the size of the language model's layers, and the loss."""
 
     machine: Machine
     llm: LLMSize = BUILT_IN_SIZE
+    loss: Loss = field(default_factory=Loss)
 
 
 def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
@@ -167,7 +168,10 @@ def plan_configuration(
     shape = [n // downsampling for n in padded]
     tokens = [n // TOKEN_STRIDE for n in shape]
     voxels, grid = int(np.prod(shape)), int(np.prod(padded))
-    memory = [training_memory_gb(network, budget.llm, voxels, grid, twice, budget.machine) for twice in (False, True)]
+    memory = [
+        training_memory_gb(network, budget.llm, voxels, grid, twice, budget.machine, budget.loss)
+        for twice in (False, True)
+    ]
     recompute = memory[False] > budget.machine.memory_gb
     return Configuration.model_validate(
         dict(
@@ -351,6 +355,8 @@ def make_plans(
         # Of a modality that is only held out, its own images are all there is.
         own = [case for case in cases if case.modality == modality] or fingerprint.of_modality(modality)
         normalization[modality], reasons[f"normalization.{modality}"] = plan_window(own, name)
+    loss, reasons["loss"] = plan_loss(fingerprint)
+    budget = replace(budget, loss=loss)
     shared = shared_grid(cases)
     sizes, why = plan_sizes(cases, network or NetworkSettings(), budget)
     reasons |= why
@@ -366,7 +372,6 @@ def make_plans(
     )
     reasons["training.batch_size"] = "1, the paper's; more memory goes into resolution and width first."
     epochs, reasons["training.epochs"] = plan_epochs(chosen, sizes.network, budget.machine)
-    loss, reasons["loss"] = plan_loss(fingerprint)
     augmentation, reasons["augmentation.mirror_axes"] = plan_mirroring(cases)
     reference = reference_case(cases, dataset.fixed_modality)
     reasons["prealignment"] = (

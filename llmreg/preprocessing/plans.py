@@ -99,8 +99,9 @@ class PreAlignment(_Model):
     """How a case finds its place in the common frame.
 
     ``centre``, ``rigid`` and ``affine`` are the last stage tried; a stage that makes the similarity to the reference
-    case worse is dropped. ``search`` tries shifts along the body before ``rigid``. ``template`` looks for the place where the case fits the mean of its modality's training
-    cases. A case whose grid equals ``aligned_grid`` lies in the frame already and is not moved.
+    case worse is dropped. ``search`` tries shifts along the body before ``rigid``. ``template`` looks for the place
+    where the case fits the mean of its modality's training cases. A case whose grid equals ``aligned_grid`` lies in the
+    frame already and is not moved.
     """
 
     method: Literal["identity", "centre", "search", "rigid", "affine", "template"]

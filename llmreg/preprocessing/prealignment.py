@@ -166,7 +166,7 @@ def _searched(reference: sitk.Image, image: sitk.Image, start: CaseTransform) ->
     grid, other = Grid.from_image(fixed), Grid.from_image(moving)
     tried = []
     for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM):
-        shifted = replace(start, translation=start.translation + (0, 0, offset), stage="search")
+        shifted = replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search")
         there = replace(grid, origin=tuple((np.asarray(grid.origin) + shifted.translation).tolist()))
         if max(there.share_inside(other), other.share_inside(there)) >= SEARCH_OVERLAP:
             tried.append((_similarity(fixed, moving, shifted.to_sitk()), float(offset), shifted))

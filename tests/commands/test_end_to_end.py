@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
 from llmreg.inference.models import model_in
-from llmreg.inference.predictor import Predictor
+from llmreg.inference.predictor import ImageInput, Predictor
 from llmreg.network import decoder
 from llmreg.network.recomputation import recomputed
 from llmreg.preprocessing.plans import read_plans
@@ -36,7 +36,7 @@ def home(tmp_path_factory) -> Path:
     write_demo_dataset(home / "raw", subjects=6, seed=3, held_out=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("llmreg_home", str(home))
-        assert plan_and_preprocess.main(["-d", "999", "--num_processes", "2", "--verify_dataset_integrity"]) == 0
+        assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "2", "--verify_dataset_integrity"]) == 0
         assert train.main([*training("0", "tiny", home), "--epochs", "2"]) == 0
     return home
 
@@ -203,7 +203,7 @@ def test_plans_that_are_called_otherwise_than_their_file_are_refused(environment
         (folder / "plans_mine.json").unlink()
 
 
-def test_nothing_is_written_when_there_is_nothing_to_train_on(environment, tmp_path, monkeypatch, capsys):
+def test_a_dataset_without_labels_trains_by_image_similarity(environment, tmp_path, monkeypatch, capsys):
     shutil.copytree(environment / "raw", tmp_path / "raw")
     shutil.rmtree(tmp_path / "raw" / NAME / "labelsTr")
     description = tmp_path / "raw" / NAME / "dataset.json"
@@ -213,10 +213,111 @@ def test_nothing_is_written_when_there_is_nothing_to_train_on(environment, tmp_p
             del case["label"]
     description.write_text(json.dumps(content))
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "2"]) == 0
-    assert train.main(training("0", "tiny", environment)) == 2
-    refused(capsys, "no pair of labelled cases", "labelsTr")
+    assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "2"]) == 0
+    plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
+    assert (plans.loss.dice, plans.loss.similarity_kind, plans.prealignment.method) == (0, "mind", "search")
+    assert train.main(training("0", "dice", environment, "loss.dice=1", "loss.similarity=0")) == 2
+    refused(capsys, "no pair of labelled cases", "labelsTr", "loss.similarity")
     assert not (tmp_path / "results").exists()
+    assert train.main([*training("0", "tiny", environment), "--epochs", "2"]) == 0
+    fold = tmp_path / "results" / NAME / "llm_morph__tiny__half" / "fold_0"
+    rows = [json.loads(line) for line in (fold / "training_log.jsonl").read_text().splitlines()]
+    assert all(row["validation_dice"] is None and 0 < row["validation_similarity"] < 1 for row in rows)
+    assert all("dice_loss" not in row and row["similarity_loss"] > 0 for row in rows)
+    best = json.loads((fold / "checkpoint_best.json").read_text())["best_score"]
+    assert best == -min(row["validation_similarity"] for row in rows)
+    source = tmp_path / "raw" / NAME / "imagesTs"
+    assert predict.main(["-i", str(source), "-o", str(tmp_path / "out")]) == 0
+    pairs = json.loads((tmp_path / "out" / "predict.json").read_text())["pairs"]
+    assert all(pair["moving_transform"]["uncertainty_mm"] > 0 for pair in pairs)
+
+
+def field_of(environment: Path, folder: Path, fixed: Path, moving: Path, more: dict[str, Path | str]) -> sitk.Image:
+    """The field from one image to another, by a table of pairs in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    row = {"fixed": fixed, "moving": moving} | more
+    (folder / "pairs.csv").write_text(f"{','.join(row)}\n{','.join(map(str, row.values()))}\n")
+    arguments = ["-i", str(folder), "-o", str(folder / "out"), "-m", str(model(environment)), "-f", "0", "--overwrite"]
+    assert predict.main(arguments) == 0
+    pair = json.loads((folder / "out" / "predict.json").read_text())["pairs"][0]
+    return sitk.ReadImage(str(folder / "out" / pair["field"]), sitk.sitkVectorFloat64)
+
+
+@pytest.mark.parametrize(("order", "flips"), [((2, 0, 1), (True, False, True)), ((1, 0, 2), (False, True, False))])
+def test_the_order_and_sign_of_axes_change_nothing_in_space(environment, tmp_path, order, flips):
+    images = sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))
+    fixed, moving = images[0], images[3]
+    turned = {}
+    for role, path in (("fixed", fixed), ("moving", moving)):
+        image = sitk.Flip(sitk.PermuteAxes(sitk.ReadImage(str(path)), order), flips)
+        turned[role] = tmp_path / f"{role}.nii.gz"
+        sitk.WriteImage(image, str(turned[role]))
+    plain = field_of(environment, tmp_path / "plain", fixed, moving, {})
+    other = field_of(environment, tmp_path / "turned", turned["fixed"], turned["moving"], {})
+    assert other.GetDirection() != plain.GetDirection()
+    back = sitk.Resample(other, plain, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
+    apart = np.linalg.norm(sitk.GetArrayFromImage(back) - sitk.GetArrayFromImage(plain), axis=-1)
+    assert apart.max() < 0.1
+
+
+def test_masks_and_a_first_transform_are_followed(environment, tmp_path):
+    images = sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))
+    fixed, moving = images[0], images[3]
+    start = sitk.AffineTransform(3)
+    start.SetTranslation((7.0, -4.0, 11.0))
+    sitk.WriteTransform(start, str(tmp_path / "start.tfm"))
+    field_of(environment, tmp_path / "given", fixed, moving, {"initial_transform": tmp_path / "start.tfm"})
+    out = tmp_path / "given" / "out"
+    pair = json.loads((out / "predict.json").read_text())["pairs"][0]
+    assert pair["moving_transform"]["stage"] == "given"
+    found = sitk.ReadTransform(str(out / pair["prealignment"]))
+    for point in ((0.0, 0.0, 0.0), (30.0, -20.0, 40.0)):
+        np.testing.assert_allclose(found.TransformPoint(point), start.TransformPoint(point), atol=1e-6)
+    # A box in a corner of the image: its middle, not the body's, comes to the middle of the frame.
+    mask = sitk.Image(sitk.ReadImage(str(moving)).GetSize(), sitk.sitkUInt8)
+    mask.CopyInformation(sitk.ReadImage(str(moving)))
+    mask[2:12, 2:12, 2:12] = 1
+    sitk.WriteImage(mask, str(tmp_path / "mask.nii.gz"))
+    plain = field_of(environment, tmp_path / "plain", fixed, moving, {})
+    masked = field_of(environment, tmp_path / "masked", fixed, moving, {"moving_mask": tmp_path / "mask.nii.gz"})
+    assert np.abs(sitk.GetArrayFromImage(masked) - sitk.GetArrayFromImage(plain)).max() > 5
+
+
+def test_what_the_moving_image_does_not_show_is_reported(environment, tmp_path):
+    images = sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))
+    cut = tmp_path / "cut.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(images[3]))[:, :, :-12], str(cut))
+    field = field_of(environment, tmp_path / "pair", images[0], cut, {})
+    out = tmp_path / "pair" / "out"
+    seen = sitk.ReadImage(str(out / json.loads((out / "predict.json").read_text())["pairs"][0]["seen"]))
+    image, lookup = sitk.ReadImage(str(cut)), sitk.DisplacementFieldTransform(sitk.Image(field))
+    inside = 0
+    for index in np.random.default_rng(0).integers(0, field.GetSize(), (300, 3)).tolist():
+        point = lookup.TransformPoint(field.TransformIndexToPhysicalPoint(index))
+        there = np.array(image.TransformPhysicalPointToContinuousIndex(point))
+        margin = np.minimum(there + 0.5, np.array(image.GetSize()) - 0.5 - there).min()
+        if abs(margin) > 0.01:
+            inside += seen[index]
+            assert seen[index] == (margin > 0)
+    assert 0 < inside < 300
+
+
+def test_the_other_direction_warns_unless_it_was_trained(environment, tmp_path, capsys):
+    images = sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))
+    mr, ct = (next(path for path in images if path.name.endswith(f"_000{m}.nii.gz")) for m in (0, 1))
+    reverse = {"fixed_modality": "CT", "moving_modality": "MR"}
+    field_of(environment, tmp_path / "one", ct, mr, reverse)
+    assert "trained to warp CT onto MR" in capsys.readouterr().err
+    both = [*training("0", "both", environment, "training.bidirectional=true"), "--epochs", "1"]
+    assert train.main(both) == 0
+    own = model(environment, "both")
+    scored = pd.read_csv(own / "fold_0" / "validation" / "metrics.csv")
+    assert {name[-1] for name in scored["fixed"]} == {"0", "1"}
+    source = tmp_path / "one" / "pairs.csv"
+    capsys.readouterr()
+    assert predict.main(["-i", str(source), "-o", str(tmp_path / "two"), "-m", str(own)]) == 0
+    assert "trained to warp" not in capsys.readouterr().err
+    shutil.rmtree(own)
 
 
 def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
@@ -316,7 +417,7 @@ def test_an_unusable_image_is_refused(raw, capsys, how, said):
         path.write_bytes(path.read_bytes()[:5000])
     else:
         sitk.WriteImage(damaged(sitk.ReadImage(str(path)), how), str(path))
-    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
     refused(capsys, said, path.name)
     assert not (raw.parents[1] / "preprocessed").exists()
 
@@ -325,14 +426,14 @@ def test_a_label_map_that_does_not_fit_is_refused(raw, capsys):
     path = sorted((raw / "labelsTr").glob("*.nii.gz"))[1]
     label = sitk.ReadImage(str(path))
     sitk.WriteImage(label[1:, :, :], str(path))
-    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
     refused(capsys, path.name)
     values = sitk.GetArrayFromImage(label)
     values[values == 1] = 77
     changed = sitk.GetImageFromArray(values)
     changed.CopyInformation(label)
     sitk.WriteImage(changed, str(path))
-    assert plan_and_preprocess.main(["-d", "999", "--num_processes", "1"]) == 2
+    assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
     refused(capsys, "77")
 
 
@@ -341,7 +442,7 @@ def test_templates_place_cases_in_training_and_prediction(environment, tmp_path)
     content = json.loads((folder / "plans.json").read_text())
     content["plans_name"], content["prealignment"]["method"] = "placed", "template"
     (folder / "plans_placed.json").write_text(json.dumps(content))
-    assert preprocess.main(["-d", "999", "-p", "placed", "--num_processes", "1"]) == 0
+    assert preprocess.main(["-d", "999", "-p", "placed", "-np", "1"]) == 0
     volumes = folder / f"volumes_{read_plans(folder / 'plans_placed.json').volumes_digest()}"
     assert {path.name for path in (volumes / "templates").glob("*")} >= {"all", "fold_0", "learned_from.json"}
     found = {path.stem: json.loads(path.read_text())["transform"] for path in volumes.glob("Demo_*.json")}
@@ -361,7 +462,7 @@ def test_templates_place_cases_in_training_and_prediction(environment, tmp_path)
     held_out = json.loads((folder / "splits.json").read_text())[0]["validation"][0]
     image = next((environment / "raw" / NAME / "imagesTr").glob(f"{held_out}*"))
     predictor = Predictor(model_in(own), torch.device("cpu"))
-    _, framed = predictor._framed(image, int(held_out[-4:]))
+    _, framed = predictor._framed(ImageInput(image, int(held_out[-4:])))
     np.testing.assert_allclose(framed.transform.translation, found[held_out]["translation"], atol=1e-6)
     shutil.rmtree(own)
 
@@ -374,7 +475,7 @@ def test_preprocessing_again_is_quick_and_changes_nothing(environment):
 
 
 def test_what_changed_is_preprocessed_again(raw, tmp_path):
-    arguments = ["-d", "999", "--num_processes", "2"]
+    arguments = ["-d", "999", "-np", "2"]
     assert plan_and_preprocess.main(arguments) == 0
     folder = next((tmp_path / "preprocessed" / NAME).glob("volumes_*"))
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
@@ -387,7 +488,9 @@ def test_what_changed_is_preprocessed_again(raw, tmp_path):
     assert preprocess.main(["-d", "999"]) == 0
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
     case = changed.name.removesuffix(".nii.gz")
-    assert {name for name in after if after[name] != before[name]} == {f"{case}.b2nd", f"{case}_seg.b2nd"}
+    assert {name for name in after if after[name] != before[name]} == {
+        f"{case}{kind}.b2nd" for kind in ("", "_seen", "_seg")
+    }
 
 
 def test_plans_that_were_edited_are_not_overwritten(raw, tmp_path, capsys):
@@ -396,12 +499,16 @@ def test_plans_that_were_edited_are_not_overwritten(raw, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["loss"]["smoothness"] = 5.0
     path.write_text(json.dumps(content))
+    # Nothing else changed, so they are simply kept.
+    assert plan_and_preprocess.main(["-d", "999"]) == 0
+    assert read_plans(path).loss.smoothness == 5.0
     capsys.readouterr()
-    assert plan_and_preprocess.main(["-d", "999"]) == 2
+    assert plan_and_preprocess.main(["-d", "999", "--memory-gb", "3"]) == 2
     refused(capsys, "plans.json", "--overwrite")
     assert read_plans(path).loss.smoothness == 5.0
-    assert plan_and_preprocess.main(["-d", "999", "--overwrite"]) == 0
+    assert plan_and_preprocess.main(["-d", "999", "--memory-gb", "3", "--overwrite"]) == 0
     assert read_plans(path).loss.smoothness == 1.0
+    assert (path.parent / "plan_report.html").exists()
 
 
 def test_a_fold_without_validation_pairs_trains_and_predicts(environment, capsys):
