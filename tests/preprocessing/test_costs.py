@@ -72,7 +72,7 @@ def built(settings: NetworkSettings, shape: tuple[int, ...], llm: dict[str, int]
 
 @pytest.mark.parametrize("llm", [SMOLLM2, LLAMA3], ids=["SmolLM2", "LLaMA 3"])
 @pytest.mark.parametrize("width", [8, 12, 16, 24])
-@pytest.mark.parametrize("lora", [None, LoRASettings(r=8), LoRASettings(r=64)], ids=str)
+@pytest.mark.parametrize("lora", [None, LoRASettings(r=8), LoRASettings(r=64)], ids=["no LoRA", "r = 8", "r = 64"])
 def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
     settings = NetworkSettings(width=width, llm=LLMSettings(lora=lora))
     network = built(settings, (96, 208, 160), llm)
