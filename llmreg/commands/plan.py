@@ -17,11 +17,9 @@ EXAMPLES = """\
 def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
-    network = pipeline.chosen_network(options.llm, options.layers)
+    wishes = shell.wishes(options)
     for dataset in options.datasets:
-        pipeline.plan(
-            dataset, options.num_processes, options.overwrite, network, options.configuration, options.memory_gb
-        )
+        pipeline.plan(dataset, options.num_processes, options.overwrite, wishes, options.memory_gb)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

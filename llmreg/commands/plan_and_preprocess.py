@@ -19,16 +19,14 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.preprocessing import pipeline
 
     # A name that is wrong is found out before the work.
-    network = pipeline.chosen_network(options.llm, options.layers)
+    wishes = shell.wishes(options)
     for dataset in options.datasets:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)
         if options.clean:
             pipeline.clean(dataset)
         pipeline.extract_fingerprint(dataset, options.num_processes)
-        pipeline.plan(
-            dataset, options.num_processes, options.overwrite, network, options.configuration, options.memory_gb
-        )
+        pipeline.plan(dataset, options.num_processes, options.overwrite, wishes, options.memory_gb)
         pipeline.preprocess(dataset, "default", options.num_processes)
 
 

@@ -7,8 +7,12 @@ import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from llmreg.errors import UserError
+
+if TYPE_CHECKING:
+    from llmreg.preprocessing.planning import Wishes
 
 INTERRUPTED = 130
 
@@ -45,10 +49,23 @@ def add_planning(made: argparse.ArgumentParser) -> None:
         help="what llmreg_train uses without -c (default: the planner's choice)",
     )  # fmt: skip
     made.add_argument(
+        "--spacing", type=positive_number, nargs=3, metavar="MM",
+        help="of the common grid, along left, posterior and superior (default: from the images')",
+    )  # fmt: skip
+    made.add_argument(
         "--memory-gb", type=positive_number, metavar="GB",
         help="memory to plan the training for (default: most of what the GPU, or without one the computer, has)",
     )  # fmt: skip
     add_llm(made)
+
+
+def wishes(options: argparse.Namespace) -> Wishes:
+    """What the flags of :func:`add_planning` say; a language model's layers are fetched."""
+    from llmreg.preprocessing.pipeline import chosen_network
+    from llmreg.preprocessing.planning import Wishes
+
+    spacing = None if options.spacing is None else tuple(options.spacing)
+    return Wishes(chosen_network(options.llm, options.layers), options.configuration, spacing)
 
 
 def add_llm(made: argparse.ArgumentParser) -> None:

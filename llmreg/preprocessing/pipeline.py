@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ def plan(
     dataset_id: str,
     num_processes: int,
     overwrite: bool = False,
-    network: NetworkSettings | None = None,
-    configuration: str | None = None,
+    wishes: planning.Wishes | None = None,
     memory_gb: float | None = None,
 ) -> Path:
     """Write the default plans, the paper's, the report on them, and the splits. Splits that exist are kept.
@@ -93,8 +92,7 @@ def plan(
         dataset_id: id or whole name.
         num_processes: cases looked at at the same time.
         overwrite: replace plans that were edited.
-        network: what goes into the plans, from :func:`chosen_network`; the default when None.
-        configuration: what is trained by default, instead of the planner's choice.
+        wishes: what the user decides instead of the planner.
         memory_gb: memory to plan for; most of what this machine has when None.
 
     Raises:
@@ -106,44 +104,55 @@ def plan(
     if not fingerprint_file.exists():
         raise UserError(f"{fingerprint_file} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     fingerprint = fingerprints.read_fingerprint(fingerprint_file)
-    network = network or NetworkSettings()
+    wishes = wishes or planning.Wishes()
+    network = wishes.network or NetworkSettings()
     machine = this_machine(memory_gb)
     # Splits that exist are kept, so they are what templates will be learned by.
     kept = (folder / SPLITS_FILE).exists()
     folds = splits.read_splits(folder / SPLITS_FILE) if kept else splits.make_splits(dataset)
     inputs = _digest(
         fingerprint.model_dump(mode="json"), _facts(dataset), [fold.to_dict() for fold in folds], machine.to_dict(),
-        network.model_dump(mode="json"), configuration, __version__,
+        network.model_dump(mode="json"), wishes.configuration, wishes.spacing, __version__,
     )  # fmt: skip
     default = plans_path(folder, "default")
     old = {path: read_plans(path) for path in (default, plans_path(folder, "paper")) if path.exists()}
     if len(old) == 2 and not overwrite and all(p.planned and p.planned.inputs == inputs for p in old.values()):
         log.info("%s is kept: nothing that it was planned from has changed.", default)
         return default
-    for path, plans in old.items():
-        if not overwrite and (plans.planned is None or plans.planned.result != _result(plans)):
-            raise UserError(
-                f"{path} was edited, and what it was planned from has changed since: keep it and run "
-                "llmreg_preprocess, or plan again with --overwrite."
-            )
-    budget = planning.Budget(machine, llm_size(network.llm))
-    made = planning.make_plans(dataset, fingerprint, budget, network, configuration)
+    if not overwrite:
+        _refuse_edited(old)
+    made = planning.make_plans(dataset, fingerprint, planning.Budget(machine, llm_size(network.llm)), wishes)
     made, reason = choose_prealignment(dataset, made, num_processes, folds)
     made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
-    for plans in (made, planning.paper_plans(made)):
-        path = plans_path(folder, plans.plans_name)
-        planned = Planned(inputs=inputs, result=_result(plans))
-        mine = _users_configurations(old[path]) if path in old else {}
-        # Made for another grid, they may not hold this one: then the check says so.
-        content = plans.model_dump() | {"planned": planned, "configurations": plans.configurations | mine}
-        write_plans(path, parse_plans(content, f"{path} with the configurations added to it"))
+    new = {plans_path(folder, plans.plans_name): plans for plans in (made, planning.paper_plans(made))}
+    # All of them before the first is written, since a user's configuration may not hold a new grid.
+    whole = {path: _completed(path, plans, old.get(path), inputs) for path, plans in new.items()}
+    for path, plans in whole.items():
+        write_plans(path, plans)
     if not kept:
         splits.write_splits(folder / SPLITS_FILE, folds)
     for decision, reason in made.reasons.items():
         log.info("%s: %s", decision, reason)
     report = write_report(folder / REPORT_FILE, dataset, fingerprint, made)
-    log.info("The report with pictures is %s", report)
+    log.info("The same with pictures: %s", report)
     return default
+
+
+def _refuse_edited(old: Mapping[Path, Plans]) -> None:
+    for path, plans in old.items():
+        if plans.planned is None or plans.planned.result != _result(plans):
+            raise UserError(
+                f"{path} was edited, and what it was planned from has changed since: keep it and run "
+                "llmreg_preprocess, or plan again with --overwrite."
+            )
+
+
+def _completed(path: Path, plans: Plans, old: Plans | None, inputs: str) -> Plans:
+    """Plans with the configurations that the user had added, and with what they were made of."""
+    mine = {} if old is None else _users_configurations(old)
+    planned = Planned(inputs=inputs, result=_result(plans))
+    content = plans.model_dump() | {"planned": planned, "configurations": plans.configurations | mine}
+    return parse_plans(content, f"{path} with the configurations that were added to it")
 
 
 def _users_configurations(plans: Plans) -> dict[str, Configuration]:

@@ -42,6 +42,7 @@ MOST_VOXELS = 192 * 208 * 176
 COARSENING = 1.1
 # Voxels of a common grid are at most this much longer or shorter than their geometric mean along an axis.
 ANISOTROPY = 1.5
+GENEROUS = "the foreground's 90th percentile and 5 %"
 # Structures that lie further apart than half a token need half resolution, where the network sees twice as far.
 FAR_VOXELS = TOKEN_STRIDE / 2
 FEWEST_TOKENS_PER_AXIS = 2
@@ -125,12 +126,15 @@ def shared_grid(cases: Sequence[CaseFingerprint]) -> Grid | None:
     return first if all(first.same_as(Grid.from_dict(case.grid)) for case in cases) else None
 
 
-def plan_grid(cases: Sequence[CaseFingerprint], coarsening: float = 1.0) -> tuple[tuple, tuple, str]:
+def plan_grid(
+    cases: Sequence[CaseFingerprint], coarsening: float = 1.0, wanted: Sequence[float] | None = None
+) -> tuple[tuple, tuple, str]:
     """Spacing and size of the common grid, x, y, z, and the reason.
 
     Args:
         cases: of both modalities.
         coarsening: how many times longer voxels are than they would be, to save memory.
+        wanted: the user's spacing, instead of the cases'.
     """
     shared = shared_grid(cases) is not None
     spacing = np.median([case.spacing for case in cases], axis=0)
@@ -140,14 +144,16 @@ def plan_grid(cases: Sequence[CaseFingerprint], coarsening: float = 1.0) -> tupl
         mean = float(np.prod(spacing) ** (1 / 3))
         spacing = np.clip(spacing, mean / ANISOTROPY, mean * ANISOTROPY)
         extent = np.percentile([case.foreground_extent for case in cases], 90, axis=0) * 1.05
+    spacing = spacing if wanted is None else np.asarray(wanted)
     coarser = coarsening * max(1.0, float(np.prod(extent / spacing) / MOST_VOXELS) ** (1 / 3))
     # Rounded first, so that a shared grid keeps its size to the voxel.
     size = np.ceil(np.round(extent / (spacing * coarser), 3)).astype(int)
     reason = (
         "All cases lie on one grid, which is taken over"
-        if shared
-        else f"Spacing: the cases' median, at most {ANISOTROPY:g} times anisotropic; size: the foreground's 90th "
-        "percentile and 5 %"
+        if shared and wanted is None
+        else f"Spacing: as asked for; size: {'that of the grid all cases share' if shared else GENEROUS}"
+        if wanted is not None
+        else f"Spacing: the cases' median, at most {ANISOTROPY:g} times anisotropic; size: {GENEROUS}"
     )
     if coarsening > 1:
         reason += f"; coarsened {coarser:.2f} times, to fit into memory"
@@ -206,7 +212,7 @@ class Sizes:
 
 
 def plan_sizes(
-    cases: Sequence[CaseFingerprint], network: NetworkSettings, budget: Budget
+    cases: Sequence[CaseFingerprint], network: NetworkSettings, budget: Budget, spacing: Sequence[float] | None = None
 ) -> tuple[Sizes, dict[str, str]]:
     """The finest grid and the widest network that train within the memory, at half resolution if need be.
 
@@ -219,7 +225,7 @@ def plan_sizes(
     widths = tuple(width for width in WIDTHS if width <= network.width)
     coarsening = 1.0
     while True:
-        spacing, size, reason = plan_grid(cases, coarsening)
+        voxel, size, reason = plan_grid(cases, coarsening, spacing)
         for width in widths:
             chosen = network.model_copy(update={"width": width})
             full, half = (plan_configuration(size, factor, chosen, budget) for factor in (1, 2))
@@ -229,7 +235,7 @@ def plan_sizes(
                     if width == network.width
                     else f"{width}: a wider network does not fit into {memory:g} GB even at half resolution."
                 )
-                return Sizes(spacing, size, full, half, chosen), {"grid": reason, "network.width": why}
+                return Sizes(voxel, size, full, half, chosen), {"grid": reason, "network.width": why}
         if max(size) <= 2 * TOKEN_STRIDE:
             raise UserError(
                 f"Not even the smallest network fits into {memory:g} GB (it needs about {half.memory_gb:.1f}): plan "
@@ -330,13 +336,22 @@ def reference_case(cases: Sequence[CaseFingerprint], fixed_modality: int) -> str
     return min(fixed, key=lambda c: (float(np.abs(np.asarray(c.foreground_extent) - middle).sum()), c.case)).case
 
 
-def make_plans(
-    dataset: Dataset,
-    fingerprint: Fingerprint,
-    budget: Budget,
-    network: NetworkSettings | None = None,
-    configuration: str | None = None,
-) -> Plans:
+@dataclass(frozen=True)
+class Wishes:
+    """What a user decides instead of the planner; None leaves it to the planner.
+
+    Attributes:
+        network: its settings; the width may become less.
+        configuration: the default one, ``full`` or ``half``.
+        spacing: of the common grid, mm, x, y, z.
+    """
+
+    network: NetworkSettings | None = None
+    configuration: str | None = None
+    spacing: tuple[float, ...] | None = None
+
+
+def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishes: Wishes | None = None) -> Plans:
     """The plans of a dataset; each decision's reason is in ``reasons``.
 
     The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.alignment_choice.choose_prealignment`.
@@ -345,9 +360,9 @@ def make_plans(
         dataset: its pairing, modalities and what it holds out, which shapes no decision.
         fingerprint: of the dataset.
         budget: what training may cost.
-        network: the network's settings; the width may become less.
-        configuration: the default one, ``full`` or ``half``, instead of the planner's choice.
+        wishes: what the user decides.
     """
+    wishes = wishes or Wishes()
     cases = [case for case in fingerprint.cases if case.case not in dataset.held_out]
     reasons: dict[str, str] = {}
     normalization = {}
@@ -358,12 +373,12 @@ def make_plans(
     loss, reasons["loss"] = plan_loss(fingerprint)
     budget = replace(budget, loss=loss)
     shared = shared_grid(cases)
-    sizes, why = plan_sizes(cases, network or NetworkSettings(), budget)
+    sizes, why = plan_sizes(cases, wishes.network or NetworkSettings(), budget, wishes.spacing)
     reasons |= why
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, shared is not None)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
-    if configuration is not None:
-        default, reasons["default_configuration"] = configuration, f"{configuration}: asked for."
+    if wishes.configuration is not None:
+        default, reasons["default_configuration"] = wishes.configuration, f"{wishes.configuration}: asked for."
     chosen = sizes.full if default == "full" else sizes.half
     twice = [name for name, planned in (("full", sizes.full), ("half", sizes.half)) if planned.recompute]
     reasons["recompute"] = (

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmreg.errors import UserError
-from llmreg.inference.pairs import case_name, find_pairs
+from llmreg.inference.pairs import OPTIONAL_FILES, case_name, find_pairs
 from llmreg.preprocessing.plans import Normalization
 
 
@@ -68,17 +68,20 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_table_gives_everything(folder):
-    (folder / "points.csv").touch()
+    for name in ("points.csv", "mask.nii.gz", "start.tfm"):
+        (folder / name).touch()
     table = write(
         folder,
-        "pair_id,fixed,moving,fixed_modality,moving_label,fixed_points\n"
-        "one,A_0001_0000.nii.gz,A_0002_0001.nii.gz,PET,A_0002_0002.nii.gz,points.csv\n",
+        "pair_id,fixed,moving,fixed_modality,moving_label,fixed_points,moving_mask,initial_transform,fixed_mask\n"
+        "one,A_0001_0000.nii.gz,A_0002_0001.nii.gz,PET,A_0002_0002.nii.gz,points.csv,mask.nii.gz,start.tfm,\n",
     )
     (pair,) = find_pairs(table, plans())
     assert (pair.pair_id, pair.name) == ("one", "A_0001_0000_A_0002_0001")
     assert (pair.fixed_modality, pair.moving_modality) == ("PET", None)
     assert pair.moving_label == folder / "A_0002_0002.nii.gz"
     assert pair.fixed_points == folder / "points.csv"
+    assert (pair.fixed_mask, pair.moving_mask) == (None, folder / "mask.nii.gz")
+    assert pair.initial_transform == folder / "start.tfm"
     assert find_pairs(folder, plans()) == [pair]
 
 
@@ -95,7 +98,7 @@ ROW = "A_0001_0000.nii.gz,A_0002_0001.nii.gz"
         ("fixed,moving\nA_0001_0000.nii.gz,gone.nii.gz\n", "gone"),
         (f"fixed,moving\n{ROW}\n{ROW}\n", "two pairs"),
         (f"fixed,moving,pair_id\n{ROW},a\nA_0002_0000.nii.gz,A_0001_0001.nii.gz,a\n", "two pairs"),
-        (f"fixed,moving,fixed_points\n{ROW},gone.csv\n", "gone"),
+        *((f"fixed,moving,{column}\n{ROW},gone\n", "line 2: .*gone does not exist") for column in OPTIONAL_FILES),
     ],
 )
 def test_a_table_that_is_wrong_is_refused(folder, text, said):

@@ -67,7 +67,9 @@ def built(settings: NetworkSettings, shape: tuple[int, ...], llm: dict[str, int]
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).requires_grad_(False) for _ in settings.llm.layers]
         family = family_of(config.to_dict(), "a language model")
-        return LLMMorph(settings, shape, LoadedLayers(family, config, layers, settings.llm.layers, (1.0,) * len(layers)))
+        return LLMMorph(
+            settings, shape, LoadedLayers(family, config, layers, settings.llm.layers, (1.0,) * len(layers))
+        )
 
 
 @pytest.mark.parametrize("llm", [SMOLLM2, LLAMA3], ids=["SmolLM2", "LLaMA 3"])
@@ -119,4 +121,6 @@ def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int,
     assert memory() < memory(llm=LLMSize(4096, 218_112_000))
     time = step_seconds(NetworkSettings(width=width), voxels, False, machine)
     assert time < step_seconds(NetworkSettings(width=width), voxels, True, machine)
-    assert time == pytest.approx(2 * step_seconds(NetworkSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16)))
+    assert time == pytest.approx(
+        2 * step_seconds(NetworkSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16))
+    )

@@ -36,7 +36,12 @@ RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def write_case(
-    folder: Path, name: str, grid: Grid, labels: np.ndarray | None, seed: int = 0, annotated: tuple[int, ...] | None = None
+    folder: Path,
+    name: str,
+    grid: Grid,
+    labels: np.ndarray | None,
+    seed: int = 0,
+    annotated: tuple[int, ...] | None = None,
 ) -> Case:
     """A case whose image is noise in the middle of zeros."""
     rng = np.random.default_rng(seed)
@@ -47,7 +52,9 @@ def write_case(
     if labels is not None:
         write_image(image_from(labels.astype(np.uint8), grid), paths[1])
     *_, subject, modality = name.split("_")
-    return Case(name, subject, int(modality), paths[0], None if labels is None else paths[1], annotated_labels=annotated)
+    return Case(
+        name, subject, int(modality), paths[0], None if labels is None else paths[1], annotated_labels=annotated
+    )
 
 
 def boxes(shape: tuple[int, ...]) -> np.ndarray:
@@ -114,7 +121,9 @@ def test_without_labels_the_foreground_is_measured_and_the_mask_where_there_is_o
     np.testing.assert_allclose(masked.foreground_extent, np.array((5, 4, 2)) * 3.0)
 
 
-@pytest.mark.parametrize(("spans", "overlap"), [(((3, 17),), 1.0), (((2, 8), (12, 18)), 1.0), (((2, 6), (8, 18)), 6 / 7)])
+@pytest.mark.parametrize(
+    ("spans", "overlap"), [(((3, 17),), 1.0), (((2, 8), (12, 18)), 1.0), (((2, 6), (8, 18)), 6 / 7)]
+)
 def test_symmetric_anatomy_overlaps_its_mirror_image(tmp_path: Path, spans, overlap: float) -> None:
     grid = Grid((20, 14, 12), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0), RAS)
     labels = np.zeros(grid.shape, np.uint8)
@@ -148,9 +157,7 @@ def test_structures_that_part_are_deformation_as_well(tmp_path: Path) -> None:
     near, far = (np.zeros(grid.shape, np.uint8) for _ in range(2))
     near[4:8, 4:8, 4:8], near[4:8, 4:8, 10:14] = 1, 2
     far[4:8, 4:8, 2:6], far[4:8, 4:8, 12:16] = 1, 2
-    fixed, moving = (
-        write_case(tmp_path, f"Toy_000{k}_000{k}", grid, labels) for k, labels in enumerate((near, far))
-    )
+    fixed, moving = (write_case(tmp_path, f"Toy_000{k}_000{k}", grid, labels) for k, labels in enumerate((near, far)))
     found = compared(tmp_path, fixed, moving)
     assert (found.displacement_mm, found.deformation_mm) == pytest.approx((4, 4))
     assert found.dice == pytest.approx(0.5)
@@ -266,7 +273,9 @@ def test_a_touched_image_an_added_label_map_or_a_mask_is_read_again(
     touched, lacking, masked = (dataset.case(f"Toy_{name}") for name in ("0001_0000", "0002_0001", "0003_0000"))
     os.utime(touched.image, ns=(1, 1))
     changes = {
-        lacking.name: replace(lacking, label=dataset.case("Toy_0003_0001").label, image=dataset.case("Toy_0003_0001").image),
+        lacking.name: replace(
+            lacking, label=dataset.case("Toy_0003_0001").label, image=dataset.case("Toy_0003_0001").image
+        ),
         masked.name: replace(masked, mask=masked.label),
     }
     other = replace(dataset, cases=tuple(changes.get(case.name, case) for case in dataset.cases))

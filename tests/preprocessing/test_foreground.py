@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +40,9 @@ def test_the_foreground_is_the_ball(inside: float, outside: float, ct: bool) -> 
 
 
 @pytest.mark.parametrize("thickness", [5, 9])
-@pytest.mark.parametrize("spacing", [(0.8, 0.8, 2.0), (1.0, 1.0, 5.0), (2.0, 2.0, 2.0), (2.9, 2.9, 2.9), (4.0, 4.0, 4.0)])
+@pytest.mark.parametrize(
+    "spacing", [(0.8, 0.8, 2.0), (1.0, 1.0, 5.0), (2.0, 2.0, 2.0), (2.9, 2.9, 2.9), (4.0, 4.0, 4.0)]
+)
 def test_a_table_that_touches_the_body_is_no_foreground(spacing: tuple[float, ...], thickness: float) -> None:
     grid = Grid.axis_aligned([round(mm / s) for mm, s in zip((360, 280, 40), spacing, strict=True)], spacing, (5, 6, 7))
     points = grid.physical_points()
@@ -50,11 +51,11 @@ def test_a_table_that_touches_the_body_is_no_foreground(spacing: tuple[float, ..
     table = (points[..., 1] > 68) & (points[..., 1] < 68 + thickness) & (np.abs(points[..., 0]) < 170)
     values = np.where(body, 40, np.where(table, 300, -1000)) + np.random.default_rng(0).normal(0, 10, body.shape)
     found = find_foreground(image_from(values.astype(np.int16), grid), ct=True)
-    coarse = np.array(found.grid.spacing)
     expected = np.ptp(points[body], axis=0) + spacing
+    tolerance = np.add(found.grid.spacing, (0, thickness, 0))
     # What is left of it lies below the body.
-    assert np.all(np.abs(found.extent - expected) <= coarse + (0, thickness, 0))
-    assert np.all(np.abs(found.centre - (points[body].min(0) + points[body].max(0)) / 2) <= coarse + (0, thickness, 0))
+    assert np.all(np.abs(found.extent - expected) <= tolerance)
+    assert np.all(np.abs(found.centre - (points[body].min(0) + points[body].max(0)) / 2) <= tolerance)
     inside = found.grid.physical_points()[found.mask]
     assert (((inside - (2, -20, 0)) / (130, 90, 1e3)) ** 2).sum(-1).max() < 1.2**2
     assert (found.intensities > 200).mean() < 0.02
@@ -65,7 +66,7 @@ def test_a_table_that_touches_the_body_is_no_foreground(spacing: tuple[float, ..
 def test_centre_and_extent_are_those_at_full_resolution(name: str, ct: bool) -> None:
     grid = Grid((131, 142, 63), (1.1, 0.9, 2.2), (40.0, -20.0, 5.0), tuple(DIRECTIONS[name].ravel().tolist()))
     points = grid.physical_points()
-    middle = grid.centre + (5, -7, 6)
+    middle = np.add(grid.centre, (5, -7, 6))
     body = (((points - middle) / (50, 45, 40)) ** 2).sum(-1) < 1
     values = np.where(body, 40, -1000) + np.random.default_rng(0).integers(-20, 20, body.shape) * body
     image = oriented_lps(image_from((values if ct else values + 1000).astype(np.int16), grid))

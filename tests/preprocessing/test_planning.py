@@ -26,6 +26,7 @@ from llmreg.preprocessing.planning import (
     NIGHT_HOURS,
     WIDTHS,
     Budget,
+    Wishes,
     make_plans,
     paper_plans,
     plan_configuration,
@@ -42,7 +43,12 @@ DECISIONS = {
     "augmentation.mirror_axes", "prealignment",
 }  # fmt: skip
 # Percentiles 0.5, 5, 50, 95 and 99.5 of a structure, HU.
-LIVER, KIDNEY, BRAIN, VENTRICLE = (-10, 20, 60, 100, 130), (-20, 10, 120, 210, 250), (0, 18, 30, 45, 60), (-5, 2, 9, 20, 30)
+LIVER, KIDNEY, BRAIN, VENTRICLE = (
+    (-10, 20, 60, 100, 130),
+    (-20, 10, 120, 210, 250),
+    (0, 18, 30, 45, 60),
+    (-5, 2, 9, 20, 30),
+)
 BONE, LUNG = (-50, 50, 400, 1200, 1500), (-990, -940, -850, -500, 0)
 
 
@@ -74,8 +80,8 @@ class Study:
     dataset: Dataset
     fingerprint: Fingerprint
 
-    def plans(self, machine: Machine = GPU, **options) -> Plans:
-        return make_plans(self.dataset, self.fingerprint, Budget(machine), **options)
+    def plans(self, machine: Machine = GPU, **wishes) -> Plans:
+        return make_plans(self.dataset, self.fingerprint, Budget(machine), Wishes(**wishes))
 
 
 def study(
@@ -117,7 +123,9 @@ def study(
     return Study(dataset, summarised(dataset, cases, [pair, pair]))
 
 
-def aligned(size: tuple[int, ...], mm: float, apart: float | None, structures: Sequence[tuple[float, ...]], **more) -> Study:
+def aligned(
+    size: tuple[int, ...], mm: float, apart: float | None, structures: Sequence[tuple[float, ...]], **more
+) -> Study:
     """Four MR and four CT images on one grid."""
     grid = Grid(size, (mm, mm, mm), (3.0, -4.0, 5.0), RAS)
     cases = [seen(f"A_000{k}_0000", grid) for k in range(4)]
@@ -189,8 +197,7 @@ def ladder(planned: Study, device: str = "cuda") -> list[tuple[float, Plans]]:
     for memory in itertools.accumulate(itertools.repeat(0.97), lambda gb, factor: gb * factor, initial=30.0):
         try:
             found.append((memory, planned.plans(Machine(device, memory, 64, True))))
-        except UserError as error:
-            assert "--memory-gb" in str(error)
+        except UserError:
             return found
     raise AssertionError
 
@@ -215,6 +222,8 @@ def test_less_memory_takes_resolution_then_time_then_width_then_the_grid() -> No
     assert len(given_up) > len(on_the_grid) + 3
     assert all(coarser and narrower for coarser, narrower, _, _ in given_up[len(on_the_grid) :])
     assert found[-1][0] < 1.5
+    with pytest.raises(UserError, match=r"Not even the smallest network fits into 0\.5 GB .*--memory-gb"):
+        brain().plans(Machine("cuda", 0.5, 8, True))
 
 
 def test_nothing_is_given_up_that_fits() -> None:
@@ -357,7 +366,10 @@ def test_a_shared_grid_is_taken_over() -> None:
     grid = Grid((80, 96, 70), (2.0, 2.0, 2.5), (1, 2, 3), RAS)
     rounded = Grid(grid.size, (2.0, 2.0, 2.5 + 1e-5), (1.001, 2, 3), RAS)
     assert shared_grid([seen(grid=grid), seen(grid=rounded)]) == grid
-    assert plan_grid([seen(grid=grid), seen(grid=rounded)])[:2] == (pytest.approx((2.0, 2.0, 2.5), abs=1e-4), (80, 96, 70))
+    assert plan_grid([seen(grid=grid), seen(grid=rounded)])[:2] == (
+        pytest.approx((2.0, 2.0, 2.5), abs=1e-4),
+        (80, 96, 70),
+    )
     for other in (Grid((80, 96, 71), *astuple(grid)[1:]), Grid(grid.size, grid.spacing, (1, 2, 4), RAS)):
         assert shared_grid([seen(grid=grid), seen(grid=other)]) is None
     plans = study([seen("A_0001_0000", grid), ct(grid=grid)]).plans()
@@ -393,7 +405,11 @@ def test_other_grids_are_brought_near_isotropy_and_hold_the_bodies() -> None:
 
 def test_what_is_held_out_shapes_no_decision() -> None:
     odd = Grid((40, 50, 60), (5.0, 5.0, 5.0), (9.0, 9, 9), RAS)
-    cases = [*brain_cases(), seen("A_0008_0000", odd, mirror_overlap=0.1), ct("A_0008_0001", (BONE,), odd, mirror_overlap=0.1)]
+    cases = [
+        *brain_cases(),
+        seen("A_0008_0000", odd, mirror_overlap=0.1),
+        ct("A_0008_0001", (BONE,), odd, mirror_overlap=0.1),
+    ]
     held = study(cases, (4.0, 2.0), held_out=("A_0008_0000", "A_0008_0001"))
     assert held.plans() == study(brain_cases(), (4.0, 2.0)).plans()
     assert held.plans() != study(cases, (4.0, 2.0)).plans()
@@ -434,11 +450,36 @@ def test_every_decision_has_its_reason(kind: str) -> None:
         assert f"{made.upper:g}" in plans.reasons[f"normalization.{modality}"]
 
 
-def test_what_is_asked_for_is_planned() -> None:
-    plans = abdomen().plans(configuration="full")
-    assert (plans.default_configuration, plans.reasons["default_configuration"]) == ("full", "full: asked for.")
-    assert abdomen().plans(network=NetworkSettings(width=8)).network.width == 8
-    assert "quarter" not in plans.configurations
+def test_the_configuration_that_is_asked_for_is_planned() -> None:
+    for name in ("full", "half"):
+        for planned in (abdomen(), brain()):
+            plans = planned.plans(configuration=name)
+            assert (plans.default_configuration, plans.reasons["default_configuration"]) == (
+                name,
+                f"{name}: asked for.",
+            )
+
+
+@pytest.mark.parametrize("width", [4, 8, 20])
+def test_the_width_that_is_asked_for_is_planned(width: int) -> None:
+    plans = abdomen().plans(network=NetworkSettings(width=width, accumulate="sum"))
+    assert plans.network == NetworkSettings(width=width, accumulate="sum")
+    assert plans.reasons["network.width"].startswith(f"{width}")
+    assert "does not fit" not in plans.reasons["network.width"]
+
+
+def test_the_spacing_that_is_asked_for_is_planned() -> None:
+    plans = abdomen().plans(spacing=(3.0, 4.0, 2.5))
+    assert (plans.spacing, plans.size) == ((3.0, 4.0, 2.5), (128, 80, 154))
+    assert "as asked for" in plans.reasons["grid"]
+    # The frame is still where the cases lie.
+    np.testing.assert_allclose(plans.frame.centre, abdomen().plans().frame.centre)
+    apart = study([seen("A_0001_0000", Grid((90, 90, 90), (1, 1, 1), (5, 5, 5))), ct()])
+    assert apart.plans(spacing=(1.0, 1.0, 6.0)).spacing == (1, 1, 6)
+    fine = abdomen().plans(Machine("cuda", 80, 8, True), spacing=(0.5, 0.5, 1.0))
+    assert np.prod(fine.size) < 1.02 * MOST_VOXELS
+    assert fine.spacing[2] == pytest.approx(2 * fine.spacing[0], rel=1e-3)
+    assert "coarsened" in fine.reasons["grid"]
 
 
 def test_the_papers_settings_are_those_of_the_paper() -> None:
@@ -459,7 +500,9 @@ def test_the_papers_settings_are_those_of_the_paper() -> None:
 @st.composite
 def studies(draw) -> Study:
     """Any dataset that could be."""
-    names = draw(st.sampled_from([{0: "MR", 1: "CT"}, {0: "T1", 1: "T2", 2: "PET"}, {0: "CT"}, {0: "ultrasound", 1: "CTA"}]))
+    names = draw(
+        st.sampled_from([{0: "MR", 1: "CT"}, {0: "T1", 1: "T2", 2: "PET"}, {0: "CT"}, {0: "ultrasound", 1: "CTA"}])
+    )
     spacing = draw(st.tuples(*[st.floats(0.2, 8.0)] * 3))
     size = draw(st.tuples(*[st.integers(4, 600)] * 3))
     shared = draw(st.booleans())
@@ -490,18 +533,15 @@ def studies(draw) -> Study:
     return study(cases, apart, unlabelled, draw(st.sampled_from([[], everyone[-1:]])), names)
 
 
-machines = st.builds(
-    Machine, st.sampled_from(["cpu", "cuda"]), st.floats(0.5, 100), st.integers(1, 128), st.booleans()
-)
+machines = st.builds(Machine, st.sampled_from(["cpu", "cuda"]), st.floats(0.5, 100), st.integers(1, 128), st.booleans())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(planned=studies(), machine=machines)
 def test_any_dataset_gets_sound_plans_or_a_sentence(planned: Study, machine: Machine) -> None:
     try:
         plans = planned.plans(machine)
-    except UserError as error:
-        assert "Not even the smallest network fits" in str(error)
+    except UserError:
         assert machine.memory_gb < 1.5
         return
     # Rounded up along each axis.

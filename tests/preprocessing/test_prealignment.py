@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from smooth import smooth_noise
 
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from
 from llmreg.preprocessing.plans import PreAlignment
-from llmreg.preprocessing.prealignment import CaseTransform, align_case
+from llmreg.preprocessing.prealignment import CaseTransform, align_case, coarse
 
 FRAME = Grid.axis_aligned((40, 40, 36), (4.0, 4.0, 4.0), (0, 0, 0))
 PLAN = PreAlignment(method="affine", reference_case="A_0001_0000")
@@ -66,7 +68,51 @@ def test_the_stages_are_those_of_the_plan(body):
         np.testing.assert_array_equal(stays.translation, 0)
 
 
-@pytest.mark.parametrize("method", ["centre", "rigid", "affine", "template"])
+def test_a_search_along_the_body_finds_a_case_whose_centre_misleads(body):
+    image, truth = moved(body)
+    grid, misled = Grid.from_image(image), np.add(middle(image), (0, 0, 72))
+
+    def error(method: str) -> float:
+        plan = PLAN.model_copy(update={"method": method})
+        found[method] = align_case(image, misled, grid, FRAME, plan, body)
+        return float(
+            np.linalg.norm(np.subtract(found[method].to_sitk().TransformPoint(HERE), truth.TransformPoint(HERE)))
+        )
+
+    found: dict[str, CaseTransform] = {}
+    assert error("search") < 4.0
+    assert error("rigid") > 30.0
+    # Half a step, where one place looks best by far.
+    assert found["search"].uncertainty_mm == pytest.approx(4, abs=8)
+    assert found["rigid"].uncertainty_mm is None
+
+
+HERE = (0.0, 0.0, 0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(*[st.integers(4, 60)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
+    mm=st.sampled_from([4.0, 8.0]),
+)
+def test_a_coarse_image_is_the_same_one(size, spacing, mm):
+    """One value stays that value, up to the borders; a slope stays where it is."""
+    grid = Grid(size, spacing, (5.0, -7.0, 9.0), (0.0, -1, 0, 1, 0, 0, 0, 0, 1))
+    flat = coarse(image_from(np.full(grid.shape, 0.75, np.float32), grid), mm)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(flat), 0.75, atol=1e-4)
+    found = Grid.from_image(flat)
+    np.testing.assert_allclose(found.centre, grid.centre, atol=1e-6)
+    np.testing.assert_allclose(found.extent, grid.extent)
+    slope = sitk.GetArrayFromImage(coarse(image_from(grid.physical_points()[..., 1].astype(np.float32), grid), mm))
+    expected = found.physical_points()[..., 1]
+    inside = (
+        np.abs((found.physical_points() - grid.centre) @ np.reshape(grid.direction, (3, 3))) < grid.extent / 2 - 3 * mm
+    )
+    np.testing.assert_allclose(slope[inside.all(-1)], expected[inside.all(-1)], atol=0.5)
+
+
+@pytest.mark.parametrize("method", ["centre", "search", "rigid", "affine", "template"])
 def test_a_case_without_a_reference_or_template_is_centred(body, method):
     frame = Grid.axis_aligned((30, 30, 30), (4.0, 4.0, 4.0), (7, -8, 9))
     plan, image = PLAN.model_copy(update={"method": method}), moved(body)[0]
@@ -83,4 +129,4 @@ def test_a_case_transform_round_trips():
     found = CaseTransform.from_dict(CaseTransform.from_sitk(transform, "affine", 0.5).to_dict())
     for point in [(0.0, 0.0, 0.0), (10.0, -20.0, 30.0)]:
         np.testing.assert_allclose(found.to_sitk().TransformPoint(point), transform.TransformPoint(point), atol=1e-9)
-    assert (found.stage, found.score) == ("affine", 0.5)
+    assert (found.stage, found.score, found.uncertainty_mm) == ("affine", 0.5, None)

@@ -20,12 +20,14 @@ def make_pair(seed: int = 0, dtype: type[np.integer] = np.uint8) -> PairArrays:
     rng = np.random.default_rng(seed)
     images = [np.clip(ndimage.gaussian_filter(rng.random(SHAPE), 1) * 3 - 1, 0, 1).astype(np.float32) for _ in "fm"]
     labels = [(image * 5).astype(dtype) * 3 for image in images]
-    return PairArrays(images[0], images[1], labels[0], labels[1])
+    seen = [np.zeros(SHAPE, np.uint8) for _ in "fm"]
+    seen[0][2:], seen[1][:, :-4] = 1, 1
+    return PairArrays(*images, *labels, *seen)
 
 
 def arrays(pair: PairArrays) -> list[NDArray]:
-    found = (pair.fixed, pair.moving, pair.fixed_labels, pair.moving_labels)
-    return [array for array in found if array is not None]
+    """Images, label maps and what is seen."""
+    return [array for array in vars(pair).values() if array is not None]
 
 
 def equal(first: PairArrays, second: PairArrays) -> bool:
@@ -54,6 +56,10 @@ def test_deterministic_and_keeps_its_promises(seed: int, dtype: type[np.integer]
         assert original is not None
         assert labels.dtype == dtype
         assert set(np.unique(labels)) <= {0, *np.unique(original)}
+    for seen in (result.fixed_seen, result.moving_seen):
+        assert seen is not None
+        assert seen.dtype == np.uint8
+        assert set(np.unique(seen)) <= {0, 1}
 
 
 def test_global_generator_of_numpy_is_neither_used_nor_moved() -> None:
@@ -100,6 +106,44 @@ def test_spatial_moves_an_image_and_its_labels_alike_and_each_image_on_its_own()
         assert not np.array_equal(result.fixed, result.moving)
 
 
+def test_what_is_seen_moves_with_the_image() -> None:
+    rng = np.random.default_rng(0)
+    bright = rng.uniform(0.5, 1, (24, 26, 28)).astype(np.float32)
+    seen = np.zeros(bright.shape, np.uint8)
+    seen[4:20, 3:22, 5:26] = 1
+    image, labels = bright * seen, 7 * seen.astype(np.int16)
+    settings = NOTHING.model_copy(update={"spatial_probability": 1.0, "mirror_axes": ("x", "y")})
+    for seed in range(4):
+        result = augment_pair(
+            PairArrays(image, image, labels, labels, seen, seen), settings, np.random.default_rng(seed)
+        )
+        sides = (
+            (result.fixed, result.fixed_labels, result.fixed_seen),
+            (result.moving, result.moving_labels, result.moving_seen),
+        )
+        for moved, moved_labels, moved_seen in sides:
+            assert moved_labels is not None
+            assert moved_seen is not None
+            assert not np.array_equal(moved_seen, seen)
+            np.testing.assert_array_equal(moved_labels, 7 * moved_seen.astype(np.int16))
+            # Well inside there is an image, well outside there is none.
+            assert (moved[ndimage.binary_erosion(moved_seen, np.ones((3, 3, 3)), 2)] > 0.4).all()
+            assert (moved[~ndimage.binary_dilation(moved_seen, np.ones((3, 3, 3)), 2)] == 0).all()
+
+
+def test_what_looks_outside_is_not_seen() -> None:
+    """Of a volume that is seen whole, what comes in at its borders is not."""
+    ones = np.ones(SHAPE, np.uint8)
+    settings = NOTHING.model_copy(update={"spatial_probability": 1.0, "scale": (1.3, 1.3)})
+    pair = PairArrays(ones.astype(np.float32), ones.astype(np.float32), None, None, ones, ones)
+    result = augment_pair(pair, settings, np.random.default_rng(0))
+    for image, seen in ((result.fixed, result.fixed_seen), (result.moving, result.moving_seen)):
+        assert seen is not None
+        assert 0.2 < seen.mean() < 0.7
+        assert (image[seen == 0] < 0.55).all()
+        assert image[seen == 1].min() > 0.45
+
+
 def test_intensity_leaves_labels_alone() -> None:
     pair = make_pair()
     settings = NOTHING.model_copy(update={"intensity_probability": 1.0})
@@ -110,13 +154,16 @@ def test_intensity_leaves_labels_alone() -> None:
     assert np.array_equal(result.moving_labels, pair.moving_labels)
 
 
-@pytest.mark.parametrize("keep", [(), ("fixed_labels",), ("moving_labels",)])
-def test_missing_labels_stay_missing(keep: tuple[str, ...]) -> None:
+MAPS = ("fixed_labels", "moving_labels", "fixed_seen", "moving_seen")
+
+
+@pytest.mark.parametrize("keep", [(), *((name,) for name in MAPS), ("fixed_labels", "moving_seen"), MAPS[2:]])
+def test_missing_maps_stay_missing(keep: tuple[str, ...]) -> None:
     pair = make_pair()
     partial = PairArrays(pair.fixed, pair.moving, **{name: getattr(pair, name) for name in keep})
     result = augment_pair(partial, EVERYTHING, np.random.default_rng(3))
     whole = augment_pair(pair, EVERYTHING, np.random.default_rng(3))
-    for name in ("fixed_labels", "moving_labels"):
+    for name in MAPS:
         assert (getattr(result, name) is not None) == (name in keep)
         if name in keep:
             assert np.array_equal(getattr(result, name), getattr(whole, name))
@@ -131,3 +178,5 @@ def test_wrong_settings_and_shapes_are_refused() -> None:
     pair = make_pair()
     with pytest.raises(ValueError, match="one shape"):
         PairArrays(pair.fixed, pair.moving[1:])
+    with pytest.raises(ValueError, match="one shape"):
+        PairArrays(pair.fixed, pair.moving, fixed_seen=np.ones((3, 3, 3), np.uint8))

@@ -13,14 +13,19 @@ from llmreg.training.losses import gradient_l2, soft_dice
 SHAPE = (9, 12, 7)
 
 
-def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor) -> Tensor:
-    """Soft Dice per sample and label by one-hot volumes and grid_sample, NaN where a label is absent."""
+def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Soft Dice per sample and label by one-hot volumes and grid_sample, NaN where a label is absent.
+
+    The sums run over the counted voxels of the fixed volume.
+    """
     axes = [torch.arange(length, dtype=flow.dtype) for length in SHAPE]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1) + flow.movedim(1, -1)
     grid = 2 * position / (torch.tensor(SHAPE[::-1], dtype=flow.dtype) - 1) - 1
     moving_hot = torch.stack([moving == label for label in labels], 1).to(flow.dtype)
     fixed_hot = torch.stack([fixed == label for label in labels], 1).to(flow.dtype)
     warped = functional.grid_sample(moving_hot, grid, align_corners=True, padding_mode="zeros")
+    if counted is not None:
+        warped, fixed_hot = warped * counted[:, None], fixed_hot * counted[:, None]
     dice = 2 * (warped * fixed_hot).sum((2, 3, 4)) / (warped.sum((2, 3, 4)) + fixed_hot.sum((2, 3, 4)) + 1e-6)
     absent = (moving_hot.sum((2, 3, 4)) == 0) | (fixed_hot.sum((2, 3, 4)) == 0)
     return torch.where(absent, torch.nan, dice)
@@ -39,10 +44,10 @@ def random_flow(scale: float, seed: int, shape: tuple[int, ...] = SHAPE, batch: 
     return torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def assert_matches(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor) -> None:
+def assert_matches(moving: Tensor, fixed: Tensor, flow: Tensor, labels: Tensor, counted: Tensor | None = None) -> None:
     ours, exact = flow.clone().requires_grad_(), flow.double().requires_grad_()
-    loss, per_label = soft_dice(moving, fixed, ours, labels)
-    expected = one_hot_dice(moving.long(), fixed.long(), exact, labels)
+    loss, per_label = soft_dice(moving, fixed, ours, labels, counted)
+    expected = one_hot_dice(moving.long(), fixed.long(), exact, labels, counted)
     expected_loss = (1 - expected.nanmean(dim=1)).nanmean()
     loss.backward()
     expected_loss.backward()
@@ -74,6 +79,37 @@ def test_equals_one_hot_beyond_the_border(seed: int, scale: float, count: int) -
     moving[:, 4:6, 6:8, 3:5] = 1
     fixed[:, 4, 6, 3] = 1
     assert_matches(moving, fixed, flow, torch.arange(1, count + 1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20), share=st.sampled_from([0.02, 0.5, 0.98]), count=st.sampled_from([1, 5, 254, 260]))
+def test_only_the_counted_voxels_are_summed(seed: int, share: float, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    counted = torch.rand((2, *SHAPE), generator=generator) < share
+    # One structure that both samples have, and that is counted.
+    moving, fixed, flow = label_volume(count, seed), label_volume(count, seed + 1), random_flow(1.3, seed + 2)
+    moving[:, 3:7, 5:9, 2:5] = 1
+    fixed[:, 5, 7, 3], counted[:, 5, 7, 3] = 1, True
+    assert_matches(moving, fixed, flow, torch.arange(1, count + 1), counted)
+
+
+def test_what_does_not_count_may_be_anything() -> None:
+    moving, fixed, labels = label_volume(4, 1), label_volume(4, 2), torch.arange(1, 5)
+    flow, counted = random_flow(1.0, 3), torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(4)) < 0.6
+    other, wild = fixed.clone(), flow.clone()
+    other[~counted] = label_volume(4, 5)[~counted]
+    wild[:, 2][~counted] = float("nan")
+    wild.requires_grad_()
+    loss, per_label = soft_dice(moving, other, wild, labels, counted)
+    expected, expected_per_label = soft_dice(moving, fixed, flow, labels, counted)
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-7)
+    torch.testing.assert_close(per_label, expected_per_label)
+    loss.backward()
+    assert wild.grad is not None
+    assert not wild.grad.movedim(1, -1)[~counted].any()
+    assert wild.grad.isfinite().all()
+    nothing, _ = soft_dice(moving, fixed, flow, labels, torch.zeros_like(counted))
+    assert float(nothing) == 0.0
 
 
 def test_labels_that_are_absent_or_not_annotated_do_not_count() -> None:

@@ -177,5 +177,5 @@ def test_similarity_is_that_of_what_the_network_saw(kind: str) -> None:
     there = functional.grid_sample(seen[1], grid, mode="nearest", align_corners=True)
     expected = similarity_loss(kind, warped, images[0], (there > 0.5) & (seen[0] > 0.5))
     assert found.similarity is not None
-    assert float(found.similarity) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found.similarity) == pytest.approx(float(expected), rel=1e-4)
     assert found.smoothness == gradient_l2(small)

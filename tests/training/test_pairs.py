@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -12,23 +13,30 @@ import torch
 
 from llmreg.dataset import Pair
 from llmreg.errors import UserError
-from llmreg.preprocessing.planning import plan_configuration
+from llmreg.machine import Machine
+from llmreg.network.config import NetworkSettings
+from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import AugmentationSettings
 from llmreg.preprocessing.preprocess import read_volume
-from llmreg.training.pairs import TrainingPairs, batches, common_labels
+from llmreg.training.pairs import Sampling, TrainingPairs, batches, common_labels, load_pair
 
 SHAPE = (60, 64, 70)
 PAIRS = (Pair("a", "b"), Pair("b", "c"))
 
 
+def write(path: Path, values: np.ndarray) -> None:
+    blosc2.asarray(values, urlpath=str(path), mode="w")
+
+
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
-    """Preprocessed cases a, b and c; in b label 2 is not annotated."""
+    """Preprocessed cases a, b and c; in b label 2 is not annotated, in c label 1. Nothing is in d."""
     rng = np.random.default_rng(0)
-    for name, annotated in (("a", None), ("b", [1, 3]), ("c", [2, 3])):
-        blosc2.asarray(rng.random(SHAPE, np.float32), urlpath=str(tmp_path / f"{name}.b2nd"), mode="w")
-        labels = rng.integers(0, 4, SHAPE, np.uint8)
-        blosc2.asarray(labels, urlpath=str(tmp_path / f"{name}_seg.b2nd"), mode="w")
+    for name, annotated in (("a", [1, 2, 3]), ("b", [1, 3]), ("c", [2, 3]), ("d", [])):
+        write(tmp_path / f"{name}.b2nd", rng.random(SHAPE, np.float32))
+        write(tmp_path / f"{name}_seen.b2nd", rng.integers(0, 2, SHAPE, np.uint8))
+        if annotated:
+            write(tmp_path / f"{name}_seg.b2nd", rng.integers(0, 4, SHAPE, np.uint8))
         (tmp_path / f"{name}.json").write_text(json.dumps({"annotated_labels": annotated}))
     return tmp_path
 
@@ -47,13 +55,75 @@ def minute() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def training_pairs(folder: Path) -> TrainingPairs:
-    configuration = plan_configuration(SHAPE[::-1], 2)
-    return TrainingPairs(folder, PAIRS, [1, 2, 3], configuration, AugmentationSettings(mirror_axes=("x",)), (7,))
+HALF = plan_configuration(SHAPE[::-1], 2, NetworkSettings(), Budget(Machine("cpu", 16, 2, False)))
+UNCHANGED = AugmentationSettings(spatial_probability=0, intensity_probability=0)
+
+
+def training_pairs(folder: Path, pairs: Sequence[Pair] = PAIRS, **sampling: Any) -> TrainingPairs:
+    chosen = Sampling(**({"augmentation": AugmentationSettings(mirror_axes=("x",))} | sampling))
+    return TrainingPairs(folder, pairs, HALF, chosen, (7,))
 
 
 def test_only_labels_that_are_annotated_in_both_count(volumes: Path) -> None:
-    assert common_labels(volumes, PAIRS, [1, 2, 3]) == {PAIRS[0]: [1, 3], PAIRS[1]: [3]}
+    nothing = Pair("a", "d")
+    assert common_labels(volumes, [*PAIRS, nothing]) == {PAIRS[0]: [1, 3], PAIRS[1]: [3], nothing: []}
+
+
+def test_a_pair_is_padded_and_the_padding_is_seen_by_neither(volumes: Path) -> None:
+    pair = load_pair(volumes, PAIRS[0], HALF)
+    inside = np.s_[2:62, :, 13:83]
+    for found, name in ((pair.fixed, "a"), (pair.moving_labels, "b_seg"), (pair.moving_seen, "b_seen")):
+        assert found is not None
+        assert found.shape == (64, 64, 96)
+        np.testing.assert_array_equal(found[inside], read_volume(volumes / f"{name}.b2nd"))
+        assert found.sum(dtype=float) == pytest.approx(found[inside].sum(dtype=float))
+
+
+def which(volumes: Path, sample: dict[str, torch.Tensor]) -> str:
+    """The fixed and the moving case of an unchanged sample, and its labels."""
+    corner = {float(read_volume(volumes / f"{name}.b2nd")[30, 30, 30]): name for name in "abcd"}
+    cases = [corner[float(sample[role][0, 32, 30, 43])] for role in ("fixed", "moving")]
+    return "".join(cases) + "".join(map(str, sample["labels"].tolist()))
+
+
+def test_pairs_are_turned_about_half_of_the_time(volumes: Path) -> None:
+    pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
+    drawn = [which(volumes, pairs[index]) for index in range(40)]
+    # Both ways, and with the labels of the pair.
+    assert set(drawn) == {"ab13", "ba13", "bc3", "cb3"}
+    assert 12 < sum(name[:2] in ("ba", "cb") for name in drawn) < 28
+    # A sample depends on its number alone.
+    assert [which(volumes, pairs[index]) for index in (31, 3, 17)] == [drawn[31], drawn[3], drawn[17]]
+    straight = training_pairs(volumes, augmentation=UNCHANGED)
+    assert {which(volumes, straight[index]) for index in range(20)} == {"ab13", "bc3"}
+
+
+def test_a_turned_pair_has_everything_turned(volumes: Path) -> None:
+    pairs = training_pairs(volumes, [Pair("a", "b")], bidirectional=True, augmentation=UNCHANGED)
+    straight, turned = (
+        next(s for s in (pairs[k] for k in range(50)) if which(volumes, s) == name) for name in ("ab13", "ba13")
+    )
+    for what in ("", "_labels", "_seen"):
+        assert torch.equal(straight[f"fixed{what}"], turned[f"moving{what}"])
+        assert torch.equal(straight[f"moving{what}"], turned[f"fixed{what}"])
+        assert not torch.equal(straight[f"fixed{what}"], turned[f"fixed{what}"])
+
+
+def test_pairs_without_labels_are_drawn_where_asked_for(volumes: Path) -> None:
+    pairs = [*PAIRS, Pair("a", "d"), Pair("d", "c")]
+    assert len(training_pairs(volumes, pairs)) == 2
+    asked = training_pairs(volumes, pairs, unlabelled=True, augmentation=UNCHANGED)
+    assert len(asked) == 4
+    samples = [asked[index] for index in range(24)]
+    assert {which(volumes, sample) for sample in samples} == {"ab13", "bc3", "ad", "dc"}
+    for sample in samples:
+        fixed, moving = which(volumes, sample)[:2]
+        for role, case in (("fixed", fixed), ("moving", moving)):
+            assert bool(sample[f"{role}_labels"].any()) == (case != "d")
+            assert sample[f"{role}_seen"].any()
+    together = next(batches(asked, range(8), 8, 0))
+    assert together["labels"].tolist() == []
+    assert together["fixed_labels"].shape == (8, 64, 64, 96)
 
 
 def test_workers_change_nothing(volumes: Path, minute: None) -> None:
@@ -83,9 +153,11 @@ def test_a_batch_counts_what_all_its_pairs_know(volumes: Path) -> None:
         assert batch["moving_labels"].shape == (4, 64, 64, 96)
 
 
-def test_a_workers_error_is_one_sentence(volumes: Path, minute: None) -> None:
+@pytest.mark.parametrize("lost", ["", "_seen", "_seg"])
+def test_a_volume_that_is_lost_is_one_sentence_from_a_worker_too(volumes: Path, minute: None, lost: str) -> None:
     pairs = training_pairs(volumes)
-    for path in volumes.glob("*_seg.b2nd"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"^\S+_seg\.b2nd does not exist: run llmreg_plan_and_preprocess first\.$"):
-        next(batches(pairs, range(2), 1, workers=1))
+    for name in "abc":
+        (volumes / f"{name}{lost}.b2nd").unlink()
+    said = rf"^\S+{lost}\.b2nd does not exist: run llmreg_plan_and_preprocess first\.$"
+    with pytest.raises(UserError, match=said):
+        next(batches(pairs, range(2), 1, workers=0 if lost else 1))
