@@ -1,18 +1,19 @@
 """Preprocessing: llmreg beside nnU-Net v2 on the same volumes, spacing and cores; then llmreg's memory over many cases.
 
 Makes CT-like volumes with 13 structures (int16, .nii.gz, axes as dcm2niix writes them) in a temporary folder, or takes
-those of --images and --labels, whose files have the same names. Each program preprocesses the cases one after the other
-in a process of its own, pinned to the same cores, in turns; a case's time is the best of the rounds. CPU time is printed
-too, since it suffers less from whatever else the machine does.
+CTs from --images and their label maps, of the same names, from --labels. Each program preprocesses the cases one after
+the other in a process of its own, pinned to the same cores, in turns. A case's time is the best of the rounds, each of
+which begins with another case, since a process's first takes longer. CPU time is printed, too: it suffers less from
+whatever else the machine does. Memory includes what the programs import.
 
 Both read the image and its label map, clip to a window, resample to the same spacing and write with blosc2. They differ
-in what their users need. llmreg checks the image and the label map, finds the body, brings it into a frame that is as
-large as the largest of the volumes (prealignment "centre", linear for the image, nearest for the labels) and writes what
-lies in the field of view, too. nnU-Net crops away zeros and resamples the whole volume, the image with cubic splines and
-the labels linearly, one after the other; it keeps places of each structure for its sampling. Its planner also offers
-PyTorch's linear resampling (nnUNetPlannerResEncL_torchres); that is the third row.
+in what their users need. llmreg checks both files, finds the body, brings it into a frame that is as large as the
+largest of the volumes (prealignment "centre"; linear for the image, nearest for the labels) and also writes what lies
+in the field of view. nnU-Net crops away zeros and resamples the whole volume, the image with cubic splines and the
+labels linearly, one after the other; it keeps places of each structure for its sampling. Its planner also offers
+PyTorch's linear resampling (nnUNetPlannerResEncL_torchres): that is the third row.
 
-The second part runs one process over --cases links to one case of the largest size and prints its resident memory.
+The second part runs one process over --cases links to one case of the last size and prints its resident memory.
 
     pip install nnunetv2   (only the comparison needs it; or into another folder, and that on PYTHONPATH)
     python benchmarks/preprocessing.py [--size 512 512 300] [--volumes 2] [--cases 200] [--spacing 0.8 0.8 1]
@@ -103,7 +104,7 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], float]:
+def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
     """What preprocesses a case with llmreg and returns how many voxels of an image it wrote."""
     import blosc2
     import SimpleITK as sitk
@@ -129,24 +130,25 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
     }  # fmt: skip
     plans = parse_plans(content, "the benchmark")
 
-    def run(number: int, image: str, label: str) -> float:
+    def run(number: int, image: str, label: str) -> int:
         case = Case(f"case_{number}", f"subject_{number}", 0, Path(image), Path(label))
         return preprocess_case(case, plans, out, Guides(), {}).image.size
 
     return run
 
 
-def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) -> Callable[[int, str, str], float]:
+def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) -> Callable[[int, str, str], int]:
     """The same with nnU-Net, as its planner has it: cubic splines, or PyTorch's linear resampling."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, str(out))
+    import blosc2
     import torch
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     torch.set_num_threads(cores)
     if pytorch:
-        of_all: dict[str, Any] = {"force_separate_z": False, "memefficient_seg_resampling": False}
+        of_all: dict[str, Any] = {"force_separate_z": False, "memefficient_seg_resampling": False, "num_threads": cores}
         function, of_data, of_seg = "resample_torch_fornnunet", {"is_seg": False}, {"is_seg": True}
     else:
         of_all = {"order_z": 0, "force_separate_z": None}
@@ -159,21 +161,18 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
         "resampling_fn_seg": function, "resampling_fn_seg_kwargs": of_seg | of_all, "architecture": {},
     }  # fmt: skip
     intensities = {"mean": 40.0, "std": 100.0, "percentile_00_5": WINDOW[0], "percentile_99_5": WINDOW[1]}
-    plans = PlansManager(
-        {
-            "dataset_name": "Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": {"0": intensities},
-            "configurations": {"3d_fullres": configuration},
-        }  # fmt: skip
-    )
+    content = {
+        "dataset_name": "Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "configurations": {"3d_fullres": configuration},
+    }  # fmt: skip
+    plans = PlansManager(content)
     names = {"background": 0} | {f"s{n}": n for n in told["ids"]}
     dataset = {"labels": names, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     preprocessor = DefaultPreprocessor(verbose=False)
 
-    def run(number: int, image: str, label: str) -> float:
-        import blosc2
-
+    def run(number: int, image: str, label: str) -> int:
         whole = str(out / f"case_{number}")
         preprocessor.run_case_save(whole, [image], label, plans, plans.get_configuration("3d_fullres"), dataset)
         return blosc2.open(whole + ".b2nd").size
@@ -181,30 +180,31 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
     return run
 
 
-def worker(which: str, told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], float]:
+def worker(which: str, told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
     out.mkdir(parents=True, exist_ok=True)
     return llmreg_worker(told, out, cores) if which == "llmreg" else nnunet_worker(told, out, cores, which == "torch")
 
 
-def measure(which: str, folder: Path, cores: int) -> None:
-    """Preprocess the cases in this process and print what it took as JSON."""
+def measure(which: str, folder: Path, cores: int, first: int) -> None:
+    """Preprocess the cases in this process, another one first in each round, and print what it took as JSON."""
     told = json.loads((folder / "told.json").read_text())
-    cases = []
+    count = len(told["cases"])
+    cases: list[list[float]] = [[]] * count
     with contextlib.redirect_stdout(sys.stderr):
         run = worker(which, told, folder / which, cores)
-        for number, (image, label) in enumerate(told["cases"]):
+        for number in [(first + k) % count for k in range(count)]:
             wall, cpu = time.perf_counter(), time.process_time()
-            voxels = run(number, image, label)
-            cases.append([time.perf_counter() - wall, time.process_time() - cpu, voxels])
+            voxels = run(number, *told["cases"][number])
+            cases[number] = [time.perf_counter() - wall, time.process_time() - cpu, voxels]
     json.dump({"cases": cases, "peak_gb": peak_gb()}, sys.stdout)
 
 
 def compare(here: list[str], folder: Path, sides: list[str], repeats: int) -> None:
     """Measure the sides in turns and print a table and the ratios."""
     found: dict[str, list[dict[str, Any]]] = {which: [] for which in sides}
-    for _ in range(repeats):
+    for round_ in range(repeats):
         for which in sides:
-            words = [*here, "--measure", which, "--folder", str(folder)]
+            words = [*here, "--measure", which, "--folder", str(folder), "--first", str(round_)]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
             found[which].append(json.loads(done.stdout))
             shutil.rmtree(folder / which)
@@ -285,6 +285,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1, help="that each program is pinned to in the comparison")
     parser.add_argument("--cases", type=int, default=12, help="of the second part, at least 4; 0 leaves it out")
     parser.add_argument("--folder", type=Path, help="where the volumes are made (default: the temporary folder)")
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--measure", choices=["make", "describe", "memory", *NAMES], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if (options.images is None) != (options.labels is None) or 0 < options.cases < 4:
@@ -302,19 +303,20 @@ def main() -> None:
         case "memory":
             watch_memory(options.folder, options.cases)
         case which:
-            measure(which, options.folder, options.cores)
+            measure(which, options.folder, options.cores, options.first)
 
 
 def run(options: argparse.Namespace) -> None:
     """Both parts; all that takes memory in processes of its own, since children inherit this one's peak."""
     here = [sys.executable, __file__, "--cores", str(options.cores)]
     sides = ["llmreg"]
-    if options.repeats and has_nnunet():
-        with contextlib.suppress(PackageNotFoundError):
-            sys.stdout.write(f"nnU-Net {version('nnunetv2')}, ")
-        sides = list(NAMES)
-    target = "x".join(f"{s:g}" for s in options.spacing)
-    sys.stdout.write(f"resampled to {target} mm, {options.cores} core(s) each, best of {options.repeats} rounds\n")
+    if options.repeats:
+        if has_nnunet():
+            sides = list(NAMES)
+            with contextlib.suppress(PackageNotFoundError):
+                sys.stdout.write(f"nnU-Net {version('nnunetv2')}, ")
+        target = "x".join(f"{s:g}" for s in options.spacing)
+        sys.stdout.write(f"resampled to {target} mm, {options.cores} core(s) each, best of {options.repeats} rounds\n")
     sizes = options.size or SIZES
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         for size in sizes if options.images is None else [None]:

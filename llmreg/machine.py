@@ -49,8 +49,8 @@ def this_machine(memory_gb: float | None = None) -> Machine:
     else:
         kind, whole = "cpu", ram_gb()
     # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
-    memory = round(whole * USABLE[kind]) if memory_gb is None else memory_gb
-    return Machine(kind, float(max(memory, 1)), os.cpu_count() or 1, has_bfloat16(device))
+    memory = max(1, round(whole * USABLE[kind])) if memory_gb is None else memory_gb
+    return Machine(kind, float(memory), os.cpu_count() or 1, has_bfloat16(device))
 
 
 def ram_gb() -> float:

@@ -279,9 +279,9 @@ def summarised(dataset: Dataset, cases: Sequence[CaseFingerprint], pairs: Sequen
         modalities=dataset.modalities,
         labels=dataset.labels,
         subjects={modality: len(found) for modality, found in sorted(subjects.items())},
-        annotated_cases=len(annotated) / len(usable),
+        annotated_cases=len(annotated) / max(1, len(usable)),
         annotated_structures={
-            label: sum(label in known for known in annotated) / len(usable) for label in dataset.labels
+            label: sum(label in known for known in annotated) / max(1, len(usable)) for label in dataset.labels
         },
         anisotropy={modality: float(np.median(found)) for modality, found in sorted(anisotropy.items())},
         structure_voxels={label: float(np.median(found)) for label, found in sorted(voxels.items())},

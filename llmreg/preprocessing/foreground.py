@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def _found(image: sitk.Image, values: NDArray[Any], ct: bool) -> NDArray[np.bool
     radius = 1
     if ct and lowest < AIR_HU:
         mask = sitk.GetImageFromArray((values > AIR_HU).astype(np.uint8))
-        radius = max(1, round(TABLE_MM / 2 / min(image.GetSpacing()[:2])))
+        radius = max(1, math.ceil(TABLE_MM / 2 / min(image.GetSpacing()[:2])))
     elif (values == lowest).mean() > CONSTANT_BACKGROUND:
         mask = sitk.GetImageFromArray((values > lowest).astype(np.uint8))
     else:

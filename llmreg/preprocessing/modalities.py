@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-# Contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam CT and CT angiography.
-_CT = re.compile(r"(CE|NC|LD|CB|FB)?CTA?")
+# Contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam, high-resolution, multidetector, 4-D CT, angiography.
+_CT = re.compile(r"(CE|NC|LD|CB|FB|HR|MD|4D)?CTA?")
 # Magnetic resonance by itself or by the names of its usual sequences, with what is written next to them: T1w, T2FLAIR.
-_MR = re.compile(r"(CE)?(MRI?|T[12](W|C|CE|GD|WI|STAR|FS|SPIR|FLAIR)?|FLAIR|PDW?|DWI|ADC|SWI|DCE|MPRAGE|BSSFP|TRUFISP)")
+_MR = re.compile(
+    r"(CE|F)?(MR[IA]?|T[12](W|C|CE|GD|WI|STAR|FS|SPIR|FLAIR)?|FLAIR|PDW?|DWI|ADC|SWI|DCE|MPRAGE|BSSFP|TRUFISP)"
+)
 
 
 def is_ct(modality: str) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -100,7 +101,7 @@ def _plan_hu(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normaliza
     what = "structures" if any(case.structure_intensities for case in cases) else "bodies"
     found = f"the {what} lie between {low:.0f} and {high:.0f} HU"
     if 0 < 3 * margin < NARROW * (PAPER_HU[1] - PAPER_HU[0]):
-        lower, upper = round(low - margin), round(high + margin)
+        lower, upper = math.floor(low - margin), math.ceil(high + margin)
         return _window(modality, lower, upper), (
             f"{modality}: window {lower} to {upper} HU: {found}, with that range again on each side."
         )
@@ -222,16 +223,17 @@ def plan_sizes(
         UserError: not even the smallest network fits.
     """
     memory = budget.machine.memory_gb
-    widths = tuple(width for width in WIDTHS if width <= network.width)
+    widths = (network.width, *(width for width in WIDTHS if width < network.width))
     coarsening = 1.0
     while True:
         voxel, size, reason = plan_grid(cases, coarsening, spacing)
         for width in widths:
             chosen = network.model_copy(update={"width": width})
             full, half = (plan_configuration(size, factor, chosen, budget) for factor in (1, 2))
-            if half.memory_gb <= memory:
+            least = full if min(half.token_grid) < FEWEST_TOKENS_PER_AXIS else half
+            if least.memory_gb <= memory:
                 why = (
-                    f"{width}, the paper's: half resolution needs {half.memory_gb:.1f} GB of {memory:g}."
+                    f"{width}: training needs {least.memory_gb:.1f} GB at the least, of {memory:g}."
                     if width == network.width
                     else f"{width}: a wider network does not fit into {memory:g} GB even at half resolution."
                 )
@@ -306,7 +308,7 @@ def plan_epochs(configuration: Configuration, network: NetworkSettings, machine:
 
 def plan_loss(fingerprint: Fingerprint) -> tuple[Loss, str]:
     """Dice alone where all is annotated, the images' similarity alone where nothing is, else both."""
-    if not fingerprint.annotated_cases:
+    if not fingerprint.annotated_cases or not fingerprint.annotated_structures:
         return Loss(dice=0.0, similarity=1.0), (
             "No case is annotated: image similarity (MIND-SSC) and smoothness, without Dice."
         )
@@ -380,6 +382,10 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
     if wishes.configuration is not None:
         default, reasons["default_configuration"] = wishes.configuration, f"{wishes.configuration}: asked for."
     chosen = sizes.full if default == "full" else sizes.half
+    if chosen.memory_gb > budget.machine.memory_gb:
+        reasons["default_configuration"] += (
+            f" It needs about {chosen.memory_gb:.1f} GB, more than the {budget.machine.memory_gb:g} there are."
+        )
     twice = [name for name, planned in (("full", sizes.full), ("half", sizes.half)) if planned.recompute]
     reasons["recompute"] = (
         f"{' and '.join(twice) or 'no configuration'}: the finest level is computed twice where training needs more "

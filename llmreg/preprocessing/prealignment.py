@@ -203,7 +203,10 @@ def coarse(image: sitk.Image, mm: float) -> sitk.Image:
     size = [max(8, int(np.ceil(n * s / mm))) for n, s in zip(grid.size, grid.spacing, strict=True)]
     spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
     # Means of blocks that are finer than the result, so that the smoothing has fewer voxels to go through.
-    small = sitk.BinShrink(image, [max(1, int(0.75 * mm / s)) for s in grid.spacing])
+    blocks = [max(1, min(int(0.75 * mm / s), n // 4)) for n, s in zip(grid.size, grid.spacing, strict=True)]
+    # The outermost voxels go on, so that the last blocks are whole and none of the image is cut off.
+    whole = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], [-n % b for n, b in zip(grid.size, blocks, strict=True)])
+    small = sitk.BinShrink(whole, blocks)
     smooth = sitk.SmoothingRecursiveGaussian(small, mm / 2)
     origin = grid.index_to_physical([(m / s - 1) / 2 for m, s in zip(spacing, grid.spacing, strict=True)])
     return resample_image(smooth, Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction))
@@ -213,6 +216,7 @@ def _method() -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     # Sums over threads arrive in any order; one thread gives the same transform every time.
     method.SetNumberOfThreads(1)
+    method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetInterpolator(sitk.sitkLinear)
     return method

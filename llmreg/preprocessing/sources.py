@@ -10,4 +10,5 @@ Sources = dict[str, list[int]]
 def sources_of(case: Case) -> Sources:
     """Size and time of change (ns) of a case's files, by their role."""
     files = {"image": case.image, "label": case.label, "mask": case.mask}
-    return {role: [path.stat().st_size, path.stat().st_mtime_ns] for role, path in files.items() if path is not None}
+    found = {role: [path.stat().st_size, path.stat().st_mtime_ns] for role, path in files.items() if path is not None}
+    return found if case.annotated_labels is None else found | {"annotated_labels": list(case.annotated_labels)}

@@ -28,7 +28,7 @@ def load_pair(folder: Path, pair: Pair, configuration: Configuration) -> PairArr
         return pad(read_volume(folder / f"{name}.b2nd"), configuration)[0]
 
     def labels(case: str) -> np.ndarray | None:
-        return padded(f"{case}_seg") if (folder / f"{case}_seg.b2nd").exists() else None
+        return padded(f"{case}_seg") if read_case_record(folder, case)["annotated_labels"] else None
 
     return PairArrays(
         fixed=padded(pair.fixed),

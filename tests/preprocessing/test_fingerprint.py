@@ -196,7 +196,7 @@ def test_dice_is_that_of_a_plain_loop_on_another_grid(oblique: Grid, tmp_path: P
 @given(
     shift=st.tuples(*[st.floats(-30, 30)] * 3),
     size=st.tuples(*[st.integers(4, 30)] * 3),
-    angle=st.floats(-60, 60),
+    angle=st.integers(-60, 60),
 )
 def test_the_overlap_of_fields_of_view_is_that_of_random_points(shift, size, angle) -> None:
     angle = np.deg2rad(angle)
@@ -308,10 +308,6 @@ def test_cases_that_are_gone_are_forgotten(dataset: Dataset, monkeypatch: pytest
     assert (spied.cases, spied.pairs) == ([], [])
     assert [case.case for case in again.cases] == [case.name for case in fewer.cases]
     assert again == extract_fingerprint(fewer, 1)
-
-
-def test_processes_change_nothing(dataset: Dataset) -> None:
-    assert extract_fingerprint(dataset, 2) == extract_fingerprint(dataset, 1)
 
 
 def test_shares_are_those_of_the_cases_that_may_be_trained_on(dataset: Dataset) -> None:

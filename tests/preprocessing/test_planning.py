@@ -536,7 +536,7 @@ def studies(draw) -> Study:
 machines = st.builds(Machine, st.sampled_from(["cpu", "cuda"]), st.floats(0.5, 100), st.integers(1, 128), st.booleans())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(planned=studies(), machine=machines)
 def test_any_dataset_gets_sound_plans_or_a_sentence(planned: Study, machine: Machine) -> None:
     try:
