@@ -149,16 +149,17 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
     torch.set_num_threads(cores)
     if pytorch:
         of_all: dict[str, Any] = {"force_separate_z": False, "memefficient_seg_resampling": False, "num_threads": cores}
-        function, of_data, of_seg = "resample_torch_fornnunet", {"is_seg": False}, {"is_seg": True}
+        function = "resample_torch_fornnunet"
+        of_data, of_seg = of_all | {"is_seg": False}, of_all | {"is_seg": True}
     else:
         of_all = {"order_z": 0, "force_separate_z": None}
         function = "resample_data_or_seg_to_shape"
-        of_data, of_seg = {"is_seg": False, "order": 3}, {"is_seg": True, "order": 1}
+        of_data, of_seg = of_all | {"is_seg": False, "order": 3}, of_all | {"is_seg": True, "order": 1}
     configuration = {
         "data_identifier": "benchmark", "preprocessor_name": "DefaultPreprocessor", "patch_size": [128, 128, 128],
         "spacing": told["spacing"][::-1], "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
-        "resampling_fn_data": function, "resampling_fn_data_kwargs": of_data | of_all,
-        "resampling_fn_seg": function, "resampling_fn_seg_kwargs": of_seg | of_all, "architecture": {},
+        "resampling_fn_data": function, "resampling_fn_data_kwargs": of_data,
+        "resampling_fn_seg": function, "resampling_fn_seg_kwargs": of_seg, "architecture": {},
     }  # fmt: skip
     intensities = {"mean": 40.0, "std": 100.0, "percentile_00_5": WINDOW[0], "percentile_99_5": WINDOW[1]}
     content = {

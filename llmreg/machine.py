@@ -50,7 +50,14 @@ def this_machine(memory_gb: float | None = None) -> Machine:
         kind, whole = "cpu", ram_gb()
     # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
     memory = max(1, round(whole * USABLE[kind])) if memory_gb is None else memory_gb
-    return Machine(kind, float(memory), os.cpu_count() or 1, has_bfloat16(device))
+    return Machine(kind, float(memory), available_cores(), has_bfloat16(device))
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, which on a shared computer may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ram_gb() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from llmreg.errors import UserError
-from llmreg.machine import ram_gb
+from llmreg.machine import available_cores, ram_gb
 
 # What one case of 512 x 512 x 300 voxels takes at its most, with its label map.
 GB_A_PROCESS = 2.5
@@ -22,7 +21,7 @@ Result = TypeVar("Result")
 
 def default_processes() -> int:
     """One a core, but no more than the memory has room for."""
-    return max(1, min(os.cpu_count() or 1, int(ram_gb() / GB_A_PROCESS)))
+    return max(1, min(available_cores(), int(ram_gb() / GB_A_PROCESS)))
 
 
 def in_parallel(

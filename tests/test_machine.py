@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmreg import machine
+from llmreg import machine, workers
 from llmreg.machine import USABLE, ram_gb, this_machine
 from llmreg.workers import GB_A_PROCESS, default_processes
 
@@ -39,7 +39,7 @@ def test_most_of_the_memory_is_planned_for_unless_another_is_given(limit: Path) 
     limit.write_text(f"{2**28}\n")
     assert this_machine().memory_gb == 1
     assert this_machine().device == "cpu"
-    assert this_machine().cores == os.cpu_count()
+    assert this_machine().cores == len(os.sched_getaffinity(0))
 
 
 def test_a_gpu_is_planned_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +52,10 @@ def test_a_gpu_is_planned_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_processes_have_room_in_the_memory(limit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(workers, "available_cores", lambda: 16)
     assert default_processes() == min(16, int(32 / GB_A_PROCESS))
     limit.write_text(f"{2**30}\n")
     assert default_processes() == 1
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
     limit.write_text("max\n")
     assert default_processes() == 2

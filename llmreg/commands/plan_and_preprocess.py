@@ -23,11 +23,9 @@ def action(options: argparse.Namespace) -> None:
     for dataset in options.datasets:
         if options.verify_dataset_integrity:
             pipeline.verify(dataset, options.num_processes)
-        if options.clean:
-            pipeline.clean(dataset)
-        pipeline.extract_fingerprint(dataset, options.num_processes)
+        pipeline.extract_fingerprint(dataset, options.num_processes, options.clean)
         pipeline.plan(dataset, options.num_processes, options.overwrite, wishes, options.memory_gb)
-        pipeline.preprocess(dataset, "default", options.num_processes)
+        pipeline.preprocess(dataset, "default", options.num_processes, options.clean)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -117,9 +117,12 @@ class Grid:
 
     def share_inside(self, other: Grid, samples: int = 16) -> float:
         """Share of this grid's volume that lies in another's, by ``samples`` points along each axis."""
+        return float(other.contains(self.points_inside(samples)).mean())
+
+    def points_inside(self, samples: int = 16) -> NDArray[np.float64]:
+        """Points spread evenly over the volume, ``samples`` along each axis, LPS mm, (n, 3)."""
         steps = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.size]
-        points = self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1))
-        return float(other.contains(points).mean())
+        return self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3))
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Whether points (..., 3), LPS mm, lie in the volume: in some voxel, its edges included."""

@@ -29,7 +29,7 @@ class PairInput:
 
     Attributes:
         name: ``<fixed case>_<moving case>``, which names the outputs.
-        fixed_modality: name of the modality, None for the model's fixed modality.
+        fixed_modality: name or number of the modality, None for the model's fixed modality.
         fixed_mask: foreground on the fixed image's grid, by which it is placed.
         initial_transform: linear ITK transform, fixed points -> moving points, to start from.
     """
@@ -38,8 +38,8 @@ class PairInput:
     name: str
     fixed: Path
     moving: Path
-    fixed_modality: str | None = None
-    moving_modality: str | None = None
+    fixed_modality: str | int | None = None
+    moving_modality: str | int | None = None
     fixed_label: Path | None = None
     moving_label: Path | None = None
     fixed_points: Path | None = None
@@ -65,9 +65,9 @@ def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[Pair
         UserError: nothing to register, an image without its partner, a missing file, or two pairs of one name.
     """
     if source.is_file():
-        pairs = _from_table(source)
+        pairs = _from_table(source, plans)
     elif (source / PAIRS_FILE).is_file():
-        pairs = _from_table(source / PAIRS_FILE)
+        pairs = _from_table(source / PAIRS_FILE, plans)
     elif source.is_dir():
         pairs = _from_names(source, plans, all_pairs)
     else:
@@ -121,7 +121,7 @@ def _from_names(folder: Path, plans: Plans, all_pairs: bool) -> list[PairInput]:
     return [_pair(f, m) for f, m in chosen]
 
 
-def _from_table(path: Path) -> list[PairInput]:
+def _from_table(path: Path, plans: Plans) -> list[PairInput]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -150,6 +150,11 @@ def _from_table(path: Path) -> list[PairInput]:
                 if not files[column].is_file():
                     raise UserError(f"{path}, line {number}: {files[column]} does not exist: mend the path.")
         texts: dict[str, Any] = {column: row[column] for column in _TEXTS if row.get(column)}
+        for role in _REQUIRED:
+            # As the file's name says, where the table does not.
+            match = _NAME.fullmatch(files[role].name)
+            if match is not None and int(match["modality"]) in plans.normalization:
+                texts.setdefault(f"{role}_modality", int(match["modality"]))
         pairs.append(_pair(**texts, **files))
     return pairs
 

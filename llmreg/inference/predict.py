@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llmreg import __version__
 from llmreg.errors import UserError
 from llmreg.files import check_writable, write_json, written_whole
-from llmreg.geometry.io import check_values, read_image, write_field, write_image
+from llmreg.geometry.io import check_values, read_image, read_linear_transform, write_field, write_image
 from llmreg.inference.models import Model
 from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
 from llmreg.inference.predictor import ImageInput, Predictor, Registration
+from llmreg.preprocessing.cases import read_mask
+from llmreg.preprocessing.plans import PLANS_FILE, read_plans
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +39,11 @@ def predict_folder(
     record = output / PREDICT_FILE
     if record.exists() and not overwrite:
         raise UserError(f"{output} holds predictions already: choose another folder or add --overwrite.")
-    predictor = Predictor(model, device)
-    pairs = find_pairs(source, predictor.plans, all_pairs)
-    for path in tqdm(sorted({p for pair in pairs for p in (pair.fixed, pair.moving)}), desc="Check", unit="image"):
-        check_values(read_image(path), path)
+    # All that may be wrong is found out before the first pair, and before the network is built.
+    pairs = find_pairs(source, read_plans(model.folder / PLANS_FILE), all_pairs)
+    _check(pairs)
     check_writable(output)
+    predictor = Predictor(model, device)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
     rows = []
@@ -63,6 +66,21 @@ def predict_folder(
         },
     )
     return record
+
+
+def _check(pairs: Sequence[PairInput]) -> None:
+    """Raises UserError for the first image, mask or transform that cannot be used."""
+    masks: dict[Path, set[Path]] = {}
+    for pair in pairs:
+        for path, mask in ((pair.fixed, pair.fixed_mask), (pair.moving, pair.moving_mask)):
+            masks.setdefault(path, set()).update(() if mask is None else (mask,))
+    for path, own in tqdm(sorted(masks.items()), desc="Check", unit="image"):
+        image = read_image(path)
+        check_values(image, path)
+        for mask in sorted(own):
+            read_mask(mask, image, path)
+    for transform in sorted({pair.initial_transform for pair in pairs if pair.initial_transform is not None}):
+        read_linear_transform(transform)
 
 
 def _write(pair: PairInput, found: Registration, output: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
 CACHED_CASES = 8
+# A place along the body that is less certain is worth a warning.
+UNCERTAIN_MM = 20.0
 # Voxels by which LoRA that is merged into the frozen weights may change the field.
 MERGED_CHANGE = 0.01
 
@@ -96,7 +99,8 @@ class Predictor:
         self._reference = read_reference(model.folder, self.plans)
         # A single fold's own were learned without the cases that it holds out.
         own = fold_set(next(iter(model.folds))) if len(model.folds) == 1 else EVERYONE
-        self._templates = templates_in(model.folder, own) or templates_in(model.folder, EVERYONE)
+        placed = self.plans.prealignment.method == "template"
+        self._templates = templates_in(model.folder, own) if placed else {}
         self.network = build_network(self.plans.network, self.configuration.network_shape[::-1], device).eval()
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
@@ -150,20 +154,27 @@ class Predictor:
 
     def _known(self, modality: str | int | None, default: int) -> str | int:
         """The number of a modality that the model was trained on; the name of another."""
-        if modality is None or isinstance(modality, int):
-            return default if modality is None else modality
         known = self.plans.normalization.items()
+        if modality is None:
+            return default
+        if isinstance(modality, int) or (modality.isdecimal() and int(modality) in self.plans.normalization):
+            return int(modality)
         return next((n for n, own in known if own.modality.casefold() == modality.casefold()), modality)
 
-    def _warn_of_direction(self, fixed: object, moving: object) -> None:
-        plans = self.plans
-        trained = (plans.fixed_modality, plans.moving_modality)
-        if (moving, fixed) == trained and len(set(trained)) == 2 and not plans.training.bidirectional:
-            names = [plans.normalization[number].modality for number in trained]
-            self._warn_once(
-                f"The model was trained to warp {names[1]} onto {names[0]}, not {names[0]} onto {names[1]}: expect "
-                "less of it, or train with --set training.bidirectional=true --as NAME."
-            )
+    def _warn_of_direction(self, fixed: Any, moving: Any) -> None:
+        plans, asked = self.plans, (fixed, moving)
+        trained = {(plans.fixed_modality, plans.moving_modality)}
+        if plans.training.bidirectional:
+            trained.add((plans.moving_modality, plans.fixed_modality))
+        # Of a contrast that nobody trained on, another warning tells.
+        if asked in trained or not all(isinstance(number, int) for number in asked):
+            return
+        name = {number: own.modality for number, own in plans.normalization.items()}
+        remedy = ", or train with --set training.bidirectional=true --as NAME" if asked[::-1] in trained else ""
+        self._warn_once(
+            f"The model was trained to warp {name[plans.moving_modality]} onto {name[plans.fixed_modality]}, not "
+            f"{name[moving]} onto {name[fixed]}: expect less of it{remedy}."
+        )
 
     def _warn_once(self, sentence: str) -> None:
         if sentence not in self._warned:
@@ -222,4 +233,10 @@ class Predictor:
         template = self._templates.get(given.modality) if isinstance(given.modality, int) else None
         mask = None if given.mask is None else read_mask(given.mask, image, given.path)
         guides = Guides(self._reference, template, mask, transform)
-        return image, bring_into_frame(image, self.normalization(given.modality), self.plans, guides, given.path)
+        framed = bring_into_frame(image, self.normalization(given.modality), self.plans, guides, given.path)
+        if (framed.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
+            self._warn_once(
+                f"The place of {given.path} along the body was found by its image alone and may be "
+                f"{framed.transform.uncertainty_mm:.0f} mm off: look at the result, or give an initial_transform."
+            )
+        return image, framed

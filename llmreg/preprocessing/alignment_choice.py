@@ -61,8 +61,9 @@ def choose_prealignment(
             "do not raise mutual information."
         )
     first = dataset.case(plans.prealignment.reference_case)
-    image = read_case(first, plans.labels).image
-    framed = bring_into_frame(image, plans.normalization[first.modality], plans, Guides(), first.image)
+    images = read_case(first, plans.labels)
+    guides = Guides(mask=images.mask)
+    framed = bring_into_frame(images.image, plans.normalization[first.modality], plans, guides, first.image)
     sets = learn(dataset, plans, splits, num_processes)
     items = [(case, sets[set_without(case.name, splits)].get(case.modality)) for case in chosen]
     place = partial(_placed_labels, plans=plans, reference_values=framed.image)
@@ -109,7 +110,7 @@ def _placed_labels(
     own = None if case.name == plans.prealignment.reference_case else reference
     normal, foreground = normalized(images.image, plans.normalization[case.modality], images.mask)
     affine = _with_method(plans, "affine").prealignment
-    tried = stages(normal, foreground.centre, Grid.from_image(images.image), frame, affine, own)
+    tried = stages(normal, foreground.centre, frame, affine, own)
     by_method = {found.stage: found for found in tried}
     if template is not None:
         by_method["template"] = place_case(normal, foreground.centre, template)

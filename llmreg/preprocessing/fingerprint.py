@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -40,7 +40,7 @@ class CaseFingerprint(_Model):
 
     Attributes:
         sources: size and time of change of the files that were read.
-        grid: the image's own grid, as stored.
+        grid: the image's own grid, with its axes turned.
         orientation: the stored axes' directions, for example RAI.
         size: voxels along the turned axes.
         spacing: mm along the turned axes.
@@ -104,6 +104,7 @@ class Fingerprint(_Model):
     """What is known of a dataset.
 
     Attributes:
+        format_version: of what is looked at and how; fingerprints of another are made anew.
         subjects: number of subjects by modality.
         annotated_cases: share of the cases that may be trained on that have a label map.
         annotated_structures: for each label id, the share of them in which it was annotated (if it is there).
@@ -112,6 +113,7 @@ class Fingerprint(_Model):
         pairs: some of the pairs that may be trained on.
     """
 
+    format_version: Literal[2] = 2
     dataset_name: str
     modalities: dict[int, str]
     labels: dict[int, str]
@@ -143,7 +145,7 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: Colle
         case=case.name,
         modality=case.modality,
         sources=sources,
-        grid=Grid.from_image(images.image).to_dict(),
+        grid=grid.to_dict(),
         orientation=sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images.image.GetDirection()),
         size=list(grid.size),
         spacing=list(grid.spacing),
@@ -197,8 +199,8 @@ def pair_fingerprint(
     dice = None
     if paths[0] is not None and paths[1] is not None:
         both = annotated_in(cases[pair.fixed], known_labels) & annotated_in(cases[pair.moving], known_labels)
-        onto = read_image(paths[0])
-        dice = label_dice(onto, resample_image(read_image(paths[1]), fixed_grid, None, "nearest"), both)
+        onto, other = (resample_image(read_image(path), fixed_grid, None, "nearest") for path in (paths[0], paths[1]))
+        dice = label_dice(onto, other, both)
     return PairFingerprint(
         fixed=pair.fixed,
         moving=pair.moving,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ CONSTANT_BACKGROUND = 0.2
 COARSE_MM = 3.0
 # A scanner's table is thinner, where it touches the body.
 TABLE_MM = 12.0
+# Two legs or breasts are one foreground; what is smaller than this share of the largest part belongs to no body.
+LEAST_PART = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,35 +39,41 @@ class Foreground:
     grid: Grid
     intensities: NDArray[Any]
 
+    @cached_property
     def _box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        along = [np.flatnonzero(self.mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
-        return np.array([a[0] for a in along], float), np.array([a[-1] for a in along], float)
+        """The least and largest coordinates of the mask's voxels, along the LPS axes even where the grid is oblique."""
+        points = self.grid.index_to_physical(np.argwhere(self.mask)[:, ::-1])
+        return points.min(axis=0), points.max(axis=0)
 
     @property
     def centre(self) -> NDArray[np.float64]:
         """Middle of the bounding box, mm LPS."""
-        first, last = self._box()
-        return self.grid.index_to_physical((first + last) / 2)
+        first, last = self._box
+        return (first + last) / 2
 
     @property
     def extent(self) -> NDArray[np.float64]:
-        """Edge lengths of the bounding box along the grid's axes, mm."""
-        first, last = self._box()
-        return (last - first + 1) * np.asarray(self.grid.spacing)
+        """Edge lengths of the bounding box along the LPS axes, mm."""
+        first, last = self._box
+        voxel = np.abs(self.grid.matrix).sum(axis=1)
+        return np.asarray(last - first + voxel)
 
 
 def find_foreground(image: sitk.Image, ct: bool, given: sitk.Image | None = None) -> Foreground:
     """The foreground, from the image alone unless a mask is given.
 
     CT: above -500 HU, without what is thinner than a table. Images with a constant background: all else. Others: Li's
-    minimum cross-entropy threshold. Then the largest connected component, its pinholes filled.
+    minimum cross-entropy threshold. Then the largest connected component and others of a like size, pinholes filled.
 
     Args:
         image: a scalar image along the LPS axes (see :func:`llmreg.geometry.io.oriented_lps`).
         ct: whether its values are Hounsfield units.
         given: the user's mask on the stored image's grid, above 0 where it counts; an empty one is not used.
     """
-    factors = [max(1, int(COARSE_MM / s)) for s in image.GetSpacing()]
+    # Four voxels are left along each axis, which smoothing needs.
+    factors = [
+        max(1, min(int(COARSE_MM / s), n // 4)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)
+    ]
     small = sitk.Shrink(image, factors)
     values = array_of(small)
     mask = np.zeros(values.shape, bool) if given is None else array_of(sitk.Shrink(oriented_lps(given), factors)) > 0
@@ -87,6 +96,8 @@ def _found(image: sitk.Image, values: NDArray[Any], ct: bool) -> NDArray[np.bool
     # Within slices, since slices may be few and thick.
     opened = sitk.BinaryMorphologicalOpening(mask, [radius, radius, 0])
     components = sitk.RelabelComponent(sitk.ConnectedComponent(opened), sortByObjectSize=True)
-    largest = sitk.VotingBinaryIterativeHoleFilling(sitk.Equal(components, 1), [1, 1, 1], 1) > 0
-    found = array_of(largest).astype(bool)
+    sizes = np.bincount(array_of(components).ravel())[1:]
+    kept = int((sizes >= LEAST_PART * sizes.max(initial=1)).sum())
+    filled = sitk.VotingBinaryIterativeHoleFilling(sitk.BinaryThreshold(components, 1, max(kept, 1)), [1, 1, 1], 1) > 0
+    found = array_of(filled).astype(bool)
     return found if found.any() else np.ones_like(found)

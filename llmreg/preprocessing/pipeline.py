@@ -52,28 +52,19 @@ def verify(dataset_id: str, num_processes: int) -> None:
     verify_dataset_integrity(load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder())), num_processes)
 
 
-def extract_fingerprint(dataset_id: str, num_processes: int) -> Path:
-    """Write the fingerprint; only cases that changed since an earlier one are read."""
+def extract_fingerprint(dataset_id: str, num_processes: int, clean: bool = False) -> Path:
+    """Write the fingerprint; unless ``clean``, only cases that changed since an earlier one are read."""
     folder = preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
     path = folder / fingerprints.FINGERPRINT_FILE
     known = None
-    if path.exists():
+    if path.exists() and not clean:
         try:
             known = fingerprints.read_fingerprint(path)
         except UserError as error:
             log.info("The fingerprint is made anew: %s", error)
     fingerprints.write_fingerprint(path, fingerprints.extract_fingerprint(dataset, num_processes, known))
     return path
-
-
-def clean(dataset_id: str) -> None:
-    """Remove the fingerprint and all preprocessed volumes of a dataset; plans and splits stay."""
-    folder = preprocessed_dataset(dataset_id)
-    (folder / fingerprints.FINGERPRINT_FILE).unlink(missing_ok=True)
-    for volumes in folder.glob("volumes_*"):
-        shutil.rmtree(volumes)
-        log.info("%s is removed.", volumes)
 
 
 def plan(
@@ -110,17 +101,29 @@ def plan(
     # Splits that exist are kept, so they are what templates will be learned by.
     kept = (folder / SPLITS_FILE).exists()
     folds = splits.read_splits(folder / SPLITS_FILE) if kept else splits.make_splits(dataset)
-    inputs = _digest(
-        fingerprint.model_dump(mode="json"), _facts(dataset), [fold.to_dict() for fold in folds], machine.to_dict(),
-        network.model_dump(mode="json"), wishes.configuration, wishes.spacing, __version__,
-    )  # fmt: skip
-    default = plans_path(folder, "default")
-    old = {path: read_plans(path) for path in (default, plans_path(folder, "paper")) if path.exists()}
-    if len(old) == 2 and not overwrite and all(p.planned and p.planned.inputs == inputs for p in old.values()):
-        log.info("%s is kept: nothing that it was planned from has changed.", default)
-        return default
-    if not overwrite:
-        _refuse_edited(old)
+    inputs = {
+        "the fingerprint": _digest(fingerprint.model_dump(mode="json")),
+        "dataset.json": _digest(_facts(dataset)),
+        "splits.json": _digest([fold.to_dict() for fold in folds]),
+        "the machine or --memory-gb": _digest(machine.to_dict()),
+        "the options": _digest(network.model_dump(mode="json"), wishes.configuration, wishes.spacing),
+        "the version of llmreg": _digest(__version__),
+    }
+    if not kept:
+        splits.write_splits(folder / SPLITS_FILE, folds)
+    default, paper = plans_path(folder, "default"), plans_path(folder, "paper")
+    old = {path: read_plans(path) for path in (default, paper) if path.exists()}
+    if default in old and not overwrite:
+        changed = _changed(old[default], inputs)
+        if not changed:
+            log.info("%s is kept: nothing that it was planned from has changed.", default)
+            if paper not in old:
+                write_plans(paper, _completed(paper, planning.paper_plans(old[default]), None, inputs))
+            if not (folder / REPORT_FILE).exists():
+                write_report(folder / REPORT_FILE, dataset, fingerprint, old[default])
+            return default
+        _refuse_edited(old, changed)
+        log.info("%s is made anew, since %s changed.", default, changed)
     made = planning.make_plans(dataset, fingerprint, planning.Budget(machine, llm_size(network.llm)), wishes)
     made, reason = choose_prealignment(dataset, made, num_processes, folds)
     made = made.model_copy(update={"reasons": made.reasons | {"prealignment": reason}})
@@ -129,8 +132,8 @@ def plan(
     whole = {path: _completed(path, plans, old.get(path), inputs) for path, plans in new.items()}
     for path, plans in whole.items():
         write_plans(path, plans)
-    if not kept:
-        splits.write_splits(folder / SPLITS_FILE, folds)
+    if wishes.spacing is not None and made.spacing != wishes.spacing:
+        log.warning("The spacing is not the one asked for: %s", made.reasons["grid"])
     for decision, reason in made.reasons.items():
         log.info("%s: %s", decision, reason)
     report = write_report(folder / REPORT_FILE, dataset, fingerprint, made)
@@ -138,16 +141,22 @@ def plan(
     return default
 
 
-def _refuse_edited(old: Mapping[Path, Plans]) -> None:
+def _changed(plans: Plans, inputs: Mapping[str, str]) -> str:
+    """Which of the things that plans were made of are others now."""
+    before = {} if plans.planned is None else plans.planned.inputs
+    return ", ".join(name for name, digest in inputs.items() if before.get(name) != digest)
+
+
+def _refuse_edited(old: Mapping[Path, Plans], changed: str) -> None:
     for path, plans in old.items():
         if plans.planned is None or plans.planned.result != _result(plans):
             raise UserError(
-                f"{path} was edited, and what it was planned from has changed since: keep it and run "
+                f"{path} was edited, and what it was planned from has changed since ({changed}): keep it and run "
                 "llmreg_preprocess, or plan again with --overwrite."
             )
 
 
-def _completed(path: Path, plans: Plans, old: Plans | None, inputs: str) -> Plans:
+def _completed(path: Path, plans: Plans, old: Plans | None, inputs: dict[str, str]) -> Plans:
     """Plans with the configurations that the user had added, and with what they were made of."""
     mine = {} if old is None else _users_configurations(old)
     planned = Planned(inputs=inputs, result=_result(plans))
@@ -161,7 +170,8 @@ def _users_configurations(plans: Plans) -> dict[str, Configuration]:
 
 def _result(plans: Plans) -> str:
     """A digest of what the planner decides."""
-    content = plans.model_dump(mode="json", exclude={"planned"})
+    # Without defaults: keys that a later version adds are no edits.
+    content = plans.model_dump(mode="json", exclude={"planned"}, exclude_defaults=True)
     for name in _users_configurations(plans):
         del content["configurations"][name]
     return _digest(content)
@@ -195,10 +205,13 @@ def chosen_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSett
     return settings.model_copy(update={"llm": fetched})
 
 
-def preprocess(dataset_id: str, plans_name: str, num_processes: int) -> Path:
+def preprocess(dataset_id: str, plans_name: str, num_processes: int, clean: bool = False) -> Path:
+    """Write the volumes of plans; unless ``clean``, only those of cases that changed since."""
     folder = preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
     plans = find_plans(folder, plans_name)
     folds = splits.read_splits(folder / SPLITS_FILE)
     splits.check_splits(folder / SPLITS_FILE, folds, dataset)
+    if clean:
+        shutil.rmtree(preprocessing.volumes_folder(folder, plans), ignore_errors=True)
     return preprocessing.preprocess(dataset, plans, folder, num_processes, folds)

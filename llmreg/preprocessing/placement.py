@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,19 @@ from llmreg.geometry.io import array_of, oriented_lps
 from llmreg.preprocessing.cases import read_case
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.plans import Plans
+from llmreg.preprocessing.sources import sources_of
 from llmreg.preprocessing.splits import Split
-from llmreg.preprocessing.templates import Example, Template, learn_templates, read_templates, view, write_templates
+from llmreg.preprocessing.templates import (
+    Example,
+    Placement,
+    Template,
+    in_one_frame,
+    learn_templates,
+    place_examples,
+    read_templates,
+    view,
+    write_templates,
+)
 from llmreg.workers import in_parallel
 
 TEMPLATES_FOLDER = "templates"
@@ -43,12 +55,19 @@ def learn(dataset: Dataset, plans: Plans, splits: Sequence[Split], num_processes
     found = in_parallel(partial(case_example, plans=plans), cases, num_processes, "Learn places")
     examples = {case.name: example for case, example in zip(cases, found, strict=True)}
     chosen = {fold_set(split.fold): split.training_cases for split in splits} | {EVERYONE: tuple(examples)}
-    return {
-        name: learn_templates(
-            [examples[case] for case in sorted(members) if case in examples], plans.fixed_modality, plans.frame.centre
-        )
-        for name, members in chosen.items()
-    }
+
+    def placed(names: Sequence[str]) -> dict[str, Placement | None]:
+        own = place_examples([examples[case] for case in names], plans.fixed_modality, plans.frame.centre)
+        return dict(zip(names, own, strict=True))
+
+    common = placed(sorted(examples))
+    templates = {}
+    for name, members in chosen.items():
+        names = sorted(case for case in members if case in examples)
+        # Of the frame of all cases, a fold takes over no more than where and how large it is as a whole.
+        places = in_one_frame(list(placed(names).values()), [common[case] for case in names])
+        templates[name] = learn_templates([examples[case] for case in names], places)
+    return templates
 
 
 def _training_cases(dataset: Dataset) -> list[Case]:
@@ -72,8 +91,7 @@ def case_example(case: Case, plans: Plans) -> Example:
 def learned(dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int) -> str:
     """Learn the templates below ``volumes`` unless they are there; a digest of what they are learned from."""
     folder = volumes / TEMPLATES_FOLDER
-    files = [path for case in _training_cases(dataset) for path in (case.image, case.label) if path is not None]
-    content = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    content: list[Any] = [[case.name, sources_of(case)] for case in _training_cases(dataset)]
     content += [[split.fold, *split.training_cases] for split in splits]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     known = folder / _LEARNED_FROM

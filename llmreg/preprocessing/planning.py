@@ -94,7 +94,8 @@ def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normal
 
 
 def _plan_hu(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
-    rows = [row for case in cases for row in (case.structure_intensities.values() or [case.intensities])]
+    # Whole bodies say nothing of the structures where some cases are annotated.
+    rows = [row for case in cases for row in case.structure_intensities.values()] or [c.intensities for c in cases]
     low = float(np.percentile([row[1] for row in rows], 10))
     high = float(np.percentile([row[3] for row in rows], 90))
     margin = high - low
@@ -391,7 +392,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
         f"{' and '.join(twice) or 'no configuration'}: the finest level is computed twice where training needs more "
         f"than {budget.machine.memory_gb:g} GB otherwise."
     )
-    reasons["training.batch_size"] = "1, the paper's; more memory goes into resolution and width first."
+    reasons["training.batch_size"] = "1, the paper's; nobody measured what more would bring."
     epochs, reasons["training.epochs"] = plan_epochs(chosen, sizes.network, budget.machine)
     augmentation, reasons["augmentation.mirror_axes"] = plan_mirroring(cases)
     reference = reference_case(cases, dataset.fixed_modality)

@@ -19,6 +19,8 @@ from llmreg.geometry.grid import Grid
 from llmreg.network.config import NetworkSettings
 
 PLANS_FILE = "plans.json"
+# Goes up when the same plans make other volumes than before.
+VOLUMES_FORMAT = 2
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -187,11 +189,11 @@ class Planned(_Model):
     """What plans were made of, so that planning again changes only what must change.
 
     Attributes:
-        inputs: digest of the fingerprint, the machine, the options and llmreg's version.
+        inputs: digests of the fingerprint, the machine, the options and what else there is, by their names.
         result: digest of what was planned from them; plans that differ from it were edited.
     """
 
-    inputs: str
+    inputs: dict[str, str]
     result: str
 
 
@@ -239,6 +241,7 @@ class Plans(_Model):
     def volumes_digest(self) -> str:
         """A short hash of what shapes the preprocessed volumes; experiments that agree on it share them."""
         content = self.model_dump(mode="json", include={"size", "spacing", "centre", "normalization", "prealignment"})
+        content["format"] = VOLUMES_FORMAT
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def digest(self, configuration: str | None = None) -> str:

@@ -26,9 +26,11 @@ COARSE_MM = 4.0
 HISTOGRAM_BINS = 32
 # Voxels that the optimiser looks at: more find the same pose more slowly.
 SAMPLES = 20_000
-# Shifts along the body that a search tries; how much of the smaller field of view must overlap; and what share of the
-# best shift's lead over the median another may lack to count as about as good.
-SEARCH_MM, SEARCH_STEP_MM, SEARCH_OVERLAP, AS_GOOD = 160.0, 8.0, 0.6, 0.2
+# How much of the smaller field of view must overlap: over little of it, anything may look alike.
+LEAST_OVERLAP = 0.6
+# Shifts along the body that a search tries, and what share of the best one's lead over the median another may lack to
+# count as about as good.
+SEARCH_MM, SEARCH_STEP_MM, AS_GOOD = 160.0, 8.0, 0.2
 # Plausible between people lying in a scanner: lengths differ by less than this factor, axes turn by less than this.
 LARGEST_SCALE = 1.3
 LARGEST_TURN = np.cos(np.deg2rad(25))
@@ -85,20 +87,18 @@ def centre_transform(centre: NDArray[np.float64], frame: Grid) -> CaseTransform:
 def align_case(
     image: sitk.Image,
     centre: NDArray[np.float64],
-    stored_grid: Grid,
     frame: Grid,
     plan: PreAlignment,
     reference: sitk.Image | None,
 ) -> CaseTransform:
     """Find a case's transform: the last of its :func:`stages`."""
-    *_, last = stages(image, centre, stored_grid, frame, plan, reference)
+    *_, last = stages(image, centre, frame, plan, reference)
     return last
 
 
 def stages(
     image: sitk.Image,
     centre: NDArray[np.float64],
-    stored_grid: Grid,
     frame: Grid,
     plan: PreAlignment,
     reference: sitk.Image | None,
@@ -106,14 +106,13 @@ def stages(
     """The transforms of a case, one better than the other, up to the plan's method.
 
     Args:
-        image: the normalised case, float32.
+        image: the normalised case, float32, its axes turned to the frame's as near as they can be.
         centre: the middle of its foreground, mm LPS.
-        stored_grid: the case's grid as stored in its file.
         frame: the common frame.
         plan: which stages to try.
         reference: the normalised reference case in the frame; None for the reference case itself, which is centred.
     """
-    if plan.method == "identity" or lies_in_frame(stored_grid, plan):
+    if plan.method == "identity" or lies_in_frame(Grid.from_image(image), plan):
         yield CaseTransform(np.eye(3), np.zeros(3), "identity")
         return
     found = centre_transform(centre, frame)
@@ -124,12 +123,15 @@ def stages(
     reference = _shown(reference)
     fixed = coarse(reference, COARSE_MM)
     moving = coarse(image, COARSE_MM)
-    best = _similarity(fixed, moving, found.to_sitk())
+    best = _similarity(fixed, moving, found)
+    if not np.isfinite(best):
+        yield found
+        return
     found = replace(found, score=best)
     yield found
     if plan.method == "search":
         better = _searched(reference, image, found)
-        score = _similarity(fixed, moving, better.to_sitk())
+        score = _similarity(fixed, moving, better)
         if score > best:
             best, found = score, replace(better, score=score)
         found = replace(found, uncertainty_mm=better.uncertainty_mm)
@@ -138,11 +140,12 @@ def stages(
         transform = _started(stage, found, frame.centre)
         try:
             better = CaseTransform.from_sitk(_optimised(fixed, moving, transform), stage)
-            score = _similarity(fixed, moving, better.to_sitk())
         except RuntimeError as error:
             log.debug("pre-alignment stopped before %s: %s", stage, error)
             return
-        if not _plausible(better) or score <= best:
+        score = _similarity(fixed, moving, better)
+        overlap = _overlap(Grid.from_image(fixed), Grid.from_image(moving), better)
+        if not _plausible(better) or overlap < LEAST_OVERLAP or score <= best:
             return
         best, found = score, replace(better, score=score, uncertainty_mm=found.uncertainty_mm)
         yield found
@@ -152,6 +155,8 @@ def _shown(reference: sitk.Image) -> sitk.Image:
     """The part of the frame that the reference case fills: what lies outside its field of view is no anatomy."""
     shape = sitk.LabelShapeStatisticsImageFilter()
     shape.Execute(sitk.Cast(reference > 0, sitk.sitkUInt8))
+    if not shape.HasLabel(1):
+        return reference
     box = shape.GetBoundingBox(1)
     return sitk.RegionOfInterest(reference, box[3:], box[:3])
 
@@ -167,9 +172,9 @@ def _searched(reference: sitk.Image, image: sitk.Image, start: CaseTransform) ->
     tried = []
     for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM):
         shifted = replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search")
-        there = replace(grid, origin=tuple((np.asarray(grid.origin) + shifted.translation).tolist()))
-        if max(there.share_inside(other), other.share_inside(there)) >= SEARCH_OVERLAP:
-            tried.append((_similarity(fixed, moving, shifted.to_sitk()), float(offset), shifted))
+        if _overlap(grid, other, shifted) >= LEAST_OVERLAP:
+            tried.append((_similarity(fixed, moving, shifted), float(offset), shifted))
+    tried = [row for row in tried if np.isfinite(row[0])]
     if not tried:
         return start
     scores, offsets = (np.array(column) for column in list(zip(*tried, strict=True))[:2])
@@ -178,8 +183,15 @@ def _searched(reference: sitk.Image, image: sitk.Image, start: CaseTransform) ->
     return replace(best, uncertainty_mm=float(max(np.abs(good - offsets[scores.argmax()]).max(), SEARCH_STEP_MM / 2)))
 
 
+def _overlap(reference: Grid, image: Grid, transform: CaseTransform) -> float:
+    """Share of the smaller field of view that lies in the other."""
+    there = reference.points_inside() @ transform.matrix.T + transform.translation
+    back = np.linalg.solve(transform.matrix, (image.points_inside() - transform.translation).T).T
+    return float(max(image.contains(there).mean(), reference.contains(back).mean()))
+
+
 def lies_in_frame(grid: Grid, plan: PreAlignment) -> bool:
-    """Whether a case with that grid, as stored, is one of those that the dataset has aligned already."""
+    """Whether a case with that grid, its axes turned, is one of those that the dataset has aligned already."""
     return plan.aligned_grid is not None and Grid.from_dict(plan.aligned_grid).same_as(grid)
 
 
@@ -222,11 +234,16 @@ def _method() -> sitk.ImageRegistrationMethod:
     return method
 
 
-def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
+def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: CaseTransform) -> float:
+    """Mutual information; minus infinity where there is none, without overlap or contrast."""
     method = _method()
-    method.SetMovingInitialTransform(transform)
+    method.SetMovingInitialTransform(transform.to_sitk())
     method.SetInitialTransform(sitk.TranslationTransform(3))
-    return -float(method.MetricEvaluate(fixed, moving))
+    try:
+        return -float(method.MetricEvaluate(fixed, moving))
+    except RuntimeError as error:
+        log.debug("images cannot be compared: %s", error)
+        return -np.inf
 
 
 def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:

@@ -88,21 +88,22 @@ def bring_into_frame(
         UserError: nothing of the image lies in the frame.
     """
     normal, foreground = normalized(stored, normalization, guides.mask)
-    grid, plan = Grid.from_image(stored), plans.prealignment
+    # With its axes turned: how they are stored changes nothing in space.
+    grid, plan = Grid.from_image(normal), plans.prealignment
     if guides.transform is not None:
         transform = guides.transform
     elif guides.template is not None and not lies_in_frame(grid, plan):
         transform = place_case(normal, foreground.centre, guides.template)
     else:
-        transform = align_case(normal, foreground.centre, grid, plans.frame, plan, guides.reference)
+        transform = align_case(normal, foreground.centre, plans.frame, plan, guides.reference)
     framed = resample_image(normal, plans.frame, transform.to_sitk())
-    if sitk.GetArrayViewFromImage(framed).max() == 0:
+    seen = array_of(resample_image(volume_of(grid), plans.frame, transform.to_sitk(), "nearest")) > 0
+    if not seen.any():
         raise UserError(
             f"No part of {path} lies in the common frame of the plans: check where it lies in space, or plan with "
             "another prealignment.method."
         )
-    seen = resample_image(volume_of(grid), plans.frame, transform.to_sitk(), "nearest")
-    return FramedCase(array_of(framed), array_of(seen) > 0, transform)
+    return FramedCase(array_of(framed), seen, transform)
 
 
 def preprocess_case(case: Case, plans: Plans, folder: Path, guides: Guides, guided_by: dict[str, Any]) -> FramedCase:
@@ -157,7 +158,8 @@ def _preprocess_to_reference(
 
 def _is_current(case: Case, plans: Plans, folder: Path, guided_by: dict[str, Any]) -> bool:
     path = folder / f"{case.name}.json"
-    if not path.exists():
+    kinds = ("", "_seen") if case.label is None else ("", "_seen", "_seg")
+    if not all(file.exists() for file in (path, *(folder / f"{case.name}{kind}.b2nd" for kind in kinds))):
         return False
     record = read_json(path)
     now = {"sources": sources_of(case), "guided_by": guided_by, "annotated_labels": _annotated(case, plans)}
@@ -182,6 +184,8 @@ def preprocess(
     if plans.prealignment.method == "template":
         guided_by["templates"] = learned(dataset, plans, splits, folder, num_processes)
     if not (folder / REFERENCE_FILE).exists() or not _is_current(first, plans, folder, guided_by):
+        # Removed first: others must not be aligned to an earlier one.
+        (folder / REFERENCE_FILE).unlink(missing_ok=True)
         template = templates_in(folder, set_without(first.name, splits)).get(first.modality)
         framed = preprocess_case(first, plans, folder, Guides(template=template), guided_by)
         write_image(image_from(framed.image, plans.frame), folder / REFERENCE_FILE)

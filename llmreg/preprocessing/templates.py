@@ -145,8 +145,8 @@ def _fit(own: Mapping[int, Point], mean: Mapping[int, Point]) -> Placement | Non
     return Placement(scale, theirs.mean(axis=0) - scale * mine.mean(axis=0))
 
 
-def learn_templates(examples: Sequence[Example], fixed_modality: int, middle: Point) -> dict[int, Template]:
-    """The templates of the modalities that have examples.
+def place_examples(examples: Sequence[Example], fixed_modality: int, middle: Point) -> list[Placement | None]:
+    """Where training cases lie in the frame, by their centroids; None for all where no fixed case has any.
 
     Args:
         examples: training cases.
@@ -157,9 +157,33 @@ def learn_templates(examples: Sequence[Example], fixed_modality: int, middle: Po
     known = [(example, fit) for example, fit in zip(examples, fits, strict=True) if fit is not None]
     centres = [fit(example.centre) for example, fit in known if example.modality == fixed_modality]
     if not centres:
-        return {}
+        return [None] * len(examples)
     move = middle - np.mean(centres, axis=0)
-    known = [(example, Placement(fit.scale, fit.shift + move)) for example, fit in known]
+    return [None if fit is None else Placement(fit.scale, fit.shift + move) for fit in fits]
+
+
+def in_one_frame(own: Sequence[Placement | None], common: Sequence[Placement | None]) -> list[Placement | None]:
+    """The placements of some cases, moved and scaled as a whole to agree with other placements of the same cases.
+
+    Templates that were learned from different cases then share one frame, so that cases placed by different ones can
+    be registered to each other.
+    """
+    both = [(a, b) for a, b in zip(own, common, strict=True) if a is not None and b is not None]
+    if not both:
+        return list(own)
+    scale = float(np.exp(np.mean([np.log(b.scale / a.scale) for a, b in both])))
+    shift = np.mean([b.shift - scale * a.shift for a, b in both], axis=0)
+    return [None if a is None else Placement(scale * a.scale, scale * a.shift + shift) for a in own]
+
+
+def learn_templates(examples: Sequence[Example], places: Sequence[Placement | None]) -> dict[int, Template]:
+    """The templates of the modalities that have examples with a place.
+
+    Args:
+        examples: training cases.
+        places: where they lie in the frame.
+    """
+    known = [(example, fit) for example, fit in zip(examples, places, strict=True) if fit is not None]
     templates = {}
     for modality in sorted({example.modality for example, _ in known}):
         templates[modality] = _mean([(example, fit) for example, fit in known if example.modality == modality])

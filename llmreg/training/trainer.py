@@ -20,6 +20,7 @@ from llmreg.geometry import warping
 from llmreg.network.factory import build_network
 from llmreg.preprocessing.plans import Plans
 from llmreg.training import checkpoint, progress
+from llmreg.training.losses import soft_dice
 from llmreg.training.objective import terms
 from llmreg.training.pairs import Sampling, TrainingPairs, as_tensors, batches, common_labels, load_pair
 
@@ -294,10 +295,11 @@ def _validate(
         else:
             with autocast(device, plans.training.autocast):
                 flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-        # Dice is looked at even where it is not trained.
-        found = terms(batch, flow, full, plans.loss.model_copy(update={"dice": 1.0}), downsampling)
-        if found.dice is not None:
-            dice.append(1 - found.dice.item())
-        if found.similarity is not None:
-            similarity.append(found.similarity.item())
+        if len(sample["labels"]):
+            # Over all voxels, unlike in the loss: a field that looks away from the moving image gains nothing.
+            loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"][0])
+            dice.append(1 - loss.item())
+        found = terms(batch, flow, full, plans.loss, downsampling).similarity
+        if found is not None:
+            similarity.append(found.item())
     return Validation(*(sum(values) / len(values) if values else None for values in (dice, similarity)))

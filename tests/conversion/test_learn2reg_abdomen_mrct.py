@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among
 from llmreg.errors import UserError
 from llmreg.inference.pairs import find_pairs
 from llmreg.preprocessing.splits import make_splits
+
+# Of the plans, a table of pairs needs the numbers of the modalities alone.
+ANY_PLANS = SimpleNamespace(normalization={0: None, 1: None})
 
 PAIRED = 8
 ABDOMEN = "learn2reg-abdomen-mrct"
@@ -97,7 +101,7 @@ def test_the_pairs_to_predict_are_a_table_and_files_are_links(download: Path, ra
     assert main([ABDOMEN, str(download.parent), "-d", "7"]) == 0
     folder = raw / "Dataset007_AbdomenMRCT"
     dataset = load_dataset(folder)
-    pairs = find_pairs(folder / "test_pairs.csv", None)  # type: ignore[arg-type]
+    pairs = find_pairs(folder / "test_pairs.csv", ANY_PLANS)  # type: ignore[arg-type]
     assert [Pair(*(path.name.removesuffix(".nii.gz") for path in (p.fixed, p.moving))) for p in pairs] == list(
         dataset.registration_test
     )
@@ -139,7 +143,7 @@ def test_the_challenges_protocol_without_its_description(download: Path, raw: Pa
     assert dataset.case(case(9, 0)).label is None
     pairs = pairs_among(dataset, training_cases(dataset))
     assert pairs == [Pair(case(s, 0), case(s, 1)) for s in (1, 2, 3, 4, 5)]
-    assert len(find_pairs(dataset.folder / "validation_pairs.csv", None)) == 3  # type: ignore[arg-type]
+    assert len(find_pairs(dataset.folder / "validation_pairs.csv", ANY_PLANS)) == 3  # type: ignore[arg-type]
     assert len(make_splits(dataset)) == 5
 
 

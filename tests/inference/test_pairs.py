@@ -77,7 +77,8 @@ def test_a_table_gives_everything(folder):
     )
     (pair,) = find_pairs(table, plans())
     assert (pair.pair_id, pair.name) == ("one", "A_0001_0000_A_0002_0001")
-    assert (pair.fixed_modality, pair.moving_modality) == ("PET", None)
+    # What the table does not say, the file's name does.
+    assert (pair.fixed_modality, pair.moving_modality) == ("PET", 1)
     assert pair.moving_label == folder / "A_0002_0002.nii.gz"
     assert pair.fixed_points == folder / "points.csv"
     assert (pair.fixed_mask, pair.moving_mask) == (None, folder / "mask.nii.gz")

@@ -185,6 +185,25 @@ def test_edited_plans_are_replaced_when_told_to_alone(toy: Toy) -> None:
         toy.plan()
 
 
+def test_what_was_removed_is_written_again(toy: Toy) -> None:
+    toy.plan()
+    before = toy.contents()
+    for name in ("splits.json", "plans_paper.json"):
+        (toy.folder / name).unlink()
+        toy.edit("default", "loss.smoothness", 0.25)
+        edited = (toy.folder / "plans.json").read_bytes()
+        toy.plan()
+        assert (toy.folder / "plans.json").read_bytes() == edited
+        assert (toy.folder / name).exists()
+    assert (toy.folder / "splits.json").read_bytes() == before["splits.json"]
+    toy.plan()
+    pipeline.preprocess("1", "default", 1)
+    volume = next(toy.folder.glob("volumes_*/*_seen.b2nd"))
+    volume.unlink()
+    pipeline.preprocess("1", "default", 1)
+    assert volume.exists()
+
+
 def test_overwrite_replaces_edits_when_nothing_else_changed(toy: Toy) -> None:
     first = toy.plan()
     toy.edit("default", "training.epochs", 3)
@@ -255,10 +274,9 @@ def test_a_clean_start_does_all_again_but_keeps_plans(toy: Toy) -> None:
     pipeline.preprocess("1", "default", 1)
     toy.edit("default", "loss.smoothness", 0.25)
     before, kept = toy.written(), toy.contents()
-    pipeline.clean("1")
-    assert {path.name for path in toy.folder.iterdir()} == kept.keys() - {"dataset_fingerprint.json"}
+    pipeline.extract_fingerprint("1", 1, clean=True)
     toy.plan()
-    pipeline.preprocess("1", "default", 1)
+    pipeline.preprocess("1", "default", 1, clean=True)
     assert toy.contents() == kept
     assert changed(before, toy.written()) == before.keys()
     assert toy.alignments == 1

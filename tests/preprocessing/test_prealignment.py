@@ -9,7 +9,7 @@ from smooth import smooth_noise
 
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from
+from llmreg.geometry.io import image_from, oriented_lps
 from llmreg.preprocessing.plans import PreAlignment
 from llmreg.preprocessing.prealignment import CaseTransform, align_case, coarse
 
@@ -43,7 +43,7 @@ def middle(image: sitk.Image) -> np.ndarray:
 
 def test_a_moved_case_is_found_in_another_contrast(body):
     image, truth = moved(body)
-    found = align_case(image, middle(image), Grid.from_image(image), FRAME, PLAN, body)
+    found = align_case(image, middle(image), FRAME, PLAN, body)
     assert found.stage in ("rigid", "affine")
     corners = FRAME.centre + np.array([[40, 0, 0], [0, 30, 0], [0, 0, 40], [-40, 0, 0], [0, 0, 0]])
     error = [
@@ -51,18 +51,18 @@ def test_a_moved_case_is_found_in_another_contrast(body):
         for p in corners
     ]
     assert max(error) < 4.0  # a voxel
-    again = align_case(image, middle(image), Grid.from_image(image), FRAME, PLAN, body)
+    again = align_case(image, middle(image), FRAME, PLAN, body)
     np.testing.assert_array_equal(found.matrix, again.matrix)
 
 
 def test_the_stages_are_those_of_the_plan(body):
     image, _ = moved(body)
     at, grid = middle(image), Grid.from_image(image)
-    centre = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"method": "centre"}), body)
+    centre = align_case(image, at, FRAME, PLAN.model_copy(update={"method": "centre"}), body)
     assert centre.stage == "centre"
     np.testing.assert_allclose(centre.translation, (60, -30, 20), atol=8)
-    untouched = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"method": "identity"}), body)
-    shared = align_case(image, at, grid, FRAME, PLAN.model_copy(update={"aligned_grid": grid.to_dict()}), body)
+    untouched = align_case(image, at, FRAME, PLAN.model_copy(update={"method": "identity"}), body)
+    shared = align_case(image, at, FRAME, PLAN.model_copy(update={"aligned_grid": grid.to_dict()}), body)
     for stays in (untouched, shared):
         np.testing.assert_array_equal(stays.matrix, np.eye(3))
         np.testing.assert_array_equal(stays.translation, 0)
@@ -70,11 +70,11 @@ def test_the_stages_are_those_of_the_plan(body):
 
 def test_a_search_along_the_body_finds_a_case_whose_centre_misleads(body):
     image, truth = moved(body)
-    grid, misled = Grid.from_image(image), np.add(middle(image), (0, 0, 72))
+    misled = np.add(middle(image), (0, 0, 72))
 
     def error(method: str) -> float:
         plan = PLAN.model_copy(update={"method": method})
-        found[method] = align_case(image, misled, grid, FRAME, plan, body)
+        found[method] = align_case(image, misled, FRAME, plan, body)
         return float(
             np.linalg.norm(np.subtract(found[method].to_sitk().TransformPoint(HERE), truth.TransformPoint(HERE)))
         )
@@ -116,9 +116,25 @@ def test_a_coarse_image_is_the_same_one(size, spacing, mm):
 def test_a_case_without_a_reference_or_template_is_centred(body, method):
     frame = Grid.axis_aligned((30, 30, 30), (4.0, 4.0, 4.0), (7, -8, 9))
     plan, image = PLAN.model_copy(update={"method": method}), moved(body)[0]
-    found = align_case(image, np.array((50.0, 40.0, -30.0)), Grid.from_image(image), frame, plan, None)
+    found = align_case(image, np.array((50.0, 40.0, -30.0)), frame, plan, None)
     assert found.stage == "centre"
     np.testing.assert_allclose(found.to_sitk().TransformPoint((7.0, -8.0, 9.0)), (50, 40, -30))
+
+
+@pytest.mark.parametrize("flips", [(True, False, True), (False, True, False)])
+def test_an_aligned_case_stays_however_its_axes_are_stored(body, flips):
+    plan = PLAN.model_copy(update={"aligned_grid": FRAME.to_dict()})
+    stored = sitk.Flip(sitk.PermuteAxes(body, (2, 0, 1)), flips)
+    assert align_case(oriented_lps(stored), middle(body), FRAME, plan, body).stage == "identity"
+
+
+def test_images_that_cannot_be_compared_stay_centred(body):
+    flat = image_from(np.full(FRAME.shape, 0.5, np.float32), FRAME)
+    for reference, case in ((body, flat), (flat, body), (image_from(np.zeros(FRAME.shape, np.float32), FRAME), body)):
+        found = align_case(case, FRAME.centre, FRAME, PLAN, reference)
+        assert found.stage in ("centre", "rigid", "affine")
+        assert np.isfinite(found.to_sitk().GetParameters()).all()
+        assert found.score is None or np.isfinite(found.score)
 
 
 def test_a_case_transform_round_trips():

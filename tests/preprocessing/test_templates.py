@@ -21,9 +21,11 @@ from llmreg.preprocessing.templates import (
     Placement,
     Template,
     find_place,
+    in_one_frame,
     learn_templates,
     place_by_centroids,
     place_case,
+    place_examples,
     read_templates,
     view,
     write_templates,
@@ -70,6 +72,22 @@ def test_labels_bring_cases_together(places: list[tuple[float, float, float, flo
     assert np.exp(np.mean([np.log(fit.scale) for fit in found if fit is not None])) == pytest.approx(1)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.85, 1.2), *[st.floats(-300, 300)] * 3), min_size=3, max_size=6))
+def test_what_was_learned_from_some_cases_lies_in_the_frame_of_all(places: list[tuple[float, ...]]) -> None:
+    centroids = [{k: (p - np.array(shift)) / scale for k, p in STRUCTURES.items()} for scale, *shift in places]
+    image = image_from(np.zeros((8, 8, 8), np.float32), Grid.axis_aligned((8, 8, 8), (8.0, 8.0, 8.0), (0, 0, 0)))
+    examples = [Example(0, image, own[1], own) for own in centroids]
+    everyone = place_examples(examples, 0, np.zeros(3))
+    some = place_examples(examples[:-1], 0, np.zeros(3))
+    # Without the last case the middle of the frame and the mean size are others; as a whole, the places are the same.
+    for mine, theirs in zip(in_one_frame(some, everyone[:-1]), everyone[:-1], strict=True):
+        assert mine is not None
+        assert theirs is not None
+        np.testing.assert_allclose(mine.scale, theirs.scale, rtol=1e-4)
+        np.testing.assert_allclose(mine.shift, theirs.shift, atol=0.05)
+
+
 def test_a_case_that_shares_no_structure_has_no_place() -> None:
     one, other = {1: np.zeros(3), 2: np.ones(3)}, {9: np.zeros(3)}
     assert place_by_centroids([one, other])[1] is None
@@ -87,7 +105,7 @@ def test_a_case_is_found_by_its_image(anatomy: sitk.Image, scale: float, window:
         )
     ]
     examples = [Example(0, view(case.image), case.centre, case.centroids) for case in training]
-    templates = learn_templates(examples, 0, np.zeros(3))
+    templates = learn_templates(examples, place_examples(examples, 0, np.zeros(3)))
     # The training cases lie on average in the middle of the frame.
     np.testing.assert_allclose(templates[0].centre, 0, atol=1e-6)
     case = seen(anatomy, scale, (30.0, -400, 90), window)
@@ -129,7 +147,7 @@ def test_places_are_counted_as_the_filter_does() -> None:
 
 def test_templates_survive_their_files(anatomy: sitk.Image, tmp_path: Path) -> None:
     example = seen(anatomy, 1.0, (0, 0, 0), (0, 0, 0))
-    templates = learn_templates([example], 0, np.ones(3))
+    templates = learn_templates([example], place_examples([example], 0, np.ones(3)))
     write_templates(tmp_path, templates)
     back = read_templates(tmp_path)
     assert back.keys() == templates.keys()
@@ -139,4 +157,4 @@ def test_templates_survive_their_files(anatomy: sitk.Image, tmp_path: Path) -> N
     (tmp_path / "templates.json").write_text('{"0": {"centre": 1}}')
     with pytest.raises(UserError, match="damaged"):
         read_templates(tmp_path)
-    assert learn_templates([], 0, np.zeros(3)) == {}
+    assert learn_templates([], place_examples([], 0, np.zeros(3))) == {}
