@@ -39,11 +39,11 @@ def predict_folder(
     record = output / PREDICT_FILE
     if record.exists() and not overwrite:
         raise UserError(f"{output} holds predictions already: choose another folder or add --overwrite.")
-    # All that may be wrong is found out before the first pair, and before the network is built.
+    # What may be wrong is found out before the first pair, and wrong names before the network is built.
     pairs = find_pairs(source, read_plans(model.folder / PLANS_FILE), all_pairs)
     _check(pairs)
-    check_writable(output)
     predictor = Predictor(model, device)
+    check_writable(output)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
     rows = []

@@ -116,7 +116,9 @@ def _difference(found: Grid, expected: Grid) -> str:
 
 
 def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
-    values = np.unique(array_of(image))
+    # Runs of one value are looked at once: sorting a whole volume takes ten times as long.
+    voxels = array_of(image).ravel()
+    values = np.unique(np.append(voxels[1:][voxels[1:] != voxels[:-1]], voxels[0]))
     if not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
         odd = [f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3]
         return [f"{path} holds values that are no label ids ({', '.join(odd)}): save whole numbers."]

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from sklearn.model_selection import KFold
 
 from llmreg.dataset import Case, Dataset, Pair, pairs_among
 from llmreg.errors import UserError
@@ -182,6 +181,9 @@ def _usable(dataset: Dataset) -> tuple[Case, ...]:
 
 def _folds(modalities_of: dict[str, set[int]], labelled: set[str], folds: int, seed: int) -> dict[str, int]:
     """Subject -> fold; subjects with the same modalities, and labels or none, are divided evenly."""
+    # Inside: every worker imports this module, and sklearn takes a second.
+    from sklearn.model_selection import KFold
+
     groups: dict[tuple[bool, tuple[int, ...]], list[str]] = defaultdict(list)
     for subject, owned in sorted(modalities_of.items()):
         groups[subject in labelled, tuple(sorted(owned))].append(subject)
