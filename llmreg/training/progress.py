@@ -48,7 +48,7 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
                 axis.plot(epochs, known, label=key.replace("_", " "))
         axis.set_title(title)
         axis.grid(alpha=0.3)
-        if len(keys) > 1:
+        if len(axis.get_lines()) > 1:
             axis.legend()
     for axis in axes[1]:
         axis.set_xlabel("epoch")
