@@ -112,7 +112,7 @@ def plan(
     if not kept:
         splits.write_splits(folder / SPLITS_FILE, folds)
     default, paper = plans_path(folder, "default"), plans_path(folder, "paper")
-    old = {path: read_plans(path) for path in (default, paper) if path.exists()}
+    old = {path: plans for path in (default, paper) if (plans := _old_plans(path, overwrite)) is not None}
     if default in old and not overwrite:
         changed = _changed(old[default], inputs)
         if not changed:
@@ -139,6 +139,18 @@ def plan(
     report = write_report(folder / REPORT_FILE, dataset, fingerprint, made)
     log.info("The same with pictures: %s", report)
     return default
+
+
+def _old_plans(path: Path, overwrite: bool) -> Plans | None:
+    """The plans in a file; None without it, and where it cannot be read but is to be replaced anyway."""
+    if not path.exists():
+        return None
+    try:
+        return read_plans(path)
+    except UserError:
+        if not overwrite:
+            raise
+        return None
 
 
 def _changed(plans: Plans, inputs: Mapping[str, str]) -> str:

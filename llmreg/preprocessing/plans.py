@@ -274,7 +274,7 @@ def parse_plans(content: Any, where: str) -> Plans:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise UserError(f"{where}: {key}: {first['msg']}. Mend that key or plan again.") from error
+        raise UserError(f"{where}: {key}: {first['msg']}. Mend that key, or plan again with --overwrite.") from error
 
 
 def read_plans(path: Path) -> Plans:

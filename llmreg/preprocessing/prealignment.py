@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 
 # Registration looks at the images this coarsely: enough for a pose, and a second or two a case.
 COARSE_MM = 4.0
+# Whether a stage helped is judged with fewer voxels, but all of them.
+JUDGED_MM = 6.0
 HISTOGRAM_BINS = 32
 # Voxels that the optimiser looks at: more find the same pose more slowly.
-SAMPLES = 20_000
+SAMPLES = 12_000
 # How much of the smaller field of view must overlap: over little of it, anything may look alike.
 LEAST_OVERLAP = 0.6
 # Shifts along the body that a search tries, and what share of the best one's lead over the median another may lack to
@@ -121,9 +123,9 @@ def stages(
         yield found
         return
     reference = _shown(reference)
-    fixed = coarse(reference, COARSE_MM)
-    moving = coarse(image, COARSE_MM)
-    best = _similarity(fixed, moving, found)
+    fixed, moving = coarse(reference, COARSE_MM), coarse(image, COARSE_MM)
+    judged = coarse(reference, JUDGED_MM), coarse(image, JUDGED_MM)
+    best = _similarity(*judged, found)
     if not np.isfinite(best):
         yield found
         return
@@ -131,7 +133,7 @@ def stages(
     yield found
     if plan.method == "search":
         better = _searched(reference, image, found)
-        score = _similarity(fixed, moving, better)
+        score = _similarity(*judged, better)
         if score > best:
             best, found = score, replace(better, score=score)
         found = replace(found, uncertainty_mm=better.uncertainty_mm)
@@ -143,7 +145,7 @@ def stages(
         except RuntimeError as error:
             log.debug("pre-alignment stopped before %s: %s", stage, error)
             return
-        score = _similarity(fixed, moving, better)
+        score = _similarity(*judged, better)
         overlap = _overlap(Grid.from_image(fixed), Grid.from_image(moving), better)
         if not _plausible(better) or overlap < LEAST_OVERLAP or score <= best:
             return
@@ -249,7 +251,7 @@ def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: CaseTransform)
 def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:
     method = _method()
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2.0, minStep=1e-3, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
+        learningRate=2.0, minStep=1e-3, numberOfIterations=60, gradientMagnitudeTolerance=1e-6
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetMetricSamplingStrategy(method.REGULAR)

@@ -204,6 +204,14 @@ def test_what_was_removed_is_written_again(toy: Toy) -> None:
     assert volume.exists()
 
 
+def test_plans_that_cannot_be_read_are_replaced_when_told_to(toy: Toy) -> None:
+    first = toy.plan()
+    toy.edit("default", "loss.smoothness", "much")
+    with pytest.raises(UserError, match=r"loss\.smoothness.*--overwrite"):
+        toy.plan()
+    assert toy.plan(overwrite=True) == first
+
+
 def test_overwrite_replaces_edits_when_nothing_else_changed(toy: Toy) -> None:
     first = toy.plan()
     toy.edit("default", "training.epochs", 3)
