@@ -1,0 +1,77 @@
+"""Which intensities of a modality become 0 and 1: the planner's rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmreg.preprocessing.fingerprint import CaseFingerprint
+from llmreg.preprocessing.modalities import is_ct, is_mr
+from llmreg.preprocessing.normalization import MR_PERCENTILES, safe_default
+from llmreg.preprocessing.plans import Normalization
+
+# The paper's window (section Data Preparation), for soft tissue.
+PAPER_HU = (-180.0, 400.0)
+# Structures that fill less than this share of it, with their range again on each side, get a window of their own.
+NARROW = 0.5
+# A CT in Hounsfield units spans at least from air or fat to soft tissue.
+LEAST_HU_RANGE = 100.0
+
+
+def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    """How a modality's intensities become [0, 1]."""
+    low, high = min(case.range[0] for case in cases), max(case.range[1] for case in cases)
+    for lower, upper in ((0.0, 1.0), (-1.0, 1.0)):
+        # Each image must come near both ends, or it is a small number of something else.
+        ends = all(c.range[0] < lower + 0.25 and c.range[1] > upper - 0.25 for c in cases)
+        if lower - 0.01 <= low and high <= upper + 0.01 and ends:
+            return _window(modality, lower, upper), (
+                f"{modality}: values lie in {lower:g} to {upper:g}, so the images are normalised already and are "
+                "taken as they are."
+            )
+    if is_mr(modality):
+        lower, upper = MR_PERCENTILES
+        return safe_default(modality), (
+            f"{modality}: clipped to each image's own foreground percentiles {lower:g} and {upper:g}, as in the paper."
+        )
+    if not is_ct(modality):
+        default = safe_default(modality)
+        return default, (
+            f"{modality}: neither CT nor MR by its name, so the safe default: each image's own foreground percentiles "
+            f"{default.lower:g} and {default.upper:g}."
+        )
+    if low >= 0 or high - low < LEAST_HU_RANGE:
+        return safe_default(modality), (
+            f"{modality}: values from {low:g} to {high:g} are no Hounsfield units, so each image's own percentiles are "
+            "used."
+        )
+    return _plan_hu(cases, modality)
+
+
+def _plan_hu(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    # Whole bodies say nothing of the structures where some cases are annotated.
+    rows = [row for case in cases for row in case.structure_intensities.values()] or [c.intensities for c in cases]
+    low = float(np.percentile([row[1] for row in rows], 10))
+    high = float(np.percentile([row[3] for row in rows], 90))
+    margin = high - low
+    what = "structures" if any(case.structure_intensities for case in cases) else "bodies"
+    found = f"the {what} lie between {low:.0f} and {high:.0f} HU"
+    if 0 < 3 * margin < NARROW * (PAPER_HU[1] - PAPER_HU[0]):
+        lower, upper = math.floor(low - margin), math.ceil(high + margin)
+        return _window(modality, lower, upper), (
+            f"{modality}: window {lower} to {upper} HU: {found}, with that range again on each side."
+        )
+    if what == "bodies":
+        # Lungs and bones are in every body: they do not say that the structures of interest are.
+        low, high = PAPER_HU
+    lower, upper = round(min(PAPER_HU[0], low)), round(max(PAPER_HU[1], high))
+    return _window(modality, lower, upper), (
+        f"{modality}: window {lower} to {upper} HU: {found}; the paper's {PAPER_HU[0]:g} to {PAPER_HU[1]:g} for soft "
+        "tissue" + (", widened to hold them." if (lower, upper) != PAPER_HU else ".")
+    )
+
+
+def _window(modality: str, lower: float, upper: float) -> Normalization:
+    return Normalization(modality=modality, scheme="window", lower=lower, upper=upper)
