@@ -14,6 +14,7 @@ from llmreg.evaluation.table import format_summary
 from llmreg.geometry.io import read_image
 from llmreg.inference.models import model_in
 from llmreg.inference.predictor import ImageInput, Predictor
+from llmreg.preprocessing.fingerprint import annotated_in
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,7 @@ def validate_fold(
         found = predictor.predict(
             ImageInput(fixed.image, fixed.modality, fixed.mask), ImageInput(moving.image, moving.modality, moving.mask)
         )
-        annotated = set(dataset.labels)
-        for case in (fixed, moving):
-            if case.annotated_labels is not None:
-                annotated &= set(case.annotated_labels)
+        annotated = annotated_in(fixed, dataset.labels) & annotated_in(moving, dataset.labels)
         scored = evaluate_pair(
             read_image(fixed.label),
             read_image(moving.label),

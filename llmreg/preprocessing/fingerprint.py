@@ -138,7 +138,7 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: Colle
     values = array_of(image)
     foreground = find_foreground(image, is_ct(modalities[case.modality]), images.mask)
     labels = np.zeros(grid.shape, np.uint8) if images.label is None else array_of(oriented_lps(images.label))
-    found = _structures(labels, values, grid)
+    found = structures(labels, values, grid)
     annotated = labels > 0
     voxel_ml = float(np.prod(grid.spacing)) / 1000
     return CaseFingerprint(
@@ -160,7 +160,7 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: Colle
     )
 
 
-def _structures(
+def structures(
     labels: NDArray[Any], values: NDArray[Any], grid: Grid
 ) -> dict[int, tuple[NDArray[np.float64], NDArray[Any]]]:
     """Centroid (mm, LPS) and intensities of each structure."""

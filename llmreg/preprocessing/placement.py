@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmreg.dataset import Case, Dataset
 from llmreg.files import read_json, write_json
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, oriented_lps
 from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.fingerprint import structures
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.plans import Plans
 from llmreg.preprocessing.sources import sources_of
@@ -81,10 +80,8 @@ def case_example(case: Case, plans: Plans) -> Example:
     normal, foreground = normalized(images.image, plans.normalization[case.modality], images.mask)
     grid = Grid.from_image(normal)
     labels = array_of(oriented_lps(images.label))
-    centroids = {
-        int(label): grid.index_to_physical(np.argwhere(labels == label).mean(axis=0)[::-1])
-        for label in np.unique(labels[labels > 0])
-    }
+    found = structures(labels, labels, grid)
+    centroids = {label: centroid for label, (centroid, _) in found.items()}
     return Example(case.modality, view(normal), foreground.centre, centroids)
 
 

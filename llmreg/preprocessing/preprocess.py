@@ -21,6 +21,7 @@ from llmreg.geometry.field import resample_image, volume_of
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, image_from, read_image, write_image
 from llmreg.preprocessing.cases import read_case
+from llmreg.preprocessing.fingerprint import annotated_in
 from llmreg.preprocessing.normalization import normalized
 from llmreg.preprocessing.placement import learned, set_without, templates_in
 from llmreg.preprocessing.plans import Normalization, Plans
@@ -148,7 +149,7 @@ def _annotated(case: Case, plans: Plans) -> list[int]:
     """The structures known in a case; none without a label map."""
     if case.label is None:
         return []
-    return sorted(plans.labels if case.annotated_labels is None else case.annotated_labels)
+    return sorted(annotated_in(case, plans.labels))
 
 
 def _preprocess_to_reference(
