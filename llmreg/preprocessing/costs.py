@@ -75,8 +75,9 @@ def training_memory_gb(
     recompute: bool,
     machine: Machine,
     loss: Loss,
+    pairs: int = 1,
 ) -> float:
-    """Peak memory (GiB) of training with one pair a step.
+    """Peak memory (GiB) of training.
 
     Args:
         network: its settings.
@@ -86,13 +87,14 @@ def training_memory_gb(
         recompute: whether the finest level is computed twice.
         machine: whether it computes in bfloat16.
         loss: whether it has an image term.
+        pairs: in a step.
     """
     trained = BYTES_A_TRAINED * trained_parameters(network, llm, network_voxels // 16**3)
     frozen = (2 if machine.bfloat16 else 4) * len(network.llm.layers) * llm.layer_parameters
     activations = (FIELDS_GB + FEATURES_GB * network.width / 16) * network_voxels / 1e6
     activations *= (BFLOAT16_SHARE if machine.bfloat16 else 1.0) * (RECOMPUTED_SHARE if recompute else 1.0)
     activations += SIMILARITY_GB * network_voxels / 1e6 if loss.similarity else 0.0
-    return BASE_GB + (trained + frozen) / 2**30 + activations + GRID_GB * grid_voxels / 1e6
+    return BASE_GB + (trained + frozen) / 2**30 + pairs * (activations + GRID_GB * grid_voxels / 1e6)
 
 
 def step_seconds(network: NetworkSettings, network_voxels: int, recompute: bool, machine: Machine) -> float:

@@ -44,6 +44,9 @@ WIDTHS = (16, 12, 8)
 NIGHT_HOURS = 10.0
 FEWEST_EPOCHS = 20
 SYMMETRIC = 0.85
+# Cases on one grid whose structures overlap less than this (Dice) are not aligned: the grid is only a common format,
+# and a Dice loss has no direction where nothing overlaps.
+ALIGNED_DICE = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,16 @@ class Budget:
     loss: Loss = field(default_factory=Loss)
 
 
-def shared_grid(cases: Sequence[CaseFingerprint]) -> Grid | None:
-    """The axis-aligned grid that all cases have in common, if they do: then they are taken to be aligned already."""
+def aligned_grid(cases: Sequence[CaseFingerprint], pairs: Sequence[PairFingerprint] = ()) -> Grid | None:
+    """The axis-aligned grid that all cases have in common: then they are aligned already, unless labels disagree.
+
+    Args:
+        cases: of both modalities.
+        pairs: sampled ones; without any that is annotated, a common grid is enough.
+    """
+    overlaps = [pair.dice for pair in pairs if pair.dice is not None]
+    if overlaps and np.mean(overlaps) < ALIGNED_DICE:
+        return None
     first = Grid.from_dict(cases[0].grid)
     if not np.allclose(np.abs(first.direction).round(), np.abs(first.direction), atol=1e-3):
         return None
@@ -64,16 +75,16 @@ def shared_grid(cases: Sequence[CaseFingerprint]) -> Grid | None:
 
 
 def plan_grid(
-    cases: Sequence[CaseFingerprint], coarsening: float = 1.0, wanted: Sequence[float] | None = None
+    cases: Sequence[CaseFingerprint], shared: bool, coarsening: float = 1.0, wanted: Sequence[float] | None = None
 ) -> tuple[tuple, tuple, str]:
     """Spacing and size of the common grid, x, y, z, and the reason.
 
     Args:
         cases: of both modalities.
+        shared: whether they lie aligned on one grid, which is taken over.
         coarsening: how many times longer voxels are than they would be, to save memory.
         wanted: the user's spacing, instead of the cases'.
     """
-    shared = shared_grid(cases) is not None
     spacing = np.median([case.spacing for case in cases], axis=0)
     if shared:
         extent = np.asarray(cases[0].size) * spacing
@@ -149,7 +160,11 @@ class Sizes:
 
 
 def plan_sizes(
-    cases: Sequence[CaseFingerprint], network: NetworkSettings, budget: Budget, spacing: Sequence[float] | None = None
+    cases: Sequence[CaseFingerprint],
+    shared: bool,
+    network: NetworkSettings,
+    budget: Budget,
+    spacing: Sequence[float] | None = None,
 ) -> tuple[Sizes, dict[str, str]]:
     """The finest grid and the widest network that train within the memory, at half resolution if need be.
 
@@ -162,7 +177,7 @@ def plan_sizes(
     widths = (network.width, *(width for width in WIDTHS if width < network.width))
     coarsening = 1.0
     while True:
-        voxel, size, reason = plan_grid(cases, coarsening, spacing)
+        voxel, size, reason = plan_grid(cases, shared, coarsening, spacing)
         for width in widths:
             chosen = network.model_copy(update={"width": width})
             full, half = (plan_configuration(size, factor, chosen, budget) for factor in (1, 2))
@@ -242,6 +257,24 @@ def plan_epochs(configuration: Configuration, network: NetworkSettings, machine:
     )
 
 
+def plan_batch_size(configuration: Configuration, network: NetworkSettings, budget: Budget) -> tuple[int, str]:
+    """The paper's 1, and how many pairs a step could have."""
+    voxels, grid = (int(np.prod(size)) for size in (configuration.network_shape, configuration.padded_size))
+    one, two = (
+        training_memory_gb(
+            network, budget.llm, voxels, grid, configuration.recompute, budget.machine, budget.loss, pairs
+        )
+        for pairs in (1, 2)
+    )
+    most = 1 + max(0, int((budget.machine.memory_gb - one) / (two - one)))
+    return 1, (
+        f"1, the paper's: steps see one pair each; {most} would fit into {budget.machine.memory_gb:g} GB (--set "
+        "training.batch_size), for which nobody measured what they bring."
+        if most > 1
+        else f"1: no second pair fits into {budget.machine.memory_gb:g} GB."
+    )
+
+
 def plan_loss(fingerprint: Fingerprint) -> tuple[Loss, str]:
     """Dice alone where all is annotated, the images' similarity alone where nothing is, else both."""
     if not fingerprint.annotated_cases or not fingerprint.annotated_structures:
@@ -310,10 +343,11 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
         normalization[modality], reasons[f"normalization.{modality}"] = plan_window(own, name)
     loss, reasons["loss"] = plan_loss(fingerprint)
     budget = replace(budget, loss=loss)
-    shared = shared_grid(cases)
-    sizes, why = plan_sizes(cases, wishes.network or NetworkSettings(), budget, wishes.spacing)
+    shared = aligned_grid(cases, fingerprint.pairs)
+    aligned = shared is not None
+    sizes, why = plan_sizes(cases, aligned, wishes.network or NetworkSettings(), budget, wishes.spacing)
     reasons |= why
-    displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, shared is not None)
+    displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
     if wishes.configuration is not None:
         default, reasons["default_configuration"] = wishes.configuration, f"{wishes.configuration}: asked for."
@@ -327,7 +361,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
         f"{' and '.join(twice) or 'no configuration'}: the finest level is computed twice where training needs more "
         f"than {budget.machine.memory_gb:g} GB otherwise."
     )
-    reasons["training.batch_size"] = "1, the paper's; nobody measured what more would bring."
+    batch_size, reasons["training.batch_size"] = plan_batch_size(chosen, sizes.network, budget)
     epochs, reasons["training.epochs"] = plan_epochs(chosen, sizes.network, budget.machine)
     augmentation, reasons["augmentation.mirror_axes"] = plan_mirroring(cases)
     reference = reference_case(cases, dataset.fixed_modality)
@@ -355,7 +389,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
             default_configuration=default,
             network=sizes.network,
             loss=loss,
-            training=Training(epochs=epochs),
+            training=Training(epochs=epochs, batch_size=batch_size),
             augmentation=augmentation,
             reasons=reasons,
         )

@@ -40,8 +40,7 @@ class Terms:
 def terms(batch: Mapping[str, Tensor], flow: Tensor, full: Tensor, weights: Loss, downsampling: int) -> Terms:
     """The terms of a batch.
 
-    What lies outside the fixed image's field of view, or looks outside the moving image's, counts in neither Dice nor
-    similarity: nothing is known there.
+    What lies outside a field of view counts in neither Dice nor similarity, as :func:`comparable` has it.
 
     Args:
         batch: as :func:`llmreg.training.pairs.as_tensors` makes it, with a batch axis.
@@ -52,7 +51,7 @@ def terms(batch: Mapping[str, Tensor], flow: Tensor, full: Tensor, weights: Loss
     """
     dice = similarity = None
     if weights.dice and batch["labels"].numel():
-        counted = seen_by_both(batch["fixed_seen"], batch["moving_seen"], full)
+        counted = comparable(batch["fixed_seen"], batch["moving_seen"], full)
         dice, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"].view(-1), counted)
     if weights.similarity:
         # At the network's resolution: a fraction of the voxels, and what the network saw.
@@ -61,16 +60,26 @@ def terms(batch: Mapping[str, Tensor], flow: Tensor, full: Tensor, weights: Loss
             for what, reduce in (("", _smaller_image), ("_seen", _smaller_mask))
         )
         warped = warping.warp(images[1], flow)
-        mask = seen_by_both(seen[0], seen[1], flow)
+        mask = comparable(seen[0], seen[1], flow)
         similarity = similarity_loss(weights.similarity_kind, warped, images[0].float(), mask[:, None])
     return Terms(dice, similarity, gradient_l2(flow))
 
 
 @torch.no_grad()
-def seen_by_both(fixed_seen: Tensor, moving_seen: Tensor, flow: Tensor) -> Tensor:
-    """Where a fixed voxel lies in its image's field of view and looks into the moving image's; bool (B, z, y, x)."""
+def comparable(fixed_seen: Tensor, moving_seen: Tensor, flow: Tensor) -> Tensor:
+    """Where the images can be compared; bool (B, z, y, x).
+
+    A fixed voxel counts if it lies in its image's field of view, and the moving image's is there with the displacement
+    or was without it. A voxel that the field makes look out of the moving image goes on counting, as background: if it
+    did not, the network would learn to look away from what does not fit.
+
+    Args:
+        fixed_seen: 1 in the field of view, (B, z, y, x).
+        moving_seen: the same of the moving image.
+        flow: voxels, (B, 3, z, y, x).
+    """
     looked_up = warping.warp(moving_seen[:, None].float(), flow, mode="nearest")[:, 0]
-    return (looked_up > 0.5) & (fixed_seen > 0)
+    return ((looked_up > 0.5) | (moving_seen > 0)) & (fixed_seen > 0)
 
 
 def _smaller_image(image: Tensor, factor: int) -> Tensor:

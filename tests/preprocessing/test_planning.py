@@ -18,7 +18,7 @@ from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.machine import Machine
 from llmreg.network.config import NetworkSettings
-from llmreg.preprocessing.costs import step_seconds
+from llmreg.preprocessing.costs import BUILT_IN_SIZE, step_seconds, training_memory_gb
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint, summarised
 from llmreg.preprocessing.planning import (
     FEWEST_EPOCHS,
@@ -27,12 +27,12 @@ from llmreg.preprocessing.planning import (
     WIDTHS,
     Budget,
     Wishes,
+    aligned_grid,
     make_plans,
     paper_plans,
     plan_configuration,
     plan_grid,
     plan_window,
-    shared_grid,
 )
 from llmreg.preprocessing.plans import Configuration, Plans, Training, parse_plans
 
@@ -362,24 +362,52 @@ def test_padding_is_the_least_that_divides(size, downsampling) -> None:
         assert padded == network * downsampling == tokens * 16 * downsampling
 
 
-def test_a_shared_grid_is_taken_over() -> None:
+def test_a_aligned_grid_is_taken_over() -> None:
     grid = Grid((80, 96, 70), (2.0, 2.0, 2.5), (1, 2, 3), RAS)
     rounded = Grid(grid.size, (2.0, 2.0, 2.5 + 1e-5), (1.001, 2, 3), RAS)
-    assert shared_grid([seen(grid=grid), seen(grid=rounded)]) == grid
-    assert plan_grid([seen(grid=grid), seen(grid=rounded)])[:2] == (
+    assert aligned_grid([seen(grid=grid), seen(grid=rounded)]) == grid
+    assert plan_grid([seen(grid=grid), seen(grid=rounded)], shared=True)[:2] == (
         pytest.approx((2.0, 2.0, 2.5), abs=1e-4),
         (80, 96, 70),
     )
     for other in (Grid((80, 96, 71), *astuple(grid)[1:]), Grid(grid.size, grid.spacing, (1, 2, 4), RAS)):
-        assert shared_grid([seen(grid=grid), seen(grid=other)]) is None
+        assert aligned_grid([seen(grid=grid), seen(grid=other)]) is None
     plans = study([seen("A_0001_0000", grid), ct(grid=grid)]).plans()
     np.testing.assert_allclose(plans.frame.corners().min(axis=0), grid.corners().min(axis=0))
     np.testing.assert_allclose(plans.frame.corners().max(axis=0), grid.corners().max(axis=0))
     assert plans.prealignment.aligned_grid == grid.to_dict()
 
 
+@pytest.mark.parametrize(("dice", "stays"), [(0.25, True), (0.04, False), (None, True)])
+def test_a_shared_grid_on_which_nothing_overlaps_is_a_format_and_no_alignment(dice: float | None, stays: bool) -> None:
+    grid = Grid((80, 96, 70), (2.0, 2.0, 2.5), (1, 2, 3), RAS)
+    cases = [seen("A_0001_0000", grid), ct(grid=grid)]
+    pair = study(cases).fingerprint.pairs[0].model_copy(update={"dice": dice})
+    assert (aligned_grid(cases, [pair, pair]) == grid) is stays
+    apart = study(cases)
+    fingerprint = summarised(apart.dataset, cases, [pair, pair])
+    plans = make_plans(apart.dataset, fingerprint, Budget(GPU))
+    assert (plans.prealignment.aligned_grid is not None) is stays
+    assert ("taken over" in plans.reasons["grid"]) is stays
+
+
+@pytest.mark.parametrize("memory", [5.0, 10.0, 40.0])
+def test_the_reason_for_one_pair_a_step_says_how_many_would_fit(memory: float) -> None:
+    machine = Machine("cuda", memory, 8, True)
+    plans = abdomen().plans(machine)
+    found, reason = default(plans), plans.reasons["training.batch_size"]
+    fitting = int(reason.split("; ")[1].split()[0]) if "would fit" in reason else 1
+    voxels, grid = (int(np.prod(size)) for size in (found.network_shape, found.padded_size))
+    needed = [
+        training_memory_gb(plans.network, BUILT_IN_SIZE, voxels, grid, found.recompute, machine, plans.loss, pairs)
+        for pairs in (fitting, fitting + 1)
+    ]
+    assert needed[0] <= memory < needed[1]
+    assert plans.training.batch_size == 1
+
+
 def test_an_oblique_grid_is_not_the_frame(oblique: Grid) -> None:
-    assert shared_grid([seen(grid=oblique), seen(grid=oblique)]) is None
+    assert aligned_grid([seen(grid=oblique), seen(grid=oblique)]) is None
 
 
 def astuple(grid: Grid) -> tuple:
@@ -390,14 +418,14 @@ def test_other_grids_are_brought_near_isotropy_and_hold_the_bodies() -> None:
     thick = [
         seen(f"A_000{k}_0000", Grid((256, 200, n), (1.25, 1.25, 7.7), (n, 0, 0), RAS)) for k, n in enumerate((30, 40))
     ]
-    spacing, size, reason = plan_grid(thick)
+    spacing, size, reason = plan_grid(thick, shared=False)
     assert max(spacing) / min(spacing) <= 1.5**2 + 0.01
     assert np.all(np.array(spacing) * size >= np.array((320, 250, 7.7 * 39)))
     assert "coarsened" not in reason
     huge = [
         seen(f"A_000{k}_0000", Grid((900, 900, n), (0.3, 0.3, 0.3), (0, 0, 0), RAS)) for k, n in enumerate((900, 901))
     ]
-    spacing, size, reason = plan_grid(huge)
+    spacing, size, reason = plan_grid(huge, shared=False)
     assert np.prod(size) < 1.02 * MOST_VOXELS
     assert np.all(np.array(spacing) * size >= 270)
     assert "coarsened" in reason

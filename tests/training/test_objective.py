@@ -10,7 +10,7 @@ from torch.nn import functional
 from llmreg.preprocessing.plans import Loss
 from llmreg.training import objective
 from llmreg.training.losses import gradient_l2, soft_dice
-from llmreg.training.objective import Terms, seen_by_both, terms
+from llmreg.training.objective import Terms, comparable, terms
 from llmreg.training.similarity import similarity_loss
 
 SHAPE = (16, 12, 20)
@@ -52,14 +52,24 @@ def looked_up(batch: dict[str, Tensor], flow: Tensor) -> list[tuple[tuple[int, .
     return found
 
 
-def test_seen_by_both_equals_a_plain_loop() -> None:
+def test_what_is_comparable_equals_a_plain_loop() -> None:
     batch, flow = make_batch(), random_flow(SHAPE)
-    found = seen_by_both(batch["fixed_seen"], batch["moving_seen"], flow)
+    found = comparable(batch["fixed_seen"], batch["moving_seen"], flow)
     assert found.dtype == torch.bool
+    fixed_seen, moving_seen = batch["fixed_seen"][0], batch["moving_seen"][0]
     for here, there in looked_up(batch, flow):
         inside = all(0 <= i < n for i, n in zip(there, SHAPE, strict=True))
-        expected = batch["fixed_seen"][(0, *here)] > 0 and inside and batch["moving_seen"][(0, *there)] > 0
+        expected = fixed_seen[here] and (moving_seen[here] or (inside and moving_seen[there]))
         assert bool(found[(0, *here)]) == bool(expected)
+
+
+def test_looking_out_of_the_moving_image_does_not_pay() -> None:
+    batch = make_batch()
+    away = torch.zeros(1, 3, *SHAPE)
+    away[:, 0] = 100.0
+    assert of("dice", batch, away) == 1.0
+    still = comparable(batch["fixed_seen"], batch["moving_seen"], torch.zeros_like(away))
+    assert torch.equal(comparable(batch["fixed_seen"], batch["moving_seen"], away), still)
 
 
 def with_random(batch: dict[str, Tensor], key: str, where: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -70,10 +80,10 @@ def with_random(batch: dict[str, Tensor], key: str, where: Callable[[Tensor], Te
     return batch | {key: torch.where(where(index), shuffled.view_as(volume), volume)}
 
 
-# Beyond the fields of view; of the moving image by a voxel more, which trilinear lookup may touch.
+# Beyond the fields of view; of the moving image where no displacement looks from what counts.
 OUTSIDE = {
-    "fixed_labels": lambda index: index[0] >= 12, "moving_labels": lambda index: index[2] >= 16,
-    "fixed": lambda index: index[0] >= 12, "moving": lambda index: index[2] >= 16,
+    "fixed_labels": lambda index: index[0] >= 12, "moving_labels": lambda index: index[2] >= 17,
+    "fixed": lambda index: index[0] >= 12, "moving": lambda index: index[2] >= 17,
 }  # fmt: skip
 
 
@@ -102,7 +112,7 @@ def test_what_lies_outside_a_field_of_view_has_no_gradient(term: str) -> None:
     batch, flow = make_batch(), random_flow(SHAPE).requires_grad_()
     of(term, batch, flow).backward()
     assert flow.grad is not None
-    seen = seen_by_both(batch["fixed_seen"], batch["moving_seen"], flow.detach())[:, None].expand_as(flow)
+    seen = comparable(batch["fixed_seen"], batch["moving_seen"], flow.detach())[:, None].expand_as(flow)
     assert 0.3 < seen.float().mean() < 0.8
     assert not flow.grad[~seen].any()
     assert flow.grad[seen].any()
@@ -110,7 +120,7 @@ def test_what_lies_outside_a_field_of_view_has_no_gradient(term: str) -> None:
 
 def test_dice_is_soft_dice_of_what_both_see() -> None:
     batch, flow = make_batch(labels=(1, 3)), random_flow(SHAPE)
-    counted = seen_by_both(batch["fixed_seen"], batch["moving_seen"], flow)
+    counted = comparable(batch["fixed_seen"], batch["moving_seen"], flow)
     expected, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], flow, torch.tensor([1, 3]), counted)
     assert of("dice", batch, flow) == expected
     assert of("dice", batch | {"labels": torch.tensor([1, 2, 3])}, flow) != expected
@@ -175,7 +185,8 @@ def test_similarity_is_that_of_what_the_network_saw(kind: str) -> None:
     grid = 2 * points / (torch.tensor([n // 2 for n in SHAPE[::-1]]) - 1) - 1
     warped = functional.grid_sample(images[1], grid, align_corners=True)
     there = functional.grid_sample(seen[1], grid, mode="nearest", align_corners=True)
-    expected = similarity_loss(kind, warped, images[0], (there > 0.5) & (seen[0] > 0.5))
+    comparable_blocks = ((there > 0.5) | (seen[1] > 0.5)) & (seen[0] > 0.5)
+    expected = similarity_loss(kind, warped, images[0], comparable_blocks)
     assert found.similarity is not None
     assert float(found.similarity) == pytest.approx(float(expected), rel=1e-4)
     assert found.smoothness == gradient_l2(small)
