@@ -17,10 +17,10 @@ from llmreg.devices import autocast
 from llmreg.machine import Machine, this_machine
 from llmreg.network.config import NetworkSettings
 from llmreg.network.factory import build_network
+from llmreg.network.flow import predict_flow
 from llmreg.preprocessing.costs import BUILT_IN_SIZE, training_memory_gb
 from llmreg.preprocessing.plans import Loss
-from llmreg.training.objective import terms
-from llmreg.training.trainer import predict_flow
+from llmreg.training.objective import Predicted, terms, total
 
 # Size of the grid (x, y, z), downsampling, width, finest level twice, weight of the image term.
 RUNS = [
@@ -63,7 +63,7 @@ def step(size: tuple[int, ...], downsampling: int, width: int, recompute: bool, 
     for _ in range(2):
         with autocast(device, "bfloat16"):
             flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-        loss = terms(batch, flow, full, weights, downsampling).total(weights)
+        loss = total(terms(Predicted(batch, flow, full, downsampling), weights), weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

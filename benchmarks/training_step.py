@@ -1,11 +1,17 @@
-"""One training step at the paper's size: llmreg's settings beside a plain float32 build of the same network.
+"""One training step: llmreg's settings beside a plain float32 build of the same network.
 
-LLaMA-3-8B's width (4096, random weights), 96 x 80 x 96 voxels, 180 tokens, loss at 192 x 160 x 192 with 4 labels.
+LLaMA-3-8B's width (4096, random weights) on three sizes:
+
+* abdomen: the paper's, 96 x 80 x 96 voxels, 180 tokens, loss at 192 x 160 x 192 with 4 labels;
+* brain: 80 x 96 x 80 voxels, 150 tokens, 32 labels;
+* paper-brain: the paper's, 176 x 208 x 192 voxels, 1716 tokens, 35 labels; of llmreg alone, since the plain one needs
+  more than 24 GB.
+
 Plain: all in float32, PyTorch's own convolution and instance normalisation, all activations kept, one-hot label
 volumes. llmreg: frozen layers in bfloat16 and autocast where the hardware computes in it, the finest level computed
 twice, soft Dice without one-hot volumes. Each runs in a process of its own.
 
-    python benchmarks/training_step.py [--steps 3] [--width 4096]
+    python benchmarks/training_step.py [--cases abdomen brain] [--steps 3] [--width 4096]
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +34,27 @@ from llmreg.network.config import LLMSettings, NetworkSettings
 from llmreg.network.convolution import Conv3d
 from llmreg.network.encoder import ConvBlock
 from llmreg.network.factory import DTYPES
+from llmreg.network.flow import predict_flow
 from llmreg.network.llm.loading import LoadedLayers, build_layers, random_layers
 from llmreg.network.llm_morph import LLMMorph
 from llmreg.training.losses import gradient_l2, soft_dice
-from llmreg.training.trainer import predict_flow
 
-SHAPE = (96, 80, 96)
-LABELS = 4
+
+@dataclass(frozen=True)
+class Case:
+    """What is registered: the network's shape (z, y, x), how much finer the images' grid is, and the labels."""
+
+    shape: tuple[int, int, int]
+    downsampling: int
+    labels: int
+    plain: bool = True
+
+
+CASES = {
+    "abdomen": Case((96, 80, 96), 2, 4),
+    "brain": Case((80, 96, 80), 1, 32),
+    "paper-brain": Case((176, 208, 192), 1, 35, plain=False),
+}
 
 
 def layers_of(width: int, dtype: torch.dtype) -> LoadedLayers:
@@ -45,12 +66,12 @@ def layers_of(width: int, dtype: torch.dtype) -> LoadedLayers:
     return build_layers(random_layers("random", config, (15, 16)), dtype)
 
 
-def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor) -> Tensor:
+def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, count: int) -> Tensor:
     """Soft Dice as it is usually written: one channel a label, warped by grid_sample."""
     axes = torch.meshgrid(*(torch.arange(length, dtype=flow.dtype) for length in flow.shape[2:]), indexing="ij")
     grid = torch.stack(axes[::-1], dim=-1) + flow.movedim(1, -1)
     grid = 2 * grid / (torch.tensor(flow.shape[:1:-1], dtype=flow.dtype) - 1) - 1
-    labels = torch.arange(1, LABELS + 1).view(-1, 1, 1, 1)
+    labels = torch.arange(1, count + 1).view(-1, 1, 1, 1)
     moving_hot, fixed_hot = ((volume[:, None] == labels).to(flow.dtype) for volume in (moving, fixed))
     warped = functional.grid_sample(moving_hot, grid, align_corners=True)
     overlap = (warped * fixed_hot).sum((2, 3, 4))
@@ -63,36 +84,36 @@ def make_plain() -> None:
     ConvBlock._normalized = lambda self, features, norm: norm(features)  # type: ignore[method-assign]
 
 
-def measure(which: str, width: int, steps: int) -> None:
+def measure(which: str, case: Case, width: int, steps: int) -> None:
     """Train some steps in this process; print the best time, the peak memory above the imports, and the losses."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plain = which == "plain float32"
     in_bfloat16 = not plain and has_bfloat16(torch.device("cpu"))
     torch.manual_seed(0)
     settings = NetworkSettings(llm=LLMSettings(dtype="bfloat16" if in_bfloat16 else "float32"))
-    network = LLMMorph(settings, SHAPE, layers_of(width, DTYPES[settings.llm.dtype]))
+    network = LLMMorph(settings, case.shape, layers_of(width, DTYPES[settings.llm.dtype]))
     network.recompute = not plain
     if plain:
         make_plain()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-4) if plain else torch.optim.Adam(parameters, lr=1e-4, fused=True)
-    full = tuple(2 * length for length in SHAPE)
+    full = tuple(case.downsampling * length for length in case.shape)
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(2, 1, *(length // 16 for length in full), generator=generator)
     moving, fixed = functional.interpolate(coarse, size=full, mode="trilinear").split(1)
     moving_labels, fixed_labels = (
-        ((image[:, 0] - image.min()) / (image.max() - image.min()) * LABELS).round().to(torch.uint8)
+        ((image[:, 0] - image.min()) / (image.max() - image.min()) * case.labels).round().to(torch.uint8)
         for image in (moving, fixed)
     )
     times, losses = [], []
     for _ in range(steps):
         start = time.perf_counter()
         with autocast(torch.device("cpu"), "none" if plain else "bfloat16"):
-            flow, finer = predict_flow(network, moving, fixed, 2)
+            flow, finer = predict_flow(network, moving, fixed, case.downsampling)
         if plain:
-            dice = one_hot_dice(moving_labels, fixed_labels, finer)
+            dice = one_hot_dice(moving_labels, fixed_labels, finer, case.labels)
         else:
-            dice, _ = soft_dice(moving_labels, fixed_labels, finer, torch.arange(1, LABELS + 1))
+            dice, _ = soft_dice(moving_labels, fixed_labels, finer, torch.arange(1, case.labels + 1))
         loss = dice + 0.1 * gradient_l2(flow)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -107,22 +128,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--width", type=int, default=4096, help="a multiple of 512")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["abdomen", "brain"])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure, options.width, options.steps)
-    found = {}
+        which, name = options.measure
+        return measure(which, CASES[name], options.width, options.steps)
     kind = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32 (this processor does not compute in bfloat16)"
     sys.stdout.write(f"llmreg computes in {kind}\n")
-    sys.stdout.write(f"{'':<16}{'step (s)':>10}{'peak memory (GB)':>18}   losses\n")
-    for which in ("plain float32", "llmreg"):
-        words = ["--measure", which, "--width", str(options.width), "--steps", str(options.steps)]
-        done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
-        run = found[which] = json.loads(done.stdout)
-        losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
-        sys.stdout.write(f"{which:<16}{run['seconds']:>10.2f}{run['memory_gb']:>18.2f}   {losses}\n")
-    time_share, memory_share = (found["llmreg"][key] / found["plain float32"][key] for key in ("seconds", "memory_gb"))
-    sys.stdout.write(f"llmreg: {time_share:.2f} of the time, {memory_share:.2f} of the memory\n")
+    sys.stdout.write(f"{'':<28}{'step (s)':>10}{'peak memory (GB)':>18}   losses\n")
+    for name in options.cases:
+        found = {}
+        for which in ("plain float32", "llmreg") if CASES[name].plain else ("llmreg",):
+            words = ["--measure", which, name, "--width", str(options.width), "--steps", str(options.steps)]
+            done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
+            run = found[which] = json.loads(done.stdout)
+            losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
+            row = f"{name + ', ' + which:<28}{run['seconds']:>10.2f}{run['memory_gb']:>18.2f}   {losses}\n"
+            sys.stdout.write(row)
+        if len(found) == 2:
+            time_share, memory_share = (
+                found["llmreg"][k] / found["plain float32"][k] for k in ("seconds", "memory_gb")
+            )
+            sys.stdout.write(f"{name}: {time_share:.2f} of the time, {memory_share:.2f} of the memory\n")
 
 
 if __name__ == "__main__":

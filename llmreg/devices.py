@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from llmreg.errors import UserError
@@ -17,6 +19,13 @@ def choose_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"The device '{chosen}' cannot be used ({reason}): try --device cpu.") from error
     return device
+
+
+def local_device(name: str | None) -> str | None:
+    """The name of the GPU that is this process's own among those that torchrun started here; else ``name``."""
+    if "LOCAL_RANK" in os.environ and name in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
 
 
 def autocast(device: torch.device, wanted: str) -> torch.autocast:

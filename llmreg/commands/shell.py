@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llmreg.errors import UserError
+from llmreg.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from llmreg.preprocessing.planning import Wishes
@@ -95,6 +96,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """An argument type: a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
+    return int(text)
+
+
 def positive_number(text: str) -> float:
     """An argument type: a number above 0."""
     try:
@@ -111,12 +119,13 @@ def run(
 ) -> int:
     """Parse ``argv``, call ``action`` with the result and turn a :class:`UserError` into a sentence.
 
-    Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted.
+    Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated after its work was kept.
     """
     options = arguments.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
+    level = logging.DEBUG if options.verbose else logging.INFO
+    # Of the processes that torchrun starts, the first one tells what they do.
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=level if first else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore", "numexpr"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -130,9 +139,12 @@ def run(
         if error.errno != errno.ENOSPC:
             raise
         return _out_of(f"space on the disk of {error.filename}" if error.filename else "space on the disk")
+    except Interrupted as interruption:
+        sys.stderr.write(f"{interruption}\n")
+        return interruption.exit_code
     except RuntimeError as error:
-        # torch's own class for CUDA, without importing torch for every --help; a loader whose worker was killed.
-        if type(error).__name__ != "OutOfMemoryError" and "exited unexpectedly" not in str(error):
+        # torch's own class for CUDA, without importing torch for every --help.
+        if type(error).__name__ != "OutOfMemoryError":
             raise
         return _out_of("memory")
     except KeyboardInterrupt:

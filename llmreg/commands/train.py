@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from llmreg.commands import shell
+from llmreg.errors import UserError
 from llmreg.network.ablations import ABLATIONS
 
 EXAMPLES = """\
@@ -13,6 +18,8 @@ EXAMPLES = """\
   llmreg_train 1 fold0 --continue
   llmreg_train 1 all -c full --epochs 200
   llmreg_train 1 fold0 --ablation no-lora
+  llmreg_train 1 fold0 -num_gpus 4
+  llmreg_train 1 fold0 --pretrained results/Dataset002_Other/llm_morph__default__half/fold_0
   llmreg_train 1 0 --set loss.smoothness=0.3 network.llm.rotary=1d --as smoother
 """
 
@@ -20,21 +27,49 @@ EXAMPLES = """\
 def action(options: argparse.Namespace) -> None:
     from llmreg.inference.validation import validate_fold
     from llmreg.training.experiment import run_fold
+    from llmreg.training.finetuning import checkpoint_in
+    from llmreg.training.trainer import Run
 
+    if options.num_gpus is not None and "WORLD_SIZE" not in os.environ:
+        start_processes(options.num_gpus, options.device, options.arguments)
+    run = Run(
+        epochs=options.epochs,
+        go_on=options.go_on,
+        workers=options.workers,
+        compile=options.compile,
+        loggers=tuple(options.log),
+        pretrained=None if options.pretrained is None else checkpoint_in(options.pretrained),
+    )
     done = run_fold(
         options.dataset,
         options.fold,
+        run,
         configuration=options.configuration,
         plans_name=options.plans,
         changes=options.set,
         name=options.name,
         ablation_name=options.ablation,
-        epochs=options.epochs,
-        go_on=options.go_on,
         device_name=options.device,
-        workers=options.workers,
     )
-    validate_fold(done.model, done.fold, done.dataset, done.validation_pairs, done.device)
+    if done is not None:
+        validate_fold(done.model, done.fold, done.dataset, done.validation_pairs, done.device)
+
+
+def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> NoReturn:
+    """Become torchrun with that many processes of this command, a GPU for each.
+
+    Raises:
+        UserError: there are not so many GPUs.
+    """
+    import torch
+
+    if device != "cpu" and torch.cuda.device_count() < count:
+        raise UserError(
+            f"There are {torch.cuda.device_count()} GPUs here, not {count}: give their number with -num_gpus, or add "
+            "--device cpu."
+        )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,14 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
+    parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="start from a model folder or checkpoint")
     parser.add_argument(
-        "--workers",
-        type=int,
-        choices=range(9),
-        default=1,
-        metavar="N",
-        help="processes that load and augment (0: none)",
+        "--workers", type=shell.whole, default=1, metavar="N", help="processes that load and augment (0: none)"
     )
+    parser.add_argument(
+        "-num_gpus", "--num_gpus", type=shell.positive, metavar="N", help="train on several GPUs of this computer"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile, where it works")
+    parser.add_argument(
+        "--log", nargs="+", default=[], choices=("tensorboard", "wandb"), help="show the progress there too"
+    )
+    parser.set_defaults(arguments=sys.argv[1:] if argv is None else argv)
     return shell.run(action, parser, argv)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg import __version__
 from llmreg.errors import UserError
-from llmreg.files import check_writable, write_json, written_whole
+from llmreg.files import check_writable, read_json, write_json, written_whole
 from llmreg.geometry.io import check_values, read_image, read_linear_transform, write_field, write_image
 from llmreg.inference.models import Model
 from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
@@ -26,46 +27,104 @@ from llmreg.preprocessing.plans import PLANS_FILE, read_plans
 log = logging.getLogger(__name__)
 
 PREDICT_FILE = "predict.json"
+# A record for each pair that is written, from which a prediction goes on and its parts are put together.
+RECORDS_FOLDER = ".pairs"
 
 
-def predict_folder(
-    source: Path, output: Path, model: Model, device: torch.device, all_pairs: bool = False, overwrite: bool = False
-) -> Path:
-    """Register every pair of ``source`` and write fields, warped images and ``predict.json`` to ``output``.
+@dataclass(frozen=True)
+class Job:
+    """Which pairs are predicted, and what happens to predictions that are there.
+
+    Attributes:
+        all_pairs: every fixed with every moving image.
+        overwrite: replace predictions that the output folder holds.
+        go_on: leave out pairs that are written already.
+        part: of ``parts`` processes that share the pairs, this one's number from 0.
+        parts: how many there are.
+    """
+
+    all_pairs: bool = False
+    overwrite: bool = False
+    go_on: bool = False
+    part: int = 0
+    parts: int = 1
+
+
+def predict_folder(source: Path, output: Path, model: Model, device: torch.device, job: Job) -> Path | None:
+    """Register the pairs of ``source`` and write fields, warped images and ``predict.json`` to ``output``.
+
+    Processes that share the pairs need not know of each other: whichever sees that all pairs are written puts
+    ``predict.json`` together.
+
+    Returns:
+        Where ``predict.json`` is; None as long as other parts are missing.
 
     Raises:
-        UserError: an input cannot be used, or ``output`` holds predictions and ``overwrite`` is not given.
+        UserError: an input cannot be used; ``output`` holds predictions and neither ``overwrite`` nor ``go_on`` is
+            given, or those of another model.
     """
     record = output / PREDICT_FILE
-    if record.exists() and not overwrite:
-        raise UserError(f"{output} holds predictions already: choose another folder or add --overwrite.")
+    if record.exists() and not (job.overwrite or job.go_on):
+        raise UserError(
+            f"{output} holds predictions already: choose another folder, or add --overwrite, or --continue for the "
+            "pairs that are missing."
+        )
     # What may be wrong is found out before the first pair, and wrong names before the network is built.
-    pairs = find_pairs(source, read_plans(model.folder / PLANS_FILE), all_pairs)
-    _check(pairs)
-    predictor = Predictor(model, device)
+    pairs = find_pairs(source, read_plans(model.folder / PLANS_FILE), job.all_pairs)
+    origin = {
+        "llmreg_version": __version__,
+        "model": f"{model.folder.parent.name}/{model.folder.name}",
+        "folds": list(model.folds),
+    }
+    own = pairs[job.part :: job.parts]
+    if job.go_on:
+        own = [pair for pair in own if not _is_written(pair, output, origin)]
+    _check(own)
     check_writable(output)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
-    rows = []
-    with logging_redirect_tqdm():
-        for pair in tqdm(pairs, desc="Predict", unit="pair"):
-            start = time.monotonic()
-            found = predictor.predict(
-                ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
-                ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
-                pair.initial_transform,
-            )
-            rows.append(_write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)})
-    write_json(
-        record,
-        {
-            "llmreg_version": __version__,
-            "model": f"{model.folder.parent.name}/{model.folder.name}",
-            "folds": list(model.folds),
-            "pairs": rows,
-        },
-    )
+    for pair in own:
+        _record_of(pair, output).unlink(missing_ok=True)
+    if own:
+        predictor = Predictor(model, device)
+        with logging_redirect_tqdm():
+            for pair in tqdm(own, desc="Predict", unit="pair", disable=job.part > 0):
+                start = time.monotonic()
+                found = predictor.predict(
+                    ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
+                    ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
+                    pair.initial_transform,
+                )
+                row = _write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)}
+                write_json(_record_of(pair, output), origin | {"pair": row})
+    written = [_record_of(pair, output) for pair in pairs]
+    lacking = sum(not path.exists() for path in written)
+    if lacking:
+        log.info("%d of %d pairs are left to other parts, or to --continue.", lacking, len(pairs))
+        return None
+    write_json(record, origin | {"pairs": [read_json(path)["pair"] for path in written]})
     return record
+
+
+def _record_of(pair: PairInput, output: Path) -> Path:
+    return output / RECORDS_FOLDER / f"{pair.name}.json"
+
+
+def _is_written(pair: PairInput, output: Path, origin: dict[str, Any]) -> bool:
+    """Raises UserError when another model has written it."""
+    path = _record_of(pair, output)
+    if not path.exists():
+        return False
+    known = read_json(path)
+    for key in ("model", "folds"):
+        if known[key] != origin[key]:
+            raise UserError(
+                f"{output} holds predictions of {known['model']}, folds {', '.join(known['folds'])}: go on with that "
+                "model, or add --overwrite."
+            )
+    same = known["pair"]["fixed_path"] == str(pair.fixed.resolve())
+    same = same and known["pair"]["moving_path"] == str(pair.moving.resolve())
+    return same and all((output / known["pair"][key]).exists() for key in ("field", "warped", "seen", "prealignment"))
 
 
 def _check(pairs: Sequence[PairInput]) -> None:

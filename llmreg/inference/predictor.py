@@ -22,6 +22,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import check_values, read_image, read_linear_transform
 from llmreg.inference.models import Model
 from llmreg.network.factory import build_network, trainable_state
+from llmreg.network.flow import predict_flow
 from llmreg.network.llm.layer import merge_lora
 from llmreg.preprocessing.cases import read_mask
 from llmreg.preprocessing.normalization import safe_default
@@ -31,7 +32,6 @@ from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_pl
 from llmreg.preprocessing.prealignment import CaseTransform
 from llmreg.preprocessing.preprocess import FramedCase, Guides, bring_into_frame, read_reference
 from llmreg.training import checkpoint
-from llmreg.training.trainer import predict_flow
 
 log = logging.getLogger(__name__)
 

@@ -142,7 +142,7 @@ class Configuration(_Model):
 
 
 class Loss(_Model):
-    """Weights of soft Dice, of the images' similarity and of the squared gradient of the displacement field.
+    """Weights of the terms that training minimises (:mod:`llmreg.training.objective`).
 
     The paper's smoothness is 0.1. Ten times as much gave the same Dice after 1,000 steps on 24 brains (67.2 against
     67.3) and a tenth of the folding (0.19 against 1.86 %).
@@ -152,12 +152,16 @@ class Loss(_Model):
         similarity: weight of the image term; 0 leaves it out.
         similarity_kind: what the image term is, see :mod:`llmreg.training.similarity`.
         smoothness: weight of the mean squared difference of neighbouring displacements, in voxels.
+        bending: weight of the bending energy, the mean squared second derivatives of the displacement (MONAI's).
+        folding: weight of the mean of what determinants of the field's Jacobian lack to zero.
     """
 
     dice: float = Field(default=1.0, ge=0)
     similarity: float = Field(default=0.0, ge=0)
     similarity_kind: Literal["mind", "mutual_information", "lncc"] = "mind"
     smoothness: float = Field(default=1.0, ge=0)
+    bending: float = Field(default=0.0, ge=0)
+    folding: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _aligns(self) -> Loss:
@@ -167,7 +171,10 @@ class Loss(_Model):
 
 
 class Training(_Model):
-    """The optimiser's settings; an epoch is ``steps_per_epoch`` sampled pairs.
+    """The optimiser's settings.
+
+    A step of the optimiser sees ``batch_size`` pairs at once, ``accumulate`` times one after the other, on each of the
+    processes that train together; an epoch is ``steps_per_epoch`` steps.
 
     ``bidirectional`` trains one model to warp moving images onto fixed ones and the other way round: each pair is
     turned about with probability 0.5.
@@ -179,6 +186,7 @@ class Training(_Model):
     schedule: Literal["constant", "polynomial"] = "polynomial"
     clip_gradient: float | None = Field(default=10.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     bidirectional: bool = False
     validation_pairs: int = Field(default=8, ge=1)
     autocast: Literal["bfloat16", "none"] = "bfloat16"

@@ -20,18 +20,20 @@ _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
 
 class State(BaseModel):
-    """Where a training stands.
+    """Where a training stands: all of it beside the tensors, since what is random follows from the number of the step.
 
     Attributes:
         plans_digest: hash of the plans it follows.
         llm_sha256: hash of the frozen layers it was trained with.
         epoch: epochs done.
         epochs: epochs planned; the learning rate's schedule depends on it.
+        step: steps done of the epoch after these.
+        sums: of each logged value over these steps, and in how many of them it was known.
         best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
-        seconds: training time so far.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Earlier versions wrote more.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     plans_digest: str
     llm_sha256: str
@@ -39,8 +41,9 @@ class State(BaseModel):
     fold: str
     epoch: int = 0
     epochs: int
+    step: int = 0
+    sums: dict[str, tuple[float, int]] = {}
     best_score: float | None = None
-    seconds: float = 0.0
 
 
 def path_of(folder: Path, which: str) -> Path:
@@ -86,12 +89,10 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None
             f"{path} was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]}): "
             "use the weights it was trained with."
         )
-    with safe_open(path, framework="pt") as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    load_trainable_state(network, _below(tensors, _NETWORK))
+    load_trainable_state(network, network_tensors(path))
     if optimizer is not None:
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-        stored = _below(tensors, _OPTIMIZER)
+        stored = _tensors_below(path, _OPTIMIZER)
         content: dict[str, Any] = optimizer.state_dict()
         content["state"] = {
             index: {key: stored[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -102,5 +103,12 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None
     return state
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+def network_tensors(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by their names in the network."""
+    return _tensors_below(path, _NETWORK)
+
+
+def _tensors_below(path: Path, prefix: str) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}

@@ -12,7 +12,6 @@ import torch
 
 from llmreg import paths
 from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among
-from llmreg.devices import choose_device
 from llmreg.errors import UserError
 from llmreg.files import written_whole
 from llmreg.network.ablations import ablation
@@ -22,7 +21,8 @@ from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.preprocessing.placement import EVERYONE, TEMPLATES_FOLDER, fold_set
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
 from llmreg.preprocessing.preprocess import REFERENCE_FILE, volumes_folder
-from llmreg.training.trainer import Fold, train
+from llmreg.training.ranks import first_alone, joined
+from llmreg.training.trainer import Fold, Run, train
 
 log = logging.getLogger(__name__)
 
@@ -81,24 +81,47 @@ def with_layers(plans: Plans) -> Plans:
 def run_fold(
     dataset_id: str,
     fold_text: str,
+    run: Run,
     *,
     configuration: str | None = None,
     plans_name: str = "default",
     changes: list[str] | None = None,
     name: str | None = None,
     ablation_name: str | None = None,
-    epochs: int | None = None,
-    go_on: bool = False,
     device_name: str | None = None,
-    workers: int = 1,
-) -> TrainedFold:
-    """Train one fold between the three folders.
+) -> TrainedFold | None:
+    """Train one fold between the three folders, with the processes that torchrun may have started.
 
     What is missing is found out before anything is written, but for the changed plans, which preprocessing may need.
+
+    Returns:
+        What was trained; None in all processes but the first.
     """
+    with joined(device_name) as ranks:
+        with first_alone(ranks):
+            asked = planned(pipeline.preprocessed_dataset(dataset_id), plans_name, changes or [], name, ablation_name)
+            prepared = _prepared(dataset_id, fold_text, asked, asked.plans_name != plans_name, configuration)
+        train(prepared.plans, prepared.configuration, prepared.fold, run, ranks)
+        if not ranks.first:
+            return None
+        pairs = tuple(prepared.fold.validation_pairs)
+        return TrainedFold(prepared.model, prepared.fold.name, prepared.dataset, pairs, ranks.device)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A fold whose plans and other files lie in its model folder."""
+
+    model: Path
+    dataset: Dataset
+    plans: Plans
+    configuration: str
+    fold: Fold
+
+
+def _prepared(dataset_id: str, fold_text: str, asked: Plans, changed: bool, configuration: str | None) -> _Prepared:
     folder = pipeline.preprocessed_dataset(dataset_id)
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
-    asked = planned(folder, plans_name, changes or [], name, ablation_name)
     configuration = configuration or asked.default_configuration
     asked.configuration(configuration)
     folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
@@ -109,7 +132,6 @@ def run_fold(
     unlabelled = asked.loss.similarity > 0
     usable = [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
     missing = next((case for case in usable if not (volumes / f"{case}.json").exists()), None)
-    device = choose_device(device_name)
     model = model_folder(dataset.name, asked, configuration)
     place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
     travelling: tuple[Path, ...] = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
@@ -119,7 +141,7 @@ def run_fold(
             f"Fold {fold} of {dataset.name} has no pair of labelled cases to train on: add label maps to labelsTr, or "
             "train with image similarity (--set loss.similarity=1 --as NAME)."
         )
-    if asked.plans_name != plans_name:
+    if changed:
         write_plans(pipeline.plans_path(folder, asked.plans_name), asked)
     if missing is not None:
         raise UserError(
@@ -135,12 +157,11 @@ def run_fold(
     ):
         raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
     write_plans(own, plans)
-    for name in (EVERYONE, fold_set(fold)):
+    for one in (EVERYONE, fold_set(fold)):
         # With the record last, as they were written.
-        travelling += tuple(sorted((volumes / TEMPLATES_FOLDER / name).glob("*"), key=lambda p: p.suffix == ".json"))
+        travelling += tuple(sorted((volumes / TEMPLATES_FOLDER / one).glob("*"), key=lambda p: p.suffix == ".json"))
     for source in travelling:
         below = source.parent.relative_to(volumes) if source.is_relative_to(volumes) else Path()
         with written_whole(model / below / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    train(plans, configuration, place, device, epochs, go_on, workers)
-    return TrainedFold(model, str(fold), dataset, split.validation_pairs, device)
+    return _Prepared(model, dataset, plans, configuration, place)

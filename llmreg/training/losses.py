@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from llmreg.geometry.warping import jacobian_determinant
+
 # Voxels handled at a time on a CPU: the temporaries of one chunk then stay in the cache. A GPU takes a volume at once.
 _CPU_CHUNK = 1 << 16
 # Two layers of background around the moving label map, so that a clamped corner index always falls into background.
@@ -93,6 +95,15 @@ def gradient_l2(flow: Tensor) -> Tensor:
         # One fused pass; a difference, its square and its mean take half as long again.
         total = total + functional.mse_loss(flow.narrow(axis, 1, length), flow.narrow(axis, 0, length))
     return total / 3.0
+
+
+def folding_penalty(flow: Tensor) -> Tensor:
+    """Return how far determinants of the Jacobian lie below zero, a mean over the voxels (Mok & Chung, CVPR 2020).
+
+    Args:
+        flow: Displacement in voxels, (B, 3, z, y, x).
+    """
+    return functional.relu(-jacobian_determinant(flow)).mean()
 
 
 def _lookup(labels: Tensor) -> Tensor:

@@ -1,68 +1,52 @@
-"""What training minimises: Dice where structures are known, similarity of the images, smoothness."""
+"""What training minimises: named terms, each with a weight in the plans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from monai.losses import BendingEnergyLoss
 from torch import Tensor
 from torch.nn import functional
 
 from llmreg.geometry import warping
 from llmreg.preprocessing.plans import Loss
-from llmreg.training.losses import gradient_l2, soft_dice
+from llmreg.training.losses import folding_penalty, gradient_l2, soft_dice
 from llmreg.training.similarity import similarity_loss
 
 
 @dataclass(frozen=True, eq=False)
-class Terms:
-    """The parts of the loss, each a scalar; None where its weight is 0, or no structure is known.
+class Predicted:
+    """A batch and what the network made of it.
 
     Attributes:
-        dice: one minus soft Dice.
-        similarity: the image term.
-        smoothness: of the network's own field.
-    """
-
-    dice: Tensor | None
-    similarity: Tensor | None
-    smoothness: Tensor
-
-    def total(self, weights: Loss) -> Tensor:
-        """Their weighted sum."""
-        whole = weights.smoothness * self.smoothness
-        for weight, term in ((weights.dice, self.dice), (weights.similarity, self.similarity)):
-            whole = whole if term is None else whole + weight * term
-        return whole
-
-
-def terms(batch: Mapping[str, Tensor], flow: Tensor, full: Tensor, weights: Loss, downsampling: int) -> Terms:
-    """The terms of a batch.
-
-    What lies outside a field of view counts in neither Dice nor similarity, as :func:`comparable` has it.
-
-    Args:
         batch: as :func:`llmreg.training.pairs.as_tensors` makes it, with a batch axis.
         flow: the network's displacement, (B, 3, z, y, x), voxels of its own grid.
         full: the same on the images' grid.
-        weights: terms of weight 0 are not computed.
         downsampling: from the images' grid to the network's.
     """
-    dice = similarity = None
-    if weights.dice and batch["labels"].numel():
-        counted = comparable(batch["fixed_seen"], batch["moving_seen"], full)
-        dice, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"].view(-1), counted)
-    if weights.similarity:
-        # At the network's resolution: a fraction of the voxels, and what the network saw.
-        images, seen = (
-            [reduce(batch[f"{role}{what}"], downsampling) for role in ("fixed", "moving")]
-            for what, reduce in (("", _smaller_image), ("_seen", _smaller_mask))
-        )
-        warped = warping.warp(images[1], flow)
-        mask = comparable(seen[0], seen[1], flow)
-        similarity = similarity_loss(weights.similarity_kind, warped, images[0].float(), mask[:, None])
-    return Terms(dice, similarity, gradient_l2(flow))
+
+    batch: Mapping[str, Tensor]
+    flow: Tensor
+    full: Tensor
+    downsampling: int
+
+
+def terms(predicted: Predicted, weights: Loss) -> dict[str, Tensor]:
+    """The terms of a batch by name, each a scalar.
+
+    Without those of weight 0, which are not computed, and without Dice where no structure is known. What lies outside a
+    field of view counts in neither Dice nor similarity, as :func:`comparable` has it.
+    """
+    known = predicted.batch["labels"].numel() > 0
+    asked = [name for name in TERMS if getattr(weights, name) and (name != "dice" or known)]
+    return {name: TERMS[name](predicted, weights) for name in asked}
+
+
+def total(found: Mapping[str, Tensor], weights: Loss) -> Tensor:
+    """The weighted sum of :func:`terms`."""
+    return torch.stack([getattr(weights, name) * term for name, term in found.items()]).sum()
 
 
 @torch.no_grad()
@@ -80,6 +64,34 @@ def comparable(fixed_seen: Tensor, moving_seen: Tensor, flow: Tensor) -> Tensor:
     """
     looked_up = warping.warp(moving_seen[:, None].float(), flow, mode="nearest")[:, 0]
     return ((looked_up > 0.5) | (moving_seen > 0)) & (fixed_seen > 0)
+
+
+def similarity(predicted: Predicted, weights: Loss) -> Tensor:
+    """How unlike the images are, at the network's resolution: a fraction of the voxels, and what the network saw."""
+    images, seen = (
+        [reduce(predicted.batch[f"{role}{what}"], predicted.downsampling) for role in ("fixed", "moving")]
+        for what, reduce in (("", _smaller_image), ("_seen", _smaller_mask))
+    )
+    warped = warping.warp(images[1], predicted.flow)
+    mask = comparable(seen[0], seen[1], predicted.flow)
+    return similarity_loss(weights.similarity_kind, warped, images[0].float(), mask[:, None])
+
+
+def _dice(predicted: Predicted, weights: Loss) -> Tensor:
+    batch = predicted.batch
+    counted = comparable(batch["fixed_seen"], batch["moving_seen"], predicted.full)
+    labels = batch["labels"].view(-1)
+    return soft_dice(batch["moving_labels"], batch["fixed_labels"], predicted.full, labels, counted)[0]
+
+
+# By the names that the weights have in the plans.
+TERMS: dict[str, Callable[[Predicted, Loss], Tensor]] = {
+    "dice": _dice,
+    "similarity": similarity,
+    "smoothness": lambda predicted, weights: gradient_l2(predicted.flow),
+    "bending": lambda predicted, weights: BendingEnergyLoss()(predicted.flow.float()),
+    "folding": lambda predicted, weights: folding_penalty(predicted.flow),
+}
 
 
 def _smaller_image(image: Tensor, factor: int) -> Tensor:

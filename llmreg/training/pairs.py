@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +18,13 @@ from torch.utils.data import Dataset as TorchDataset
 from llmreg.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.preprocessing.padding import pad
-from llmreg.preprocessing.plans import AugmentationSettings, Configuration
+from llmreg.preprocessing.plans import AugmentationSettings, Configuration, Training
 from llmreg.preprocessing.preprocess import read_case_record, read_volume
 from llmreg.training.augmentation import PairArrays, augment_pair
+from llmreg.training.ranks import Ranks
 from llmreg.workers import single_threaded
+
+log = logging.getLogger(__name__)
 
 
 def load_pair(folder: Path, pair: Pair, configuration: Configuration) -> PairArrays:
@@ -108,51 +114,103 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        pair, labels, rng = self._drawn(index)
+        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._sampling.augmentation, rng)
+        return as_tensors(sample, labels) | {"sample": torch.tensor(index)}
+
+    def pair(self, index: int) -> Pair:
+        """The pair of a sample, as it is turned there."""
+        return self._drawn(index)[0]
+
+    def _drawn(self, index: int) -> tuple[Pair, list[int], np.random.Generator]:
         rng = np.random.default_rng([*self._seed, index])
         pair = self._pairs[int(rng.integers(len(self._pairs)))]
         labels = self._labels[pair]
         if self._sampling.bidirectional and rng.random() < 0.5:
             pair = Pair(pair.moving, pair.fixed)
-        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._sampling.augmentation, rng)
-        return as_tensors(sample, labels)
+        return pair, labels, rng
+
+
+def numbered(steps: range, training: Training, ranks: Ranks) -> list[list[int]]:
+    """The numbers of the samples in each batch of the steps, on this process.
+
+    Each number is drawn once, whatever the number of processes: two of them see in one step what a single one sees with
+    twice the accumulation.
+    """
+    size, together = training.batch_size, training.accumulate * ranks.world
+    first = [
+        (step * together + part * ranks.world + ranks.rank) * size
+        for step in steps
+        for part in range(training.accumulate)
+    ]
+    return [list(range(start, start + size)) for start in first]
 
 
 def batches(
-    pairs: TrainingPairs, samples: range, batch_size: int, workers: int, pin_memory: bool = False
-) -> Iterator[dict[str, Tensor]]:
+    pairs: TrainingPairs, samples: Sequence[list[int]], workers: int, pin_memory: bool = False
+) -> Generator[dict[str, Tensor], None, None]:
     """The numbered samples of ``pairs`` in order, as batches; the same ones whatever the number of workers.
+
+    When a worker is ended from outside, this process loads the rest itself, and the log says so.
 
     Args:
         pairs: where the samples come from.
-        samples: their numbers.
-        batch_size: how many are stacked along a new first axis.
-        workers: processes that load and augment ahead; 0 does it in this process.
+        samples: their numbers, a list for each batch, which are stacked along a new first axis.
+        workers: processes that load and augment ahead, at most four batches each; 0 does it in this process.
         pin_memory: whether to hand out page-locked memory, for a faster copy to a GPU.
 
     Raises:
         UserError: as raised in a worker.
     """
-    loader = DataLoader(
-        pairs,
-        batch_size=batch_size,
-        sampler=samples,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        # Spawned: a forked child waits for ever on the threads with which blosc2 has read volumes in this process.
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
-        collate_fn=_collate,
-    )
-    try:
-        yield from loader
-    except UserError as error:
-        # A worker's error comes back as its whole traceback; the sentence is its last line.
-        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+    done = 0
+    if workers:
+        loader = DataLoader(
+            pairs,
+            batch_sampler=samples,
+            num_workers=workers,
+            prefetch_factor=4,
+            # Spawned: a forked child waits for ever on the threads with which blosc2 has read volumes in this process.
+            multiprocessing_context="spawn",
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+            collate_fn=_collate,
+        )
+        try:
+            for batch in _without_alarm(loader):
+                yield batch
+                done += 1
+            return
+        except UserError as error:
+            # A worker's error comes back as its whole traceback; the sentence is its last line.
+            raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            log.warning(
+                "A process that loads pairs was ended from outside, perhaps for want of memory (%s): this one loads "
+                "the rest itself. Start with fewer --workers if it happens again.",
+                str(error).splitlines()[0],
+            )
+    for numbers in samples[done:]:
+        yield _collate([pairs[number] for number in numbers])
+
+
+def _without_alarm(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The batches of a loader, whose workers' end is found out where a batch is waited for.
+
+    PyTorch's handler of SIGCHLD would raise it wherever the training happens to be.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    return iterator
 
 
 def _start_worker(number: int) -> None:
     single_threaded()
+    # Ctrl-C reaches every process of the terminal; the training one finishes its step and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -24,28 +24,31 @@ def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``progress.png``: losses, validation Dice, learning rate and seconds over epochs."""
+    """Write ``progress.png``: losses, validation Dice, folding, learning rate and seconds over epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     epochs = [row["epoch"] for row in rows]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), sharex=True, layout="constrained")
     judged = "similarity" if all(row["validation_dice"] is None for row in rows) else "dice"
+    terms = sorted({key for row in rows for key in row if key.startswith("loss_")})
     panels = [
-        ("Loss", ("loss", "dice_loss", "similarity_loss", "smoothness")),
+        ("Loss", ("loss",)),
+        ("Its terms, before they are weighted", terms),
         (f"Validation {judged.title()}", (f"validation_{judged}", f"initial_{judged}")),
+        ("Folded voxels in validation (%)", ("validation_folding",)),
         ("Learning rate", ("learning_rate",)),
-        ("Seconds an epoch", ("seconds",)),
+        ("Seconds an epoch", ("seconds", "training_seconds")),
     ]
     for axis, (title, keys) in zip(axes.flat, panels, strict=True):
         for key in keys:
-            # Terms of weight 0 have no values, nor has what a training of an earlier version did not log.
+            # Terms may be known in some epochs only.
             values = [row.get(key) for row in rows]
             if any(value is not None for value in values):
                 known = [float("nan") if value is None else value for value in values]
-                axis.plot(epochs, known, label=key.replace("_", " "))
+                axis.plot(epochs, known, label=key.removeprefix("loss_").replace("_", " "))
         axis.set_title(title)
         axis.grid(alpha=0.3)
         if len(axis.get_lines()) > 1:

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from llmreg.dataset import Pair
-from llmreg.devices import autocast
-from llmreg.errors import UserError
-from llmreg.geometry import warping
+from llmreg.errors import Interrupted, UserError
+from llmreg.files import written_whole
+from llmreg.network.compilation import compiled
 from llmreg.network.factory import build_network
 from llmreg.preprocessing.plans import Plans
-from llmreg.training import checkpoint, progress
-from llmreg.training.losses import soft_dice
-from llmreg.training.objective import terms
-from llmreg.training.pairs import Sampling, TrainingPairs, as_tensors, batches, common_labels, load_pair
+from llmreg.training import checkpoint
+from llmreg.training.environment import write_debug
+from llmreg.training.finetuning import take_over
+from llmreg.training.interruption import noted_signals
+from llmreg.training.learner import Learner, NotFinite, added, means
+from llmreg.training.loggers import open_loggers
+from llmreg.training.pairs import Sampling, TrainingPairs, batches, numbered
+from llmreg.training.ranks import Ranks
+from llmreg.training.validation import validate, validation_samples
 
 log = logging.getLogger(__name__)
 
 POLYNOMIAL_POWER = 0.9
+# Beside that of every epoch, a checkpoint is written when the last one is so old.
+CHECKPOINT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -48,155 +56,158 @@ class Fold:
     folder: Path
 
 
-def predict_flow(network: nn.Module, moving: Tensor, fixed: Tensor, downsampling: int) -> tuple[Tensor, Tensor]:
-    """The network's displacement, and the same upsampled to the images' grid (voxels of each)."""
-    if downsampling > 1:
-        moving, fixed = (warping.downsample_image(image, downsampling) for image in (moving, fixed))
-    flow: Tensor = network(moving, fixed)
-    return flow, warping.upsample(flow, downsampling) if downsampling > 1 else flow
+@dataclass(frozen=True)
+class Run:
+    """How a training is run, beside what the plans say.
+
+    Attributes:
+        epochs: instead of the plans' number.
+        go_on: with the checkpoint that the folder holds.
+        workers: processes that load and augment.
+        compile: whether to compile the network.
+        loggers: names of optional loggers.
+        pretrained: checkpoint of which a training that starts takes over what fits.
+    """
+
+    epochs: int | None = None
+    go_on: bool = False
+    workers: int = 1
+    compile: bool = False
+    loggers: tuple[str, ...] = ()
+    pretrained: Path | None = None
 
 
-def train(
-    plans: Plans,
-    configuration_name: str,
-    fold: Fold,
-    device: torch.device,
-    epochs: int | None = None,
-    go_on: bool = False,
-    workers: int = 1,
-) -> Path:
+def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ranks) -> Path:
     """Train a fold to the end and return the path of its final checkpoint.
 
     Raises:
-        UserError: the folder holds a training of other plans, or one that ``go_on`` should be given for.
+        UserError: the folder holds a training of other plans, or one that ``go_on`` should be given for; nothing can be
+            trained on; the loss is not finite.
+        Interrupted: by SIGTERM or SIGINT; ``checkpoint_latest`` holds all that was learned.
     """
-    configuration = plans.configuration(configuration_name)
-    settings = plans.training
+    configuration, settings = plans.configuration(configuration_name), plans.training
     torch.manual_seed(settings.seed)
-    network = build_network(plans.network, configuration.network_shape[::-1], device, configuration.recompute)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=device.type in ("cpu", "cuda"))
+    network = build_network(plans.network, configuration.network_shape[::-1], ranks.device, configuration.recompute)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, fused=ranks.device.type in ("cpu", "cuda"))
     state = checkpoint.State(
         plans_digest=plans.digest(configuration_name),
         llm_sha256=network.llm_sha256,
         configuration=configuration_name,
         fold=fold.name,
-        epochs=epochs or settings.epochs,
+        epochs=run.epochs or settings.epochs,
     )
-    state = _resumed(fold.folder, state, network, optimizer, go_on, epochs)
-    rows = progress.read_log(fold.folder, state.epoch)
-    pairs = TrainingPairs(
-        fold.volumes,
-        fold.training_pairs,
-        configuration,
-        Sampling(plans.augmentation, plans.loss.similarity > 0, settings.bidirectional),
-        (settings.seed, sum(map(ord, fold.name))),
-    )
-    if not len(pairs):
-        raise UserError(
-            f"Fold {fold.name} has no training pair with a structure annotated in both images: add label maps to "
-            "labelsTr, or train with image similarity (--set loss.similarity=1 --as NAME)."
-        )
-    validation = _validation_samples(plans, configuration_name, fold)
-    initial = _validate(None, validation, plans, configuration.downsampling, device)
+    state = _started(fold.folder, state, network, optimizer, run)
+    pairs = _training_pairs(plans, configuration_name, fold)
+    samples = validation_samples(plans, configuration, fold.validation_pairs, fold.volumes, ranks)
+    initial = validate(None, samples, plans, configuration.downsampling, ranks)
     log.info(
-        "Training fold %s on %d pairs, %d to validate; %.1f M trainable parameters on %s; initial %s",
-        fold.name,
-        len(pairs),
-        len(validation),
-        sum(p.numel() for p in parameters) / 1e6,
-        device,
-        initial,
-    )
+        "Training fold %s on %d pairs; %.1f M trainable parameters on %s, %d process(es); initial %s",
+        fold.name, len(pairs), sum(one.numel() for one in trained) / 1e6, ranks.device, ranks.world, initial,
+    )  # fmt: skip
+    called: nn.Module = network
+    if run.compile:
+        called = compiled(network, configuration.network_shape[::-1], ranks.device, settings.autocast)
+    learner = Learner(plans, configuration.downsampling, ranks.wrapped(called), optimizer, ranks.device)
+    loggers = []
+    if ranks.first:
+        described = plans.model_dump(mode="json")
+        write_debug(fold.folder, ranks.device, {"processes": ranks.world, "plans": described})
+        loggers = open_loggers(fold.folder, (state.epoch, state.epochs), run.loggers, described)
+
+    steps = range(state.epoch * settings.steps_per_epoch + state.step, state.epochs * settings.steps_per_epoch)
+    loading = batches(pairs, numbered(steps, settings, ranks), run.workers, ranks.device.type == "cuda")
     bar = tqdm(
-        total=state.epochs * settings.steps_per_epoch,
-        initial=state.epoch * settings.steps_per_epoch,
-        unit="step",
-        desc="Train",
-        smoothing=0.05,
+        total=steps.stop, initial=steps.start, desc="Train", unit="step", smoothing=0.05, disable=not ranks.first
     )
-    per_epoch = settings.steps_per_epoch * settings.batch_size
-    remaining = range(state.epoch * per_epoch, state.epochs * per_epoch)
-    loader = batches(pairs, remaining, settings.batch_size, workers, pin_memory=device.type == "cuda")
-    for epoch in range(state.epoch, state.epochs):
-        start = time.monotonic()
-        rate = _learning_rate(plans, epoch, state.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        network.train()
-        losses = [
-            _step(network, optimizer, next(loader), plans, configuration.downsampling, device, bar)
-            for _ in range(settings.steps_per_epoch)
-        ]
-        mean = _means(losses)
-        trained = time.monotonic() - start
-        found = _validate(network, validation, plans, configuration.downsampling, device)
-        seconds = time.monotonic() - start
-        rows.append(
-            {
+    sums = state.sums if ranks.first else {}
+    saved = time.monotonic()
+    with closing(loading), bar, noted_signals() as request:
+        for epoch in range(state.epoch, state.epochs):
+            before = epoch * settings.steps_per_epoch
+            began, rate = time.monotonic(), _learning_rate(plans, epoch, state.epochs)
+            for step in range(state.step + 1, settings.steps_per_epoch + 1):
+                try:
+                    values = learner.step(loading, rate)
+                except NotFinite as error:
+                    raise _explained(error, fold, pairs, before + step) from None
+                sums = added([sums, values])
+                bar.update()
+                bar.set_postfix(loss=f"{means(values)['loss']:.3f}", refresh=False)
+                stop, due = ranks.largest(request.signal, int(time.monotonic() - saved > CHECKPOINT_SECONDS))
+                if stop or due:
+                    together = added(ranks.gather(sums))
+                    sums = together if ranks.first else {}
+                    state = state.model_copy(update={"step": step, "sums": together})
+                    _save(fold.folder, ("latest",), state, network, optimizer, ranks)
+                    saved = time.monotonic()
+                if stop:
+                    raise Interrupted(stop, f"{before + step} of {steps.stop} steps are done; go on with --continue.")
+            trained_for = time.monotonic() - began
+            found = validate(network, samples, plans, configuration.downsampling, ranks)
+            # Without validation pairs the last epoch is the best that is known.
+            best = found.score is None or state.best_score is None or found.score >= state.best_score
+            row = {
                 "epoch": epoch + 1,
-                **mean,
+                **means(added(ranks.gather(sums))),
                 "validation_dice": found.dice,
                 "initial_dice": initial.dice,
                 "validation_similarity": found.similarity,
                 "initial_similarity": initial.similarity,
+                "validation_folding": found.folding,
+                "best": best,
                 "learning_rate": rate,
-                "seconds": seconds,
-                "training_seconds": trained,
+                "seconds": time.monotonic() - began,
+                "training_seconds": trained_for,
             }
-        )
-        # Without validation pairs the last epoch is the best that is known.
-        score = found.score
-        better = score is None or state.best_score is None or score >= state.best_score
-        state = state.model_copy(
-            update={
-                "epoch": epoch + 1,
-                "best_score": score if better else state.best_score,
-                "seconds": state.seconds + seconds,
-            }
-        )
-        if better:
-            checkpoint.save(fold.folder, "best", state, network)
-        checkpoint.save(fold.folder, "latest", state, network, optimizer)
-        progress.write_log(fold.folder, rows)
-        progress.plot(fold.folder, rows)
-        bar.write(
-            f"epoch {epoch + 1}/{state.epochs}: loss {mean['loss']:.4f}, validation {found}"
-            f"{' (best)' if better else ''}, {seconds:.0f} s"
-        )
-    bar.close()
-    checkpoint.save(fold.folder, "final", state, network)
+            # The log comes before the checkpoint: of a training that is killed in between, the epoch is done again.
+            for logger in loggers:
+                logger.epoch(row)
+            sums = {}
+            score = found.score if best else state.best_score
+            state = state.model_copy(update={"epoch": epoch + 1, "step": 0, "sums": {}, "best_score": score})
+            _save(fold.folder, ("best", "latest") if best else ("latest",), state, network, optimizer, ranks)
+            saved = time.monotonic()
+    for logger in loggers:
+        logger.close()
+    _save(fold.folder, ("final",), state, network, optimizer, ranks)
+    if request.signal:
+        raise Interrupted(request.signal, "all steps are done; score the fold with --continue.")
     return checkpoint.path_of(fold.folder, "final")
 
 
-def _resumed(
-    folder: Path,
-    fresh: checkpoint.State,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    go_on: bool,
-    epochs: int | None,
+def _started(
+    folder: Path, fresh: checkpoint.State, network: nn.Module, optimizer: torch.optim.Optimizer, run: Run
 ) -> checkpoint.State:
+    """Where the training starts, with network and optimiser as they were there."""
     latest = checkpoint.path_of(folder, "latest")
     if not latest.exists():
-        if go_on:
+        if run.go_on:
             log.info("%s holds no checkpoint to go on from: training starts.", folder)
+        if run.pretrained is not None:
+            log.info("From %s: %s.", run.pretrained, take_over(network, run.pretrained))
         return fresh
-    if not go_on:
+    if not run.go_on:
         raise UserError(f"{folder} holds a training already: add --continue to go on with it, or remove the folder.")
     stored = checkpoint.read_state(latest)
     if stored.plans_digest != fresh.plans_digest:
         raise UserError(f"{latest} was trained with other plans: name these with --as, or remove the folder.")
     checkpoint.load(latest, network, optimizer)
     # Without a new number, a training goes on to the one it was started with.
-    return stored.model_copy(update={"epochs": max(epochs or stored.epochs, stored.epoch)})
+    return stored.model_copy(update={"epochs": max(run.epochs or stored.epochs, stored.epoch)})
 
 
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each value over the steps that have it: no pair need be annotated."""
-    keys = {key for row in rows for key in row}
-    values = {key: [row[key] for row in rows if key in row] for key in sorted(keys)}
-    return {key: sum(found) / len(found) for key, found in values.items()}
+def _training_pairs(plans: Plans, configuration_name: str, fold: Fold) -> TrainingPairs:
+    settings = plans.training
+    sampling = Sampling(plans.augmentation, plans.loss.similarity > 0, settings.bidirectional)
+    seed = (settings.seed, sum(map(ord, fold.name)))
+    pairs = TrainingPairs(fold.volumes, fold.training_pairs, plans.configuration(configuration_name), sampling, seed)
+    if not len(pairs):
+        raise UserError(
+            f"Fold {fold.name} has no training pair with a structure annotated in both images: add label maps to "
+            "labelsTr, or train with image similarity (--set loss.similarity=1 --as NAME)."
+        )
+    return pairs
 
 
 def _learning_rate(plans: Plans, epoch: int, epochs: int) -> float:
@@ -204,102 +215,28 @@ def _learning_rate(plans: Plans, epoch: int, epochs: int) -> float:
     return rate * (1 - epoch / epochs) ** POLYNOMIAL_POWER if plans.training.schedule == "polynomial" else rate
 
 
-def _step(
+def _save(
+    folder: Path,
+    names: Sequence[str],
+    state: checkpoint.State,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    plans: Plans,
-    downsampling: int,
-    device: torch.device,
-    bar: Any,
-) -> dict[str, float]:
-    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    with autocast(device, plans.training.autocast):
-        flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-    found = terms(batch, flow, full, plans.loss, downsampling)
-    loss = found.total(plans.loss)
-    values = {"loss": loss.item(), "smoothness": found.smoothness.item()}
-    if found.dice is not None:
-        values["dice_loss"] = found.dice.item()
-    if found.similarity is not None:
-        values["similarity_loss"] = found.similarity.item()
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"The loss is {values['loss']} at step {bar.n + 1}: train with a lower learning rate "
-            "(--set training.learning_rate=1e-4 --as NAME)."
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if plans.training.clip_gradient is not None:
-        nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], plans.training.clip_gradient)
-    optimizer.step()
-    bar.update()
-    bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-    return values
+    ranks: Ranks,
+) -> None:
+    """Write checkpoints, the optimiser's moments with the latest one."""
+    if ranks.first:
+        for name in names:
+            checkpoint.save(folder, name, state, network, optimizer if name == "latest" else None)
 
 
-def _validation_samples(plans: Plans, configuration_name: str, fold: Fold) -> list[dict[str, Tensor]]:
-    """Pairs that labels can judge, or with image similarity any; turned about as well if that is trained."""
-    configuration = plans.configuration(configuration_name)
-    chosen = fold.validation_pairs[:: max(1, len(fold.validation_pairs) // plans.training.validation_pairs)]
-    labels = common_labels(fold.volumes, chosen[: plans.training.validation_pairs])
-    if plans.training.bidirectional:
-        labels |= {Pair(pair.moving, pair.fixed): ids for pair, ids in labels.items()}
-    return [
-        as_tensors(load_pair(fold.volumes, pair, configuration), ids)
-        for pair, ids in labels.items()
-        if ids or plans.loss.similarity
-    ]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Means over validation pairs; None where nothing tells.
-
-    Attributes:
-        dice: soft Dice.
-        similarity: the image term, lower is better.
-    """
-
-    dice: float | None
-    similarity: float | None
-
-    @property
-    def score(self) -> float | None:
-        """Higher is better: Dice, or without labels the image term."""
-        return self.dice if self.dice is not None or self.similarity is None else -self.similarity
-
-    def __str__(self) -> str:
-        if self.dice is None and self.similarity is not None:
-            return f"similarity loss {self.similarity:.4f}"
-        return f"Dice {'-' if self.dice is None else format(self.dice, '.4f')}"
-
-
-@torch.inference_mode()
-def _validate(
-    network: nn.Module | None,
-    samples: Iterable[dict[str, Tensor]],
-    plans: Plans,
-    downsampling: int,
-    device: torch.device,
-) -> Validation:
-    """How well the samples are aligned; without a network, how well they are as they lie."""
-    dice, similarity = [], []
-    if network is not None:
-        network.eval()
-    for sample in samples:
-        batch = {key: value[None].to(device) for key, value in sample.items()}
-        if network is None:
-            full = torch.zeros(1, 3, *batch["fixed"].shape[2:], device=device)
-            flow = warping.downsample_image(full, downsampling)
-        else:
-            with autocast(device, plans.training.autocast):
-                flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-        if len(sample["labels"]):
-            # Over all voxels, unlike in the loss: a field that looks away from the moving image gains nothing.
-            loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"][0])
-            dice.append(1 - loss.item())
-        found = terms(batch, flow, full, plans.loss, downsampling).similarity
-        if found is not None:
-            similarity.append(found.item())
-    return Validation(*(sum(values) / len(values) if values else None for values in (dice, similarity)))
+def _explained(error: NotFinite, fold: Fold, pairs: TrainingPairs, step: int) -> UserError:
+    """The pairs of a batch whose loss is not finite, which is kept to be looked at."""
+    names = ", ".join(f"{pair.moving} onto {pair.fixed}" for pair in map(pairs.pair, error.batch["sample"].tolist()))
+    dump = fold.folder / f"not_finite_step_{step}.safetensors"
+    with written_whole(dump) as temporary:
+        save_file({key: value.cpu().contiguous() for key, value in error.batch.items()}, temporary)
+    values = ", ".join(f"{name} {value:g}" for name, value in error.values.items())
+    return UserError(
+        f"The loss is not finite at step {step}, of {names} ({values}; the batch is kept in {dump}): look at these "
+        "images, or train with a lower learning rate (--set training.learning_rate=1e-4 --as NAME)."
+    )

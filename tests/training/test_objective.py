@@ -10,7 +10,7 @@ from torch.nn import functional
 from llmreg.preprocessing.plans import Loss
 from llmreg.training import objective
 from llmreg.training.losses import gradient_l2, soft_dice
-from llmreg.training.objective import Terms, comparable, terms
+from llmreg.training.objective import TERMS, Predicted, comparable, terms, total
 from llmreg.training.similarity import similarity_loss
 
 SHAPE = (16, 12, 20)
@@ -88,9 +88,7 @@ OUTSIDE = {
 
 
 def of(term: str, batch: dict[str, Tensor], flow: Tensor) -> Tensor:
-    found = getattr(terms(batch, flow, flow, ALONE[term], 1), term)
-    assert found is not None
-    return found
+    return terms(Predicted(batch, flow, flow, 1), ALONE[term])[term]
 
 
 @pytest.mark.parametrize(
@@ -127,38 +125,67 @@ def test_dice_is_soft_dice_of_what_both_see() -> None:
 
 
 def test_terms_of_weight_0_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, flow = make_batch(), random_flow(SHAPE)
-    both = terms(batch, flow, flow, ALONE["both"], 1)
-    assert both.dice is not None
-    assert both.similarity is not None
-    for name, other, term in (("soft_dice", "similarity", "dice"), ("similarity_loss", "dice", "similarity")):
-        with monkeypatch.context() as patch:
-            patch.setattr(objective, name, lambda *_: pytest.fail("computed"))
-            assert getattr(terms(batch, flow, flow, ALONE[other], 1), term) is None
+    flow = random_flow(SHAPE)
+    predicted = Predicted(make_batch(), flow, flow, 1)
+    assert set(terms(predicted, ALONE["both"])) == {"dice", "similarity", "smoothness"}
+    for name in TERMS:
+        monkeypatch.setitem(objective.TERMS, name, lambda *_: pytest.fail("computed"))
+    for name, value in (("similarity", 3.0), ("bending", 2.0)):
+        monkeypatch.setitem(objective.TERMS, name, lambda *_, value=value: torch.tensor(value))
+    found = terms(predicted, Loss(dice=0, similarity=1, smoothness=0, bending=1))
+    assert found == {"similarity": 3.0, "bending": 2.0}
+
+
+def test_every_weight_of_the_plans_has_its_term() -> None:
+    assert set(TERMS) == set(Loss.model_fields) - {"similarity_kind"}
 
 
 def test_the_total_is_the_weighted_sum_of_what_is_known() -> None:
     flow = random_flow(SHAPE)
-    found = terms(make_batch(), flow, flow, ALONE["both"], 1)
-    assert found.dice is not None
-    assert found.similarity is not None
-    assert found.smoothness == gradient_l2(flow)
-    assert found.total(ALONE["both"]) == pytest.approx(
-        float(found.dice + 0.5 * found.similarity + 2 * found.smoothness), rel=1e-6
-    )
-    assert Terms(None, None, torch.tensor(3.0)).total(Loss(smoothness=0.5)) == 1.5
+    found = terms(Predicted(make_batch(), flow, flow, 1), ALONE["both"])
+    assert found["smoothness"] == gradient_l2(flow)
+    expected = found["dice"] + 0.5 * found["similarity"] + 2 * found["smoothness"]
+    assert total(found, ALONE["both"]) == pytest.approx(float(expected), rel=1e-6)
+    assert total({"smoothness": torch.tensor(3.0)}, Loss(smoothness=0.5)) == 1.5
 
 
 def test_a_batch_without_labels_has_no_dice() -> None:
     flow = random_flow(SHAPE).requires_grad_()
-    found = terms(make_batch(labels=()), flow, flow, ALONE["both"], 1)
-    assert found.dice is None
-    assert found.similarity is not None
-    found.total(ALONE["both"]).backward()
+    predicted = Predicted(make_batch(labels=()), flow, flow, 1)
+    found = terms(predicted, ALONE["both"])
+    assert set(found) == {"similarity", "smoothness"}
+    total(found, ALONE["both"]).backward()
     assert flow.grad is not None
     assert flow.grad.any()
     # Without an image term smoothness is left.
-    assert terms(make_batch(labels=()), flow, flow, Loss(), 1).total(Loss()) == gradient_l2(flow)
+    assert total(terms(predicted, Loss()), Loss()) == gradient_l2(flow)
+
+
+def test_bending_energy_is_the_mean_of_squared_second_derivatives() -> None:
+    flow = random_flow(SHAPE, seed=5)
+    found = terms(Predicted(make_batch(), flow, flow, 1), Loss(bending=1))["bending"]
+
+    def moved(*steps: tuple[int, int]) -> Tensor:
+        """The field shifted by steps along axes, of the voxels that have all neighbours."""
+        shifted = flow.roll([-step for _, step in steps], [axis for axis, _ in steps])
+        return shifted[:, :, 1:-1, 1:-1, 1:-1]
+
+    pure = [moved((axis, 1)) - 2 * moved((axis, 0)) + moved((axis, -1)) for axis in (2, 3, 4)]
+    mixed = [
+        (moved((a, 1), (b, 1)) - moved((a, 1), (b, -1)) - moved((a, -1), (b, 1)) + moved((a, -1), (b, -1))) / 4
+        for a, b in ((2, 3), (2, 4), (3, 4))
+    ]
+    expected = sum(one.square().mean() for one in pure) + 2 * sum(one.square().mean() for one in mixed)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_folding_counts_what_determinants_lack_to_zero() -> None:
+    flow = torch.zeros(1, 3, *SHAPE)
+    assert terms(Predicted(make_batch(), flow, flow, 1), Loss(folding=1))["folding"] == 0
+    # x -> -x: the determinant is -1 everywhere.
+    flow[:, 0] = -2 * torch.arange(SHAPE[2])
+    found = terms(Predicted(make_batch(), flow, flow, 1), Loss(folding=1))["folding"]
+    assert float(found) == pytest.approx(1)
 
 
 def of_blocks(volume: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -177,7 +204,7 @@ def test_similarity_is_that_of_what_the_network_saw(kind: str) -> None:
     # An odd flow, so that it matters which one is looked through.
     full = torch.full((1, 3, *SHAPE), 0.7)
     weights = Loss(dice=0, similarity=1, similarity_kind=kind)
-    found = terms(batch, small, full, weights, 2)
+    found = terms(Predicted(batch, small, full, 2), weights)
     images = [of_blocks(batch[name], lambda block: block.mean(-1)) for name in ("fixed", "moving")]
     seen = [of_blocks(batch[f"{name}_seen"], lambda block: block.amin(-1)) for name in ("fixed", "moving")]
     axes = torch.meshgrid(*(torch.arange(n // 2, dtype=torch.float32) for n in SHAPE), indexing="ij")
@@ -187,6 +214,5 @@ def test_similarity_is_that_of_what_the_network_saw(kind: str) -> None:
     there = functional.grid_sample(seen[1], grid, mode="nearest", align_corners=True)
     comparable_blocks = ((there > 0.5) | (seen[1] > 0.5)) & (seen[0] > 0.5)
     expected = similarity_loss(kind, warped, images[0], comparable_blocks)
-    assert found.similarity is not None
-    assert float(found.similarity) == pytest.approx(float(expected), rel=1e-4)
-    assert found.smoothness == gradient_l2(small)
+    assert float(found["similarity"]) == pytest.approx(float(expected), rel=1e-4)
+    assert found["smoothness"] == gradient_l2(small)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +18,10 @@ from llmreg.errors import UserError
 from llmreg.machine import Machine
 from llmreg.network.config import NetworkSettings
 from llmreg.preprocessing.planning import Budget, plan_configuration
-from llmreg.preprocessing.plans import AugmentationSettings
+from llmreg.preprocessing.plans import AugmentationSettings, Training
 from llmreg.preprocessing.preprocess import read_volume
-from llmreg.training.pairs import Sampling, TrainingPairs, batches, common_labels, load_pair
+from llmreg.training.pairs import Sampling, TrainingPairs, batches, common_labels, load_pair, numbered
+from llmreg.training.ranks import Ranks
 
 SHAPE = (60, 64, 70)
 PAIRS = (Pair("a", "b"), Pair("b", "c"))
@@ -62,6 +65,10 @@ UNCHANGED = AugmentationSettings(spatial_probability=0, intensity_probability=0)
 def training_pairs(folder: Path, pairs: Sequence[Pair] = PAIRS, **sampling: Any) -> TrainingPairs:
     chosen = Sampling(**({"augmentation": AugmentationSettings(mirror_axes=("x",))} | sampling))
     return TrainingPairs(folder, pairs, HALF, chosen, (7,))
+
+
+def one_by_one(numbers: range) -> list[list[int]]:
+    return [[number] for number in numbers]
 
 
 def test_only_labels_that_are_annotated_in_both_count(volumes: Path) -> None:
@@ -121,7 +128,7 @@ def test_pairs_without_labels_are_drawn_where_asked_for(volumes: Path) -> None:
         for role, case in (("fixed", fixed), ("moving", moving)):
             assert bool(sample[f"{role}_labels"].any()) == (case != "d")
             assert sample[f"{role}_seen"].any()
-    together = next(batches(asked, range(8), 8, 0))
+    together = next(batches(asked, [list(range(8))], 0))
     assert together["labels"].tolist() == []
     assert together["fixed_labels"].shape == (8, 64, 64, 96)
 
@@ -131,8 +138,8 @@ def test_workers_change_nothing(volumes: Path, minute: None) -> None:
     blosc2.set_nthreads(2)
     read_volume(volumes / "a.b2nd")
     pairs = training_pairs(volumes)
-    here = list(batches(pairs, range(4), 1, workers=0))
-    apart = list(batches(pairs, range(4), 1, workers=1))
+    here = list(batches(pairs, one_by_one(range(4)), workers=0))
+    apart = list(batches(pairs, one_by_one(range(4)), workers=1))
     assert len(here) == len(apart) == 4
     for one, other in zip(here, apart, strict=True):
         assert one.keys() == other.keys()
@@ -142,15 +149,55 @@ def test_workers_change_nothing(volumes: Path, minute: None) -> None:
 
 def test_samples_are_the_same_after_an_interruption(volumes: Path) -> None:
     pairs = training_pairs(volumes)
-    whole, rest = list(batches(pairs, range(4), 1, 0)), list(batches(pairs, range(2, 4), 1, 0))
+    whole, rest = (list(batches(pairs, one_by_one(range(k, 4)), 0)) for k in (0, 2))
     for one, other in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_batch_counts_what_all_its_pairs_know(volumes: Path) -> None:
-    for batch in batches(training_pairs(volumes), range(8), 4, 0):
+    for batch in batches(training_pairs(volumes), [[0, 1, 2, 3], [4, 5, 6, 7]], 0):
         assert batch["labels"].tolist() in ([3], [1, 3])
         assert batch["moving_labels"].shape == (4, 64, 64, 96)
+
+
+def test_a_sample_says_which_pair_it_is(volumes: Path) -> None:
+    pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
+    for batch in batches(pairs, [[3, 4], [11, 12]], 0):
+        for place, number in enumerate(batch["sample"].tolist()):
+            sample = {key: batch[key][place] for key in ("fixed", "moving")} | {"labels": batch["labels"]}
+            pair = pairs.pair(number)
+            assert which(volumes, sample)[:2] == pair.fixed + pair.moving
+
+
+@pytest.mark.parametrize(("size", "accumulate", "world"), [(1, 1, 1), (1, 1, 3), (2, 2, 2), (3, 2, 1)])
+def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumulate: int, world: int) -> None:
+    cpu, steps = torch.device("cpu"), range(5, 8)
+    shared = [
+        numbered(steps, Training(batch_size=size, accumulate=accumulate), Ranks(k, world, cpu)) for k in range(world)
+    ]
+    alone = numbered(steps, Training(batch_size=size, accumulate=accumulate * world), Ranks(0, 1, cpu))
+    for step in range(len(steps)):
+        parts = [batch for own in shared for batch in own[step * accumulate : (step + 1) * accumulate]]
+        assert sorted(parts) == sorted(alone[step * accumulate * world : (step + 1) * accumulate * world])
+    drawn = [number for batch in alone for number in batch]
+    per_step = size * accumulate * world
+    assert drawn == list(range(5 * per_step, 8 * per_step))
+
+
+def test_when_a_worker_is_killed_the_rest_is_loaded_here(
+    volumes: Path, minute: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = training_pairs(volumes)
+    here = list(batches(pairs, one_by_one(range(16)), workers=0))
+    loading = batches(pairs, one_by_one(range(16)), workers=1)
+    found = [next(loading)]
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    found += list(loading)
+    assert "ended from outside" in caplog.text
+    assert len(found) == 16
+    for one, other in zip(here, found, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("lost", ["", "_seen", "_seg"])
@@ -160,4 +207,4 @@ def test_a_volume_that_is_lost_is_one_sentence_from_a_worker_too(volumes: Path, 
         (volumes / f"{name}{lost}.b2nd").unlink()
     said = rf"^\S+{lost}\.b2nd does not exist: run llmreg_plan_and_preprocess first\.$"
     with pytest.raises(UserError, match=said):
-        next(batches(pairs, range(2), 1, workers=0 if lost else 1))
+        next(batches(pairs, one_by_one(range(2)), workers=0 if lost else 1))

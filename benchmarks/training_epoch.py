@@ -1,0 +1,111 @@
+"""Where the time of a training step goes, without and with processes that load ahead.
+
+On synthetic brains of 96 x 96 x 96 voxels with the default network, or on a dataset that is planned and preprocessed.
+Each row runs in a process of its own; ``load`` is the time that the step waits for its pair.
+
+    python benchmarks/training_epoch.py [--steps 20] [--workers 0 1] [--device cpu]
+    llmreg_home=... python benchmarks/training_epoch.py --dataset 2 --configuration full
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from llmreg import paths
+from llmreg.commands import plan_and_preprocess
+from llmreg.dataset import load_dataset, pairs_among
+from llmreg.devices import choose_device, has_bfloat16
+from llmreg.network.factory import build_network
+from llmreg.preprocessing import pipeline, splits
+from llmreg.preprocessing.preprocess import volumes_folder
+from llmreg.synthetic import write_demo_dataset
+from llmreg.training.experiment import with_layers
+from llmreg.training.learner import Learner
+from llmreg.training.pairs import Sampling, TrainingPairs, batches, numbered
+from llmreg.training.ranks import Ranks
+
+PARTS = ("load", "forward", "loss", "backward", "update")
+WARM_UP = 3
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Train some steps in this process; print the seconds of each part of a step as JSON."""
+    folder = pipeline.preprocessed_dataset(options.dataset)
+    dataset = load_dataset(paths.find_dataset_folder(options.dataset, paths.raw_folder()))
+    plans = with_layers(pipeline.find_plans(folder, "default"))
+    configuration = plans.configuration(options.configuration or plans.default_configuration)
+    device = choose_device(options.device)
+    network = build_network(plans.network, configuration.network_shape[::-1], device, configuration.recompute)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    cases = splits.read_splits(folder / pipeline.SPLITS_FILE)[0].training_cases
+    sampling = Sampling(plans.augmentation, plans.loss.similarity > 0, plans.training.bidirectional)
+    pairs = TrainingPairs(volumes_folder(folder, plans), pairs_among(dataset, cases), configuration, sampling, (0,))
+    steps = range(WARM_UP + options.steps)
+    workers = int(options.measure)
+    loading = batches(pairs, numbered(steps, plans.training, Ranks(0, 1, device)), workers, device.type == "cuda")
+    learner = Learner(plans, configuration.downsampling, network, optimizer, device)
+    for _ in range(WARM_UP):
+        learner.step(loading, 1e-5)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for _ in range(options.steps):
+            learner.step(loading, 1e-5)
+        seconds = (time.perf_counter() - start) / options.steps
+    loading.close()
+    events = {event.key: event for event in profiler.key_averages()}
+    parts = {part: events[part].cpu_time_total / 1e6 / options.steps for part in PARTS}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    json.dump({"shape": configuration.network_shape, "step": seconds, "memory_gb": memory} | parts, sys.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--device")
+    parser.add_argument("--dataset", help="id of a dataset that is preprocessed (default: synthetic brains)")
+    parser.add_argument("--configuration")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(options)
+    with tempfile.TemporaryDirectory() as home:
+        arguments = sys.argv[1:]
+        if options.dataset is None:
+            os.environ["llmreg_home"] = home  # noqa: SIM112
+            write_demo_dataset(Path(home, "raw"), subjects=4, seed=1)
+            if plan_and_preprocess.main(["-d", "999"]):
+                raise SystemExit("the synthetic dataset could not be prepared")
+            arguments += ["--dataset", "999"]
+        found = {}
+        for workers in options.workers:
+            done = subprocess.run(
+                [sys.executable, __file__, *arguments, "--measure", str(workers)], check=True, stdout=subprocess.PIPE
+            )
+            found[workers] = json.loads(done.stdout)
+    kind = "bfloat16" if has_bfloat16(choose_device(options.device)) else "float32"
+    shape = " x ".join(map(str, found[options.workers[0]]["shape"]))
+    sys.stdout.write(f"{options.steps} steps at {shape} network voxels in {kind}, seconds a step\n")
+    sys.stdout.write(f"{'workers':<9}" + "".join(f"{name:>10}" for name in ("step", *PARTS)) + f"{'peak GB':>10}\n")
+    for workers, row in found.items():
+        cells = "".join(f"{row[name]:>10.3f}" for name in ("step", *PARTS))
+        sys.stdout.write(f"{workers:<9}{cells}{row['memory_gb']:>10.2f}\n")
+    first, last = options.workers[0], options.workers[-1]
+    ratio = found[last]["step"] / found[first]["step"]
+    sys.stdout.write(f"{last} worker(s): {ratio:.2f} of the time with {first}\n")
+
+
+if __name__ == "__main__":
+    main()

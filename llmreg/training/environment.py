@@ -1,0 +1,78 @@
+"""What a training ran on, for those who look for the reason of a difference later."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmreg import __version__
+from llmreg.devices import has_bfloat16
+from llmreg.files import write_json
+from llmreg.machine import available_cores, ram_gb
+
+DEBUG_FILE = "debug.json"
+
+
+def write_debug(folder: Path, device: torch.device, content: dict[str, Any]) -> None:
+    """Write ``debug.json``: ``content``, and what :func:`describe` finds."""
+    write_json(folder / DEBUG_FILE, describe(device) | content)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Command, time, versions of llmreg and all it depends on, machine, device, git revision where there is one."""
+    cuda = device.type == "cuda"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "llmreg": __version__,
+        "git_revision": _git_revision(),
+        "python": sys.version.split()[0],
+        "packages": _packages(),
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "ram_gb": round(ram_gb(), 1),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "gpu_memory_gb": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
+        "bfloat16": has_bfloat16(device),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "SLURM_JOB", "llmreg"))
+        },
+    }
+
+
+def _packages() -> dict[str, str]:
+    """The versions of what llmreg requires; of nothing where it is run without having been installed."""
+    try:
+        required = metadata.requires("llmreg") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    names = {match[0] for text in required if "extra ==" not in text and (match := re.match(r"[\w.-]+", text))}
+    return {name: metadata.version(name) for name in sorted(names)}
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that this package lies in, with ``+`` where files were changed."""
+    source = Path(__file__).parents[2]
+    if not (source / ".git").exists():
+        return None
+    try:
+        revision, changes = (
+            subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.strip() + ("+" if changes else "")

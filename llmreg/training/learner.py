@@ -1,0 +1,111 @@
+"""A step of the optimiser: forward, loss, backward, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from llmreg.devices import autocast
+from llmreg.network.flow import predict_flow
+from llmreg.preprocessing.plans import Plans
+from llmreg.training.objective import Predicted, terms, total
+
+# Of each logged value, over steps: its sum, and in how many it was known.
+Sums = dict[str, tuple[float, int]]
+
+
+class NotFinite(Exception):
+    """The loss of a batch is no number; the weights have not been touched by it.
+
+    Attributes:
+        batch: the batch.
+        values: the loss and its terms.
+    """
+
+    def __init__(self, batch: dict[str, Tensor], values: Mapping[str, float]) -> None:
+        super().__init__(f"the loss is {values['loss']}")
+        self.batch, self.values = batch, values
+
+
+class Learner:
+    """What a training step needs, whatever it is called for.
+
+    Args:
+        plans: loss, optimiser's settings and precision.
+        downsampling: from the images' grid to the network's.
+        network: as it is called, that is, compiled or over several processes if it is to be.
+        optimizer: of its trained parameters.
+        device: where it lies.
+    """
+
+    def __init__(
+        self,
+        plans: Plans,
+        downsampling: int,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self._loss, self._settings = plans.loss, plans.training
+        self._downsampling, self._network, self._optimizer, self._device = downsampling, network, optimizer, device
+
+    def step(self, batches: Iterator[dict[str, Tensor]], rate: float) -> Sums:
+        """Change the weights after as many batches as the plans accumulate; the values of each are added up.
+
+        Raises:
+            NotFinite: a loss is not.
+        """
+        self._network.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        sums: Sums = {}
+        for part in range(self._settings.accumulate):
+            with record_function("load"):
+                batch = {key: value.to(self._device, non_blocking=True) for key, value in next(batches).items()}
+            # Processes exchange gradients once a step, with the last batch.
+            more = part + 1 < self._settings.accumulate
+            waiting = isinstance(self._network, DistributedDataParallel) and more
+            with self._network.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+                sums = added([sums, self._backward(batch)])
+        with record_function("update"):
+            if self._settings.clip_gradient is not None:
+                trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+                nn.utils.clip_grad_norm_(trained, self._settings.clip_gradient)
+            self._optimizer.step()
+        return sums
+
+    def _backward(self, batch: dict[str, Tensor]) -> Sums:
+        with record_function("forward"), autocast(self._device, self._settings.autocast):
+            flow, full = predict_flow(self._network, batch["moving"], batch["fixed"], self._downsampling)
+        with record_function("loss"):
+            found = terms(Predicted(batch, flow, full, self._downsampling), self._loss)
+            # Of several pairs that have no structure in common, smoothness of weight 0 leaves nothing.
+            loss = total(found, self._loss) if found else flow.sum() * 0.0
+        values = {"loss": loss.item()} | {f"loss_{name}": term.item() for name, term in found.items()}
+        if not math.isfinite(values["loss"]):
+            raise NotFinite(batch, values)
+        with record_function("backward"):
+            (loss / self._settings.accumulate).backward()
+        return {name: (value, 1) for name, value in values.items()}
+
+
+def added(several: Sequence[Sums]) -> Sums:
+    """Sums over more steps, or over those of several processes."""
+    found: Sums = {}
+    for sums in several:
+        for name, (value, count) in sums.items():
+            before, known = found.get(name, (0.0, 0))
+            found[name] = before + value, known + count
+    return found
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Of each value over the steps that have it: no pair need be annotated."""
+    return {name: value / count for name, (value, count) in sorted(sums.items())}

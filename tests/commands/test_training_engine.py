@@ -1,0 +1,344 @@
+"""What a training survives, and what it does on several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_study import model, refused, training
+
+from llmreg.commands import find_best_configuration, predict, train
+from llmreg.network import compilation
+from llmreg.training import checkpoint, loggers, trainer
+
+ROOT = Path(__file__).parents[2]
+FINAL, LATEST = "checkpoint_final.safetensors", "checkpoint_latest.safetensors"
+
+
+def fold_of(home: Path, name: str) -> Path:
+    return model(home, name) / "fold_0"
+
+
+def contents(path: Path) -> dict[str, list[float]]:
+    """A checkpoint's tensors, to be compared bit by bit."""
+    return {name: value.flatten().tolist() for name, value in load_file(path).items()}
+
+
+def log_of(home: Path, name: str) -> list[dict[str, float]]:
+    """The rows of a training's log."""
+    lines = (fold_of(home, name) / "training_log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def names(environment: Path) -> Iterator[list[str]]:
+    """Names of models whose folders are removed after the test."""
+    used: list[str] = []
+    yield used
+    for name in used:
+        shutil.rmtree(model(environment, name), ignore_errors=True)
+        (environment / "preprocessed" / "Dataset999_Demo" / f"plans_{name}.json").unlink(missing_ok=True)
+
+
+def started(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
+    words = [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_that_goes_on_where_it_was(
+    environment: Path, names: list[str], number: signal.Signals, code: int
+) -> None:
+    names += ["whole", "stopped"]
+    change = ("training.steps_per_epoch=40", "training.epochs=1")
+    whole = training("0", "whole", environment, *change)
+    # With one thread, as in the other process.
+    torch.set_num_threads(1)
+    assert train.main(whole) == 0
+    stopped = training("0", "stopped", environment, *change)
+    process = started(stopped)
+    wait_for(fold_of(environment, "stopped") / "debug.json", process)
+    time.sleep(1.0)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "--continue" in said
+    assert "Traceback" not in said
+    state = checkpoint.read_state(fold_of(environment, "stopped") / LATEST)
+    assert state.epoch == 0
+    assert 0 < state.step <= 40
+    assert train.main([*stopped, "--continue"]) == 0
+    assert contents(fold_of(environment, "whole") / FINAL) == contents(fold_of(environment, "stopped") / FINAL)
+    # The log says the same of the steps before and after.
+    (one,), (other,) = (log_of(environment, name) for name in ("whole", "stopped"))
+    for key in ("loss", "loss_dice", "validation_dice"):
+        assert one[key] == other[key]
+
+
+def test_a_training_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names += ["calm", "killed"]
+    change = ("training.steps_per_epoch=2", "training.epochs=12")
+    torch.set_num_threads(1)
+    assert train.main(training("0", "calm", environment, *change)) == 0
+    arguments = training("0", "killed", environment, *change)
+    moments = random.Random(3)
+    for kill in range(3):
+        process = started([*arguments, *(["--continue"] if kill else [])])
+        wait_for(fold_of(environment, "killed") / "debug.json", process)
+        time.sleep(moments.uniform(0.5, 2.5) if kill else 1.5)
+        process.kill()
+        process.communicate()
+        latest = fold_of(environment, "killed") / LATEST
+        if latest.exists():
+            checkpoint.read_state(latest)
+        # Debris of a write that was cut off is no checkpoint.
+        (fold_of(environment, "killed") / "debug.json").unlink()
+    assert train.main([*arguments, "--continue"]) == 0
+    calm, killed = (contents(fold_of(environment, name) / FINAL) for name in ("calm", "killed"))
+    assert calm == killed
+    assert [row["epoch"] for row in log_of(environment, "killed")] == list(range(1, 13))
+
+
+def test_two_trainings_write_the_same_checkpoint_byte_by_byte(environment: Path, names: list[str]) -> None:
+    names.append("twice")
+    found = []
+    for _ in range(2):
+        assert train.main([*training("0", "twice", environment), "--epochs", "1"]) == 0
+        found.append((fold_of(environment, "twice") / FINAL).read_bytes())
+        shutil.rmtree(model(environment, "twice"))
+    assert found[0] == found[1]
+
+
+def test_two_processes_train_like_one_with_twice_the_accumulation(environment: Path, names: list[str]) -> None:
+    names += ["one", "two"]
+    change = ("training.steps_per_epoch=1", "training.epochs=5", "training.validation_pairs=2")
+    assert train.main(training("0", "one", environment, *change, "training.accumulate=2")) == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = started(training("0", "two", environment, *change), *launcher)
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    rows = {
+        name: [
+            json.loads(line) for line in (fold_of(environment, name) / "training_log.jsonl").read_text().splitlines()
+        ]
+        for name in ("one", "two")
+    }
+    assert len(rows["one"]) == len(rows["two"]) == 5
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        for key in ("loss", "loss_dice", "validation_dice"):
+            assert two[key] == pytest.approx(one[key], abs=1e-5)
+    assert rows["one"][0]["loss"] != rows["one"][-1]["loss"]
+    weights = [load_file(fold_of(environment, name) / FINAL) for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=0, atol=1e-4)
+    debug = json.loads((fold_of(environment, "two") / "debug.json").read_text())
+    assert debug["processes"] == 2
+    # The first process scored the fold, once.
+    assert said.count("mean +- SD over pairs") == 1
+
+
+def test_a_loss_that_is_no_number_names_the_pair_and_keeps_the_batch(
+    environment: Path, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names.append("wild")
+    arguments = training("0", "wild", environment, "training.learning_rate=1e30", "training.clip_gradient=null")
+    assert train.main([*arguments, "--epochs", "4"]) == 2
+    refused(capsys, "not finite at step", " onto ", "learning_rate")
+    kept = list(fold_of(environment, "wild").glob("not_finite_step_*.safetensors"))
+    assert len(kept) == 1
+    assert {"fixed", "moving", "fixed_labels", "sample"} <= load_file(kept[0]).keys()
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names.append("full")
+    arguments = training("0", "full", environment)
+    assert train.main([*arguments, "--epochs", "1"]) == 0
+    before = (fold_of(environment, "full") / LATEST).read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        assert train.main([*arguments, "--continue", "--epochs", "2"]) == 2
+    refused(capsys, "ran out of space")
+    assert (fold_of(environment, "full") / LATEST).read_bytes() == before
+    assert not list(fold_of(environment, "full").glob(".partial-*"))
+    assert train.main([*arguments, "--continue", "--epochs", "2"]) == 0
+
+
+def test_a_checkpoint_is_written_in_the_middle_of_a_long_epoch(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names.append("long")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    states = []
+    save = checkpoint.save
+
+    def noted(folder: Path, which: str, state: checkpoint.State, *more: object) -> None:
+        states.append((which, state.epoch, state.step))
+        save(folder, which, state, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    assert train.main([*training("0", "long", environment, "training.steps_per_epoch=3"), "--epochs", "1"]) == 0
+    assert states == [
+        *(("latest", 0, step) for step in (1, 2, 3)), ("best", 1, 0), ("latest", 1, 0), ("final", 1, 0)
+    ]  # fmt: skip
+
+
+def test_fine_tuning_takes_over_what_fits_and_says_so(
+    environment: Path, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names += ["tuned", "narrow"]
+    start = load_file(fold_of(environment, "tiny") / FINAL)
+    arguments = [*training("0", "tuned", environment, "training.learning_rate=1e-12"), "--epochs", "1"]
+    assert train.main([*arguments, "--pretrained", str(fold_of(environment, "tiny"))]) == 0
+    assert f"{len(start)} of {len(start)} tensors were taken over" in capsys.readouterr().err
+    found = load_file(fold_of(environment, "tuned") / FINAL)
+    for key, value in start.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
+    # A wider network has other shapes; what does not depend on the width is taken over.
+    arguments = [*training("0", "narrow", environment, "network.width=8"), "--epochs", "1"]
+    assert train.main([*arguments, "--pretrained", str(fold_of(environment, "tiny") / FINAL)]) == 0
+    assert "of another shape there" in capsys.readouterr().err
+    empty = environment / "nothing"
+    empty.mkdir(exist_ok=True)
+    assert train.main([*training("0", "other", environment), "--pretrained", str(empty)]) == 2
+    refused(capsys, "holds no trained fold")
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names += ["plain", "compiled"]
+    assert train.main([*training("0", "plain", environment), "--epochs", "1"]) == 0
+
+    def broken(network: torch.nn.Module) -> torch.nn.Module:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(compilation.torch, "compile", broken)
+    assert train.main([*training("0", "compiled", environment), "--epochs", "1", "--compile"]) == 0
+    assert "cannot be compiled here (no compiler here): it runs as it is" in capsys.readouterr().err
+    plain, compiled = (contents(fold_of(environment, name) / FINAL) for name in ("plain", "compiled"))
+    assert plain == compiled
+
+
+def test_a_traced_network_learns_the_same(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With PyTorch's own tracing, and without a compiler behind it, which takes minutes."""
+    names += ["plain", "traced"]
+    assert train.main([*training("0", "plain", environment), "--epochs", "1"]) == 0
+    whole = torch.compile
+    monkeypatch.setattr(compilation.torch, "compile", lambda network: whole(network, backend="eager"))
+    assert train.main([*training("0", "traced", environment), "--epochs", "1", "--compile"]) == 0
+    assert "was compiled in" in capsys.readouterr().err
+    plain, traced = (load_file(fold_of(environment, name) / FINAL) for name in ("plain", "traced"))
+    assert plain.keys() == traced.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(traced[key], value, rtol=0, atol=1e-5)
+
+
+def test_other_loggers_are_told_each_epoch(
+    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names.append("told")
+    rows: list[dict[str, object]] = []
+
+    class Noting:
+        def __init__(self, folder: Path, config: dict[str, object]) -> None:
+            assert config["plans_name"] == "told"
+
+        def epoch(self, row: dict[str, object]) -> None:
+            rows.append(row)
+
+        def close(self) -> None:
+            rows.append({})
+
+    monkeypatch.setitem(loggers.OPTIONAL, "tensorboard", Noting)
+    assert train.main([*training("0", "told", environment), "--epochs", "2", "--log", "tensorboard"]) == 0
+    assert [row.get("epoch") for row in rows] == [1, 2, None]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert train.main([*training("0", "told2", environment), "--epochs", "1", "--log", "wandb"]) == 2
+    names.append("told2")
+    refused(capsys, "wandb is not installed", "pip install 'llmreg[wandb]'")
+
+
+def test_parts_of_a_prediction_need_not_know_of_each_other(environment: Path, tmp_path: Path) -> None:
+    source = environment / "raw" / "Dataset999_Demo" / "imagesTs"
+    base = ["-i", str(source), "-m", str(model(environment)), "-f", "0"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert predict.main([*base, "-o", str(whole)]) == 0
+    assert predict.main([*base, "-o", str(parts), "--num_parts", "2", "--part_id", "1"]) == 0
+    assert not (parts / "predict.json").exists()
+    assert len(list(parts.glob("disp_*"))) == 1
+    assert predict.main([*base, "-o", str(parts), "--num_parts", "2", "--part_id", "0"]) == 0
+    one, other = (json.loads((folder / "predict.json").read_text())["pairs"] for folder in (whole, parts))
+    assert [row["pair_id"] for row in one] == [row["pair_id"] for row in other]
+    for row in one:
+        assert (whole / row["field"]).read_bytes() == (parts / row["field"]).read_bytes()
+
+
+def test_a_prediction_goes_on_with_the_pairs_that_are_missing(
+    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = environment / "raw" / "Dataset999_Demo" / "imagesTs", tmp_path / "out"
+    arguments = ["-i", str(source), "-o", str(out), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main(arguments) == 0
+    rows = json.loads((out / "predict.json").read_text())["pairs"]
+    kept, lost = (out / row["field"] for row in rows)
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    (out / "predict.json").unlink()
+    assert predict.main([*arguments, "--continue"]) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert lost.read_bytes() == content
+    assert [row["pair_id"] for row in json.loads((out / "predict.json").read_text())["pairs"]] == [
+        row["pair_id"] for row in rows
+    ]
+    capsys.readouterr()
+    assert predict.main(arguments) == 2
+    refused(capsys, "--continue")
+    record = next((out / ".pairs").glob("*.json"))
+    record.write_text(record.read_text().replace("llm_morph__tiny", "llm_morph__other"))
+    assert predict.main([*arguments, "--continue"]) == 2
+    refused(capsys, "llm_morph__other", "--overwrite")
+    assert predict.main([*arguments, "--num_parts", "2", "--part_id", "2"]) == 2
+    refused(capsys, "counted from 0")
+
+
+def test_the_best_configuration_is_found_and_how_to_use_it_is_said(
+    environment: Path, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names.append("longer")
+    assert train.main([*training("0", "longer", environment), "--epochs", "1"]) == 0
+    capsys.readouterr()
+    assert find_best_configuration.main(["999", "-f", "0"]) == 0
+    said = capsys.readouterr().err
+    found = json.loads((environment / "results" / "Dataset999_Demo" / "best_configuration.json").read_text())
+    assert {one["model"] for one in found["candidates"]} >= {"llm_morph__tiny__half", "llm_morph__longer__half"}
+    assert f"llmreg_predict -i in/ -o out/ -d 999 -p {found['best'].split('__')[1]} -c half -f 0" in said
+    assert find_best_configuration.main(["999", "-f", "7"]) == 2
+    refused(capsys, "No fold was trained by all models")

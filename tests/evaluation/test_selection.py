@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llmreg.errors import UserError
+from llmreg.evaluation.selection import select, write_selection
+
+
+def scored(results: Path, model: str, fold: str, pairs: range, dice: float, hd95: float, folding: float) -> None:
+    """Write a fold's metrics: two labels a pair, around the given means, worse for every model in the same pairs."""
+    hard = np.random.default_rng(0).normal(0, 1, 100)
+    rows = [
+        {
+            "pair_id": f"p{pair}", "label": label, "dice": dice - 0.05 * hard[pair] + 0.01 * label,
+            "hd95_mm": hd95 + hard[pair], "folding_percent": folding + 0.001 * abs(hard[pair]),
+        }
+        for pair in pairs
+        for label in (1, 2)
+    ]  # fmt: skip
+    folder = results / f"llm_morph__{model}__half" / f"fold_{fold}" / "validation"
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
+
+
+def test_points_count_significant_differences_in_three_metrics(tmp_path: Path) -> None:
+    for fold, pairs in (("0", range(10)), ("1", range(10, 20))):
+        scored(tmp_path, "good", fold, pairs, 0.8, 5, 0.1)
+        scored(tmp_path, "folding", fold, pairs, 0.8, 5, 2.0)
+        scored(tmp_path, "poor", fold, pairs, 0.7, 6, 0.1)
+    found = select(tmp_path)
+    assert (found.folds, found.num_pairs) == (("0", "1"), 20)
+    points = {one.model.split("__")[1]: one.points for one in found.candidates}
+    # good folds less than the second (1) and has better Dice and HD95 than the third (2); the second has these too (2),
+    # and folds more than both (-2).
+    assert points == {"good": 3, "folding": 0, "poor": -3}
+    assert found.candidates[0].model == "llm_morph__good__half"
+    assert found.candidates[0].dice == pytest.approx(0.815, abs=0.03)
+    assert found.command("3") == "llmreg_predict -i in/ -o out/ -d 3 -p good -c half -f 0 1"
+    content = json.loads(write_selection(tmp_path, found).read_text())
+    assert content["best"] == found.candidates[0].model
+    assert found.table().splitlines()[1].startswith("llm_morph__good__half")
+
+
+def test_few_pairs_tell_nothing_significant_so_dice_decides(tmp_path: Path) -> None:
+    scored(tmp_path, "a", "0", range(3), 0.70, 5, 0.1)
+    scored(tmp_path, "b", "0", range(3), 0.71, 9, 0.1)
+    found = select(tmp_path)
+    assert [(one.model, one.points) for one in found.candidates] == [
+        ("llm_morph__b__half", 0), ("llm_morph__a__half", 0)
+    ]  # fmt: skip
+
+
+def test_only_folds_and_pairs_in_common_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scored(tmp_path, "a", "0", range(8), 0.7, 5, 0.1)
+    scored(tmp_path, "a", "1", range(8, 16), 0.1, 5, 0.1)
+    scored(tmp_path, "b", "0", range(2, 10), 0.7, 5, 0.1)
+    found = select(tmp_path)
+    assert (found.folds, found.num_pairs) == (("0",), 6)
+    assert select(tmp_path, ["1"]).candidates[0].model == "llm_morph__a__half"
+    assert "llm_morph__b__half is left out" in caplog.text
+
+
+def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no validated model"):
+        select(tmp_path)
+    scored(tmp_path, "a", "0", range(4), 0.7, 5, 0.1)
+    scored(tmp_path, "b", "1", range(4), 0.7, 5, 0.1)
+    with pytest.raises(UserError, match="No fold was trained by all models"):
+        select(tmp_path)
+    scored(tmp_path, "b", "0", range(4, 8), 0.7, 5, 0.1)
+    with pytest.raises(UserError, match="different pairs"):
+        select(tmp_path)

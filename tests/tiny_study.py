@@ -1,0 +1,29 @@
+"""A small dataset with a tiny language model, and how the command line trains on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAME = "Dataset999_Demo"
+
+
+def training(fold: str, name: str, home: Path, *more: str) -> list[str]:
+    changes = [
+        f"network.llm.source={home / 'llm'}", "network.llm.layers=[1,2]", "network.width=4",
+        "training.steps_per_epoch=2", "training.validation_pairs=1", *more,
+    ]  # fmt: skip
+    return ["999", f"fold{fold}", "--set", *changes, "--as", name, "--workers", "0", "--device", "cpu"]
+
+
+def model(home: Path, name: str = "tiny") -> Path:
+    return home / "results" / NAME / f"llm_morph__{name}__half"
+
+
+def refused(capsys, *said: str) -> None:
+    """The last command wrote one sentence without a traceback that contains ``said``."""
+    error = capsys.readouterr().err
+    line = [text for text in error.splitlines() if text.startswith("error: ")]
+    assert len(line) == 1, error
+    assert "Traceback" not in error
+    for part in said:
+        assert part in line[0]

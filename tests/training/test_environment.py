@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmreg.training import environment
+
+
+def test_what_a_training_ran_on_is_written_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/llmreg_train", "1", "fold0"])
+    environment.write_debug(tmp_path, torch.device("cpu"), {"plans": {"seed": 3}})
+    found = json.loads((tmp_path / "debug.json").read_text())
+    assert found["command"] == ["llmreg_train", "1", "fold0"]
+    assert found["plans"] == {"seed": 3}
+    assert (found["device"], found["gpu"]) == ("cpu", None)
+    assert found["packages"]["torch"] == metadata.version("torch")
+    assert {"numpy", "SimpleITK", "torch"} <= found["packages"].keys()
+    assert "pytest" not in found["packages"]
+
+
+def test_the_revision_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "llmreg" / "training"
+    package.mkdir(parents=True)
+    source = package / "environment.py"
+    source.write_text("1\n")
+    monkeypatch.setattr(environment, "__file__", str(source))
+    assert environment.describe(torch.device("cpu"))["git_revision"] is None
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    clean = environment.describe(torch.device("cpu"))["git_revision"]
+    assert len(clean) == 40
+    source.write_text("2\n")
+    assert environment.describe(torch.device("cpu"))["git_revision"] == clean + "+"
