@@ -27,6 +27,8 @@ def action(options: argparse.Namespace) -> None:
         model = model_in(options.model, options.folds)
     else:
         model = find_model(options.dataset, options.configuration, options.plans, options.folds)
+    if (options.num_parts is None) != (options.part_id is None):
+        raise UserError("--num_parts and --part_id go together: of how many parts, and which one, from 0.")
     # Of torchrun, unless they are given.
     parts = options.num_parts or int(os.environ.get("WORLD_SIZE", "1"))
     part = int(os.environ.get("RANK", "0")) if options.part_id is None else options.part_id

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llmreg.preprocessing.planning import Wishes
 
 INTERRUPTED = 130
+# A disk, or what a user may have of it; Windows knows no quota.
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -136,7 +138,7 @@ def run(
     except MemoryError as error:
         return _out_of(f"memory ({error})" if str(error) else "memory")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         return _out_of(f"space on the disk of {error.filename}" if error.filename else "space on the disk")
     except Interrupted as interruption:

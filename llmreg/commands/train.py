@@ -63,11 +63,16 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
     """
     import torch
 
+    from llmreg.machine import available_cores
+
     if device != "cpu" and torch.cuda.device_count() < count:
         raise UserError(
             f"There are {torch.cuda.device_count()} GPUs here, not {count}: give their number with -num_gpus, or add "
             "--device cpu."
         )
+    # torchrun would give each process one thread, and 30 seconds to keep its work when it is told to stop.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     os.execv(sys.executable, [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments])
 

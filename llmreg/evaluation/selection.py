@@ -21,6 +21,8 @@ METRICS_FILE = "metrics.csv"
 # Whether more is better.
 METRICS = {"dice": True, "hd95_mm": False, "folding_percent": False}
 SIGNIFICANT = 0.05
+# With fewer pairs no difference can be significant.
+FEWEST_PAIRS = 6
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Selection:
     def command(self, dataset: str) -> str:
         """What predicts with the best one; ``dataset`` is an id or whole name."""
         _, plans, configuration = self.candidates[0].model.split("__")
-        return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration} -f {' '.join(self.folds)}"
+        return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration}"
 
     def table(self) -> str:
         """The candidates as text for a terminal."""
@@ -99,6 +101,8 @@ def select(results: Path, folds: Sequence[str] | None = None) -> Selection:
     shared = sorted(set.intersection(*(set(table.index) for table in scores.values())))
     if not shared:
         raise UserError(f"The models of {results} were validated on different pairs: train them on the same splits.")
+    if len(shared) < FEWEST_PAIRS:
+        log.warning("With %d pairs no difference is significant: mean Dice alone decides.", len(shared))
     scores = {model: table.loc[shared] for model, table in scores.items()}
     candidates = [
         Candidate(
@@ -112,7 +116,10 @@ def select(results: Path, folds: Sequence[str] | None = None) -> Selection:
 
 def write_selection(results: Path, selection: Selection) -> Path:
     """Write ``best_configuration.json`` into the dataset's folder of results."""
-    content: dict[str, Any] = asdict(selection) | {"best": selection.candidates[0].model}
+    content: dict[str, Any] = asdict(selection) | {
+        "best": selection.candidates[0].model,
+        "command": selection.command(results.name),
+    }
     write_json(results / BEST_FILE, content)
     return results / BEST_FILE
 

@@ -23,6 +23,7 @@ from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pa
 from llmreg.inference.predictor import ImageInput, Predictor, Registration
 from llmreg.preprocessing.cases import read_mask
 from llmreg.preprocessing.plans import PLANS_FILE, read_plans
+from llmreg.training.checkpoint import read_state
 
 log = logging.getLogger(__name__)
 
@@ -75,34 +76,34 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         "llmreg_version": __version__,
         "model": f"{model.folder.parent.name}/{model.folder.name}",
         "folds": list(model.folds),
+        "epochs": [read_state(path).epoch for path in model.folds.values()],
     }
     own = pairs[job.part :: job.parts]
     if job.go_on:
         own = [pair for pair in own if not _is_written(pair, output, origin)]
     _check(own)
+    predictor = Predictor(model, device)
     check_writable(output)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
     for pair in own:
         _record_of(pair, output).unlink(missing_ok=True)
-    if own:
-        predictor = Predictor(model, device)
-        with logging_redirect_tqdm():
-            for pair in tqdm(own, desc="Predict", unit="pair", disable=job.part > 0):
-                start = time.monotonic()
-                found = predictor.predict(
-                    ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
-                    ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
-                    pair.initial_transform,
-                )
-                row = _write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)}
-                write_json(_record_of(pair, output), origin | {"pair": row})
-    written = [_record_of(pair, output) for pair in pairs]
-    lacking = sum(not path.exists() for path in written)
-    if lacking:
-        log.info("%d of %d pairs are left to other parts, or to --continue.", lacking, len(pairs))
+    with logging_redirect_tqdm():
+        for pair in tqdm(own, desc="Predict", unit="pair", disable=job.part > 0):
+            start = time.monotonic()
+            found = predictor.predict(
+                ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
+                ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
+                pair.initial_transform,
+            )
+            row = _write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)}
+            write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
+    written = [_record(pair, output) for pair in pairs]
+    rows = [known["pair"] for known in written if known is not None and _differs(known, origin) is None]
+    if len(rows) < len(pairs):
+        log.info("%d of %d pairs are left to other parts, or to --continue.", len(pairs) - len(rows), len(pairs))
         return None
-    write_json(record, origin | {"pairs": [read_json(path)["pair"] for path in written]})
+    write_json(record, origin | {"pairs": rows})
     return record
 
 
@@ -110,21 +111,32 @@ def _record_of(pair: PairInput, output: Path) -> Path:
     return output / RECORDS_FOLDER / f"{pair.name}.json"
 
 
-def _is_written(pair: PairInput, output: Path, origin: dict[str, Any]) -> bool:
-    """Raises UserError when another model has written it."""
+def _record(pair: PairInput, output: Path) -> dict[str, Any] | None:
     path = _record_of(pair, output)
-    if not path.exists():
+    return read_json(path) if path.exists() else None
+
+
+def _differs(known: dict[str, Any], origin: dict[str, Any]) -> str | None:
+    """What a record's model is that is not this one."""
+    keys = ("model", "folds", "epochs")
+    return next((f"{key} {known.get(key)}" for key in keys if known.get(key) != origin[key]), None)
+
+
+def _is_written(pair: PairInput, output: Path, origin: dict[str, Any]) -> bool:
+    """Whether the pair was predicted from the same files. Raises UserError when another model did it."""
+    known = _record(pair, output)
+    if known is None:
         return False
-    known = read_json(path)
-    for key in ("model", "folds"):
-        if known[key] != origin[key]:
-            raise UserError(
-                f"{output} holds predictions of {known['model']}, folds {', '.join(known['folds'])}: go on with that "
-                "model, or add --overwrite."
-            )
-    same = known["pair"]["fixed_path"] == str(pair.fixed.resolve())
-    same = same and known["pair"]["moving_path"] == str(pair.moving.resolve())
-    return same and all((output / known["pair"][key]).exists() for key in ("field", "warped", "seen", "prealignment"))
+    other = _differs(known, origin)
+    if other is not None:
+        raise UserError(f"{output} holds predictions of another model ({other}): go on with that, or add --overwrite.")
+    files = (known["pair"][key] for key in ("field", "warped", "seen", "prealignment"))
+    return bool(known["asked"] == _asked(pair) and all((output / name).exists() for name in files))
+
+
+def _asked(pair: PairInput) -> dict[str, str]:
+    """The pair as JSON."""
+    return {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in vars(pair).items()}
 
 
 def _check(pairs: Sequence[PairInput]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ class State(BaseModel):
         step: steps done of the epoch after these.
         sums: of each logged value over these steps, and in how many of them it was known.
         best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
+        processes: that trained together.
     """
 
     # Earlier versions wrote more.
@@ -44,6 +48,7 @@ class State(BaseModel):
     step: int = 0
     sums: dict[str, tuple[float, int]] = {}
     best_score: float | None = None
+    processes: int = 1
 
 
 def path_of(folder: Path, which: str) -> Path:
@@ -60,9 +65,32 @@ def save(
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
                 tensors[f"{_OPTIMIZER}{key}.{names[index]}"] = value.cpu().contiguous()
-    with written_whole(path_of(folder, which)) as temporary:
-        save_file(tensors, temporary, metadata={"state": state.model_dump_json()})
+    write_tensors(path_of(folder, which), tensors, {"state": state.model_dump_json()})
     write_json(path_of(folder, which).with_suffix(".json"), state.model_dump())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors so that they are on the disk when this returns, or nothing is.
+
+    Raises:
+        OSError: ENOSPC where the disk is full.
+    """
+    with written_whole(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            if re.search(r"os error (27|28|122)\)", str(error)):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
+            raise
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def remove_debris(folder: Path) -> None:
+    """Remove what a training that was killed while it wrote has left."""
+    for pattern in (".partial-*", ".tmp*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> State:

@@ -16,15 +16,17 @@ import torch
 
 from llmreg import __version__
 from llmreg.devices import has_bfloat16
-from llmreg.files import write_json
+from llmreg.files import read_json, write_json
 from llmreg.machine import available_cores, ram_gb
 
 DEBUG_FILE = "debug.json"
 
 
 def write_debug(folder: Path, device: torch.device, content: dict[str, Any]) -> None:
-    """Write ``debug.json``: ``content``, and what :func:`describe` finds."""
-    write_json(folder / DEBUG_FILE, describe(device) | content)
+    """Write ``debug.json``: ``content``, and a run more, with what :func:`describe` finds, each time it goes on."""
+    path = folder / DEBUG_FILE
+    before = read_json(path)["runs"] if path.exists() else []
+    write_json(path, {"runs": [*before, describe(device)]} | content)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

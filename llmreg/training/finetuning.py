@@ -19,7 +19,7 @@ class TakenOver:
 
     Attributes:
         same: names of tensors that were taken over.
-        reshaped: of tensors that have another shape there and start anew.
+        reshaped: of tensors that have another shape there, or are LoRA of other layers, and start anew.
         missing: of tensors that are not there and start anew.
         unused: of tensors there that this network has not.
     """
@@ -32,7 +32,7 @@ class TakenOver:
     def __str__(self) -> str:
         said = f"{len(self.same)} of {len(self.same) + len(self.reshaped) + len(self.missing)} tensors were taken over"
         for names, why in (
-            (self.reshaped, "of another shape there"),
+            (self.reshaped, "of another shape or other layers there"),
             (self.missing, "not there"),
             (self.unused, "there but not here"),
         ):
@@ -45,16 +45,16 @@ class TakenOver:
 def take_over(network: nn.Module, path: Path) -> TakenOver:
     """Put the tensors of a checkpoint that fit into a network; the others keep their start.
 
-    A position embedding belongs to a token grid, and adapters to the width of a language model: these start anew where
-    the datasets' plans differ in them.
+    A position embedding belongs to a number of tokens, and adapters to the width of a language model: these start anew
+    where the datasets' plans differ in them. So does LoRA of other frozen layers, whatever its shape.
 
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
-    read_state(path)
+    other_layers = read_state(path).llm_sha256 != getattr(network, "llm_sha256", "")
     stored, own = network_tensors(path), trainable_state(network)
     shared = sorted(own.keys() & stored.keys())
-    same = [name for name in shared if own[name].shape == stored[name].shape]
+    same = [name for name in shared if own[name].shape == stored[name].shape and not (other_layers and "lora_" in name)]
     with torch.no_grad():
         for name in same:
             own[name].copy_(stored[name])

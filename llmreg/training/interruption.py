@@ -24,7 +24,9 @@ class StopRequest:
 
 @contextmanager
 def noted_signals() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT are noted instead of ending the process; a second one ends it as usual.
+    """SIGTERM and SIGINT are noted instead of ending the process; a second SIGINT ends it as usual.
+
+    A second SIGTERM does not: launchers and clusters send several, and the first one's checkpoint may be half written.
 
     Outside the main thread, where Python allows no handlers, nothing is noted.
     """
@@ -35,9 +37,9 @@ def noted_signals() -> Iterator[StopRequest]:
     usual: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = number
-        for one, handler in usual.items():
-            signal.signal(one, handler)
+        if number == signal.SIGINT:
+            signal.signal(number, usual[number])
+        request.signal = request.signal or number
 
     usual.update({number: signal.signal(number, note) for number in SIGNALS})
     try:

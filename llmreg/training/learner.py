@@ -21,11 +21,13 @@ Sums = dict[str, tuple[float, int]]
 
 
 class NotFinite(Exception):
-    """The loss of a batch is no number; the weights have not been touched by it.
+    """A loss or its gradient is no number; the weights have not been touched by it.
+
+    All processes that train together meet it in the same step.
 
     Attributes:
-        batch: the batch.
-        values: the loss and its terms.
+        batch: of this process, the first whose loss is no number, or else the last.
+        values: its loss and terms.
     """
 
     def __init__(self, batch: dict[str, Tensor], values: Mapping[str, float]) -> None:
@@ -59,13 +61,14 @@ class Learner:
         """Change the weights after as many batches as the plans accumulate; the values of each are added up.
 
         Raises:
-            NotFinite: a loss is not.
+            NotFinite: a loss or the gradient is not.
         """
         self._network.train()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         sums: Sums = {}
+        suspect: NotFinite | None = None
         for part in range(self._settings.accumulate):
             with record_function("load"):
                 batch = {key: value.to(self._device, non_blocking=True) for key, value in next(batches).items()}
@@ -73,27 +76,31 @@ class Learner:
             more = part + 1 < self._settings.accumulate
             waiting = isinstance(self._network, DistributedDataParallel) and more
             with self._network.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-                sums = added([sums, self._backward(batch)])
+                values = self._backward(batch)
+            sums = added([sums, {name: (value, 1) for name, value in values.items()}])
+            if suspect is None or math.isfinite(suspect.values["loss"]):
+                suspect = NotFinite(batch, values)
         with record_function("update"):
-            if self._settings.clip_gradient is not None:
-                trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-                nn.utils.clip_grad_norm_(trained, self._settings.clip_gradient)
+            trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            # Over all processes: where one has met a loss that is no number, the others stop too.
+            norm = nn.utils.clip_grad_norm_(trained, self._settings.clip_gradient or math.inf)
+            if suspect is not None and not torch.isfinite(norm):
+                raise suspect
             self._optimizer.step()
         return sums
 
-    def _backward(self, batch: dict[str, Tensor]) -> Sums:
+    def _backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
         with record_function("forward"), autocast(self._device, self._settings.autocast):
             flow, full = predict_flow(self._network, batch["moving"], batch["fixed"], self._downsampling)
         with record_function("loss"):
             found = terms(Predicted(batch, flow, full, self._downsampling), self._loss)
             # Of several pairs that have no structure in common, smoothness of weight 0 leaves nothing.
-            loss = total(found, self._loss) if found else flow.sum() * 0.0
-        values = {"loss": loss.item()} | {f"loss_{name}": term.item() for name, term in found.items()}
-        if not math.isfinite(values["loss"]):
-            raise NotFinite(batch, values)
+            loss = total(found, self._loss) if found else torch.zeros((), device=self._device)
+            # A field that is no number has no overlap, but its Dice is one: the sum of it tells.
+            loss = loss + flow.sum() * 0.0
         with record_function("backward"):
             (loss / self._settings.accumulate).backward()
-        return {name: (value, 1) for name, value in values.items()}
+        return {"loss": loss.item()} | {f"loss_{name}": term.item() for name, term in found.items()}
 
 
 def added(several: Sequence[Sums]) -> Sums:

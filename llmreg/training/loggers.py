@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from llmreg.errors import UserError
+from llmreg.files import write_text
 from llmreg.training import progress
 
 Row = Mapping[str, Any]
@@ -69,12 +71,13 @@ class TerminalLogger:
 class TensorBoardLogger:
     """Scalars for TensorBoard in ``tensorboard/`` of the fold's folder; needs ``pip install llmreg[tensorboard]``."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, done: int, config: Mapping[str, Any]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise _missing("tensorboard") from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        # Epochs after a checkpoint are trained, and shown, again.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def epoch(self, row: Row) -> None:
         for name, value in _numbers(row).items():
@@ -91,16 +94,18 @@ class WandbLogger:
     The project is ``llmreg`` unless ``WANDB_PROJECT`` says otherwise.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, done: int, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise _missing("wandb") from error
-        # One run a folder: dataset, model and fold.
-        name = "_".join(folder.parts[-3:])
+        known = folder / "wandb_run.txt"
+        if not done or not known.exists():
+            write_text(known, uuid.uuid4().hex)
         self._run = wandb.init(
             project=None if "WANDB_PROJECT" in os.environ else "llmreg",
-            name=name, dir=str(folder), config=dict(config), id=name.replace(".", "-")[-128:], resume="allow",
+            name="_".join(folder.parts[-3:]), id=known.read_text(), resume="allow",
+            dir=str(folder), config=dict(config),
         )  # fmt: skip
 
     def epoch(self, row: Row) -> None:
@@ -110,7 +115,7 @@ class WandbLogger:
         self._run.finish()
 
 
-OPTIONAL: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {
+OPTIONAL: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
     "tensorboard": TensorBoardLogger,
     "wandb": WandbLogger,
 }
@@ -131,7 +136,7 @@ def open_loggers(
         UserError: a package is not installed.
     """
     done, planned = epochs
-    optional = [OPTIONAL[name](folder, config) for name in wanted]
+    optional = [OPTIONAL[name](folder, done, config) for name in wanted]
     return [FolderLogger(folder, done), TerminalLogger(planned), *optional]
 
 

@@ -200,6 +200,9 @@ def _without_alarm(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, 
 
     PyTorch's handler of SIGCHLD would raise it wherever the training happens to be.
     """
+    # Windows has no such signal.
+    if not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
     before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if threading.current_thread() is threading.main_thread():

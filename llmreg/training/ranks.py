@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from llmreg.devices import choose_device, local_device
 
 Item = TypeVar("Item")
+# How long processes wait for each other: the first one may have to fetch a language model.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Ranks:
         values: list[int] = found.tolist()
         return values
 
+    def wait(self) -> None:
+        """Until every process has called it."""
+        if self.world > 1:
+            distributed.barrier()
+
     def wrapped(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over the processes in every backward pass.
 
@@ -84,7 +92,8 @@ def joined(device_name: str | None) -> Iterator[Ranks]:
     device = choose_device(local_device(device_name))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), world, device)
     finally:
@@ -94,14 +103,11 @@ def joined(device_name: str | None) -> Iterator[Ranks]:
 @contextmanager
 def first_alone(ranks: Ranks) -> Iterator[None]:
     """The first process goes through the block, then the others do, who find done what it did."""
-    if ranks.world == 1:
-        yield
-        return
     try:
         if not ranks.first:
-            distributed.barrier()
+            ranks.wait()
         yield
     finally:
         # Also after an error: the others meet it themselves instead of waiting for ever.
         if ranks.first:
-            distributed.barrier()
+            ranks.wait()

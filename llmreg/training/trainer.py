@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from llmreg.dataset import Pair
 from llmreg.errors import Interrupted, UserError
-from llmreg.files import written_whole
 from llmreg.network.compilation import compiled
 from llmreg.network.factory import build_network
 from llmreg.preprocessing.plans import Plans
@@ -25,7 +24,7 @@ from llmreg.training.environment import write_debug
 from llmreg.training.finetuning import take_over
 from llmreg.training.interruption import noted_signals
 from llmreg.training.learner import Learner, NotFinite, added, means
-from llmreg.training.loggers import open_loggers
+from llmreg.training.loggers import Logger, open_loggers
 from llmreg.training.pairs import Sampling, TrainingPairs, batches, numbered
 from llmreg.training.ranks import Ranks
 from llmreg.training.validation import validate, validation_samples
@@ -96,8 +95,15 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
         configuration=configuration_name,
         fold=fold.name,
         epochs=run.epochs or settings.epochs,
+        processes=ranks.world,
     )
     state = _started(fold.folder, state, network, optimizer, run)
+    loggers: list[Logger] = []
+    if ranks.first:
+        described = plans.model_dump(mode="json")
+        loggers = open_loggers(fold.folder, (state.epoch, state.epochs), run.loggers, described)
+        write_debug(fold.folder, ranks.device, {"processes": ranks.world, "plans": described})
+        _clean(fold.folder, state)
     pairs = _training_pairs(plans, configuration_name, fold)
     samples = validation_samples(plans, configuration, fold.validation_pairs, fold.volumes, ranks)
     initial = validate(None, samples, plans, configuration.downsampling, ranks)
@@ -109,11 +115,6 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
     if run.compile:
         called = compiled(network, configuration.network_shape[::-1], ranks.device, settings.autocast)
     learner = Learner(plans, configuration.downsampling, ranks.wrapped(called), optimizer, ranks.device)
-    loggers = []
-    if ranks.first:
-        described = plans.model_dump(mode="json")
-        write_debug(fold.folder, ranks.device, {"processes": ranks.world, "plans": described})
-        loggers = open_loggers(fold.folder, (state.epoch, state.epochs), run.loggers, described)
 
     steps = range(state.epoch * settings.steps_per_epoch + state.step, state.epochs * settings.steps_per_epoch)
     loading = batches(pairs, numbered(steps, settings, ranks), run.workers, ranks.device.type == "cuda")
@@ -122,7 +123,10 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
     )
     sums = state.sums if ranks.first else {}
     saved = time.monotonic()
-    with closing(loading), bar, noted_signals() as request:
+    with ExitStack() as ending:
+        for resource in (loading, bar, *loggers):
+            ending.callback(resource.close)
+        request = ending.enter_context(noted_signals())
         for epoch in range(state.epoch, state.epochs):
             before = epoch * settings.steps_per_epoch
             began, rate = time.monotonic(), _learning_rate(plans, epoch, state.epochs)
@@ -130,7 +134,7 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
                 try:
                     values = learner.step(loading, rate)
                 except NotFinite as error:
-                    raise _explained(error, fold, pairs, before + step) from None
+                    raise _explained(error, fold, pairs, before + step, ranks) from None
                 sums = added([sums, values])
                 bar.update()
                 bar.set_postfix(loss=f"{means(values)['loss']:.3f}", refresh=False)
@@ -142,7 +146,7 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
                     _save(fold.folder, ("latest",), state, network, optimizer, ranks)
                     saved = time.monotonic()
                 if stop:
-                    raise Interrupted(stop, f"{before + step} of {steps.stop} steps are done; go on with --continue.")
+                    raise _stopped(stop, before + step, steps, ranks)
             trained_for = time.monotonic() - began
             found = validate(network, samples, plans, configuration.downsampling, ranks)
             # Without validation pairs the last epoch is the best that is known.
@@ -168,11 +172,11 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
             state = state.model_copy(update={"epoch": epoch + 1, "step": 0, "sums": {}, "best_score": score})
             _save(fold.folder, ("best", "latest") if best else ("latest",), state, network, optimizer, ranks)
             saved = time.monotonic()
-    for logger in loggers:
-        logger.close()
+            (stop,) = ranks.largest(request.signal)
+            if stop:
+                raise _stopped(stop, before + settings.steps_per_epoch, steps, ranks)
+    # Also where a training that had done all its steps is gone on with: it may have been ended before this.
     _save(fold.folder, ("final",), state, network, optimizer, ranks)
-    if request.signal:
-        raise Interrupted(request.signal, "all steps are done; score the fold with --continue.")
     return checkpoint.path_of(fold.folder, "final")
 
 
@@ -192,9 +196,25 @@ def _started(
     stored = checkpoint.read_state(latest)
     if stored.plans_digest != fresh.plans_digest:
         raise UserError(f"{latest} was trained with other plans: name these with --as, or remove the folder.")
+    if stored.processes != fresh.processes:
+        log.warning(
+            "%s was trained by %d process(es), not %d: a step now sees another number of pairs, and some that it saw.",
+            latest,
+            stored.processes,
+            fresh.processes,
+        )
     checkpoint.load(latest, network, optimizer)
     # Without a new number, a training goes on to the one it was started with.
-    return stored.model_copy(update={"epochs": max(run.epochs or stored.epochs, stored.epoch)})
+    epochs = max(run.epochs or stored.epochs, stored.epoch)
+    return stored.model_copy(update={"epochs": epochs, "processes": fresh.processes})
+
+
+def _clean(folder: Path, state: checkpoint.State) -> None:
+    """Remove what was half written, and the end of a training that is to be longer: it would pass for the new one."""
+    checkpoint.remove_debris(folder)
+    if state.epoch < state.epochs:
+        for path in (checkpoint.path_of(folder, "final"), checkpoint.path_of(folder, "final").with_suffix(".json")):
+            path.unlink(missing_ok=True)
 
 
 def _training_pairs(plans: Plans, configuration_name: str, fold: Fold) -> TrainingPairs:
@@ -229,14 +249,22 @@ def _save(
             checkpoint.save(folder, name, state, network, optimizer if name == "latest" else None)
 
 
-def _explained(error: NotFinite, fold: Fold, pairs: TrainingPairs, step: int) -> UserError:
-    """The pairs of a batch whose loss is not finite, which is kept to be looked at."""
+def _stopped(number: int, done: int, steps: range, ranks: Ranks) -> Interrupted:
+    # The launcher ends the others when the first one goes, so all wait for the checkpoint.
+    ranks.wait()
+    return Interrupted(number, f"{done} of {steps.stop} steps are done; go on with --continue.")
+
+
+def _explained(error: NotFinite, fold: Fold, pairs: TrainingPairs, step: int, ranks: Ranks) -> UserError:
+    """The pairs of a batch whose loss or gradient is not finite, which is kept to be looked at."""
+    what = "gradient" if math.isfinite(error.values["loss"]) else "loss"
+    if what == "gradient" and ranks.world > 1:
+        return UserError(f"The loss or gradient of some process is not finite at step {step}: see what it says.")
     names = ", ".join(f"{pair.moving} onto {pair.fixed}" for pair in map(pairs.pair, error.batch["sample"].tolist()))
-    dump = fold.folder / f"not_finite_step_{step}.safetensors"
-    with written_whole(dump) as temporary:
-        save_file({key: value.cpu().contiguous() for key, value in error.batch.items()}, temporary)
+    dump = fold.folder / f"not_finite_step_{step}{f'_process_{ranks.rank}' if ranks.world > 1 else ''}.safetensors"
+    checkpoint.write_tensors(dump, {key: value.cpu().contiguous() for key, value in error.batch.items()})
     values = ", ".join(f"{name} {value:g}" for name, value in error.values.items())
     return UserError(
-        f"The loss is not finite at step {step}, of {names} ({values}; the batch is kept in {dump}): look at these "
+        f"The {what} is not finite at step {step}, of {names} ({values}; the batch is kept in {dump}): look at these "
         "images, or train with a lower learning rate (--set training.learning_rate=1e-4 --as NAME)."
     )

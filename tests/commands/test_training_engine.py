@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -177,22 +178,23 @@ def test_a_loss_that_is_no_number_names_the_pair_and_keeps_the_batch(
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
-    environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    environment: Path, names: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As far as the checkpoint is concerned: a file may have no more than 100 kB."""
     names.append("full")
     arguments = training("0", "full", environment)
     assert train.main([*arguments, "--epochs", "1"]) == 0
     before = (fold_of(environment, "full") / LATEST).read_bytes()
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "checkpoint")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         assert train.main([*arguments, "--continue", "--epochs", "2"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     refused(capsys, "ran out of space")
     assert (fold_of(environment, "full") / LATEST).read_bytes() == before
-    assert not list(fold_of(environment, "full").glob(".partial-*"))
+    assert not [*fold_of(environment, "full").glob(".partial-*"), *fold_of(environment, "full").glob(".tmp*")]
     assert train.main([*arguments, "--continue", "--epochs", "2"]) == 0
 
 
@@ -229,35 +231,25 @@ def test_fine_tuning_takes_over_what_fits_and_says_so(
     # A wider network has other shapes; what does not depend on the width is taken over.
     arguments = [*training("0", "narrow", environment, "network.width=8"), "--epochs", "1"]
     assert train.main([*arguments, "--pretrained", str(fold_of(environment, "tiny") / FINAL)]) == 0
-    assert "of another shape there" in capsys.readouterr().err
+    assert "of another shape or other layers there" in capsys.readouterr().err
     empty = environment / "nothing"
     empty.mkdir(exist_ok=True)
     assert train.main([*training("0", "other", environment), "--pretrained", str(empty)]) == 2
     refused(capsys, "holds no trained fold")
 
 
-def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_a_traced_one_learns_the_same(
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(
     environment: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With PyTorch's own tracing, and without a compiler behind it, which takes minutes."""
-    names += ["plain", "broken", "traced"]
-    whole, change = torch.compile, "training.steps_per_epoch=1"
-    assert train.main([*training("0", "plain", environment, change), "--epochs", "1"]) == 0
+    names.append("broken")
 
     def broken(network: torch.nn.Module) -> torch.nn.Module:
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(compilation.torch, "compile", broken)
-    assert train.main([*training("0", "broken", environment, change), "--epochs", "1", "--compile"]) == 0
+    arguments = training("0", "broken", environment, "training.steps_per_epoch=1")
+    assert train.main([*arguments, "--epochs", "1", "--compile"]) == 0
     assert "cannot be compiled here (no compiler here): it runs as it is" in capsys.readouterr().err
-    monkeypatch.setattr(compilation.torch, "compile", lambda network: whole(network, backend="eager"))
-    assert train.main([*training("0", "traced", environment, change), "--epochs", "1", "--compile"]) == 0
-    assert "was compiled in" in capsys.readouterr().err
-    plain, same, traced = (load_file(fold_of(environment, name) / FINAL) for name in ("plain", "broken", "traced"))
-    assert plain.keys() == traced.keys()
-    for key, value in plain.items():
-        assert torch.equal(same[key], value)
-        torch.testing.assert_close(traced[key], value, rtol=0, atol=1e-5)
 
 
 def test_other_loggers_are_told_each_epoch(
@@ -267,7 +259,7 @@ def test_other_loggers_are_told_each_epoch(
     rows: list[dict[str, object]] = []
 
     class Noting:
-        def __init__(self, folder: Path, config: dict[str, object]) -> None:
+        def __init__(self, folder: Path, done: int, config: dict[str, object]) -> None:
             assert config["plans_name"] == "told"
 
         def epoch(self, row: dict[str, object]) -> None:
@@ -338,6 +330,6 @@ def test_the_best_configuration_is_found_and_how_to_use_it_is_said(
     said = capsys.readouterr().err
     found = json.loads((environment / "results" / "Dataset999_Demo" / "best_configuration.json").read_text())
     assert {one["model"] for one in found["candidates"]} >= {"llm_morph__tiny__half", "llm_morph__longer__half"}
-    assert f"llmreg_predict -i in/ -o out/ -d 999 -p {found['best'].split('__')[1]} -c half -f 0" in said
+    assert f"llmreg_predict -i in/ -o out/ -d 999 -p {found['best'].split('__')[1]} -c half" in said
     assert find_best_configuration.main(["999", "-f", "7"]) == 2
     refused(capsys, "No fold was trained by all models")

@@ -40,7 +40,7 @@ def test_points_count_significant_differences_in_three_metrics(tmp_path: Path) -
     assert points == {"good": 3, "folding": 0, "poor": -3}
     assert found.candidates[0].model == "llm_morph__good__half"
     assert found.candidates[0].dice == pytest.approx(0.815, abs=0.03)
-    assert found.command("3") == "llmreg_predict -i in/ -o out/ -d 3 -p good -c half -f 0 1"
+    assert found.command("3") == "llmreg_predict -i in/ -o out/ -d 3 -p good -c half"
     content = json.loads(write_selection(tmp_path, found).read_text())
     assert content["best"] == found.candidates[0].model
     assert found.table().splitlines()[1].startswith("llm_morph__good__half")

@@ -14,9 +14,12 @@ from llmreg.training import environment
 def test_what_a_training_ran_on_is_written_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/llmreg_train", "1", "fold0"])
     environment.write_debug(tmp_path, torch.device("cpu"), {"plans": {"seed": 3}})
-    found = json.loads((tmp_path / "debug.json").read_text())
+    environment.write_debug(tmp_path, torch.device("cpu"), {"plans": {"seed": 3}})
+    content = json.loads((tmp_path / "debug.json").read_text())
+    assert content["plans"] == {"seed": 3}
+    assert len(content["runs"]) == 2
+    found = content["runs"][1]
     assert found["command"] == ["llmreg_train", "1", "fold0"]
-    assert found["plans"] == {"seed": 3}
     assert (found["device"], found["gpu"]) == ("cpu", None)
     assert found["packages"]["torch"] == metadata.version("torch")
     assert {"numpy", "SimpleITK", "torch"} <= found["packages"].keys()

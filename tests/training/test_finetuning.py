@@ -37,7 +37,7 @@ def test_tensors_of_the_same_name_and_shape_are_taken_over(tmp_path: Path) -> No
     assert torch.equal(here.frozen, frozen)
     assert (found.same, found.reshaped, found.missing, found.unused) == (("inner",), ("outer",), (), ("extra",))
     assert str(found) == (
-        "1 of 2 tensors were taken over; 1 of another shape there (outer); 1 there but not here (extra)"
+        "1 of 2 tensors were taken over; 1 of another shape or other layers there (outer); 1 there but not here (extra)"
     )
     assert take_over(Small(5, more=True), saved(tmp_path / "less", Small(5))).missing == ("extra",)
 
