@@ -37,7 +37,7 @@ demo: $(installed)
 	$(bin)/llmreg_demo -o $(DEMO_FOLDER)
 
 test: $(installed)
-	nice $(bin)/python -m pytest -q
+	OMP_NUM_THREADS=1 nice $(bin)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(installed)
 	$(bin)/ruff check .
