@@ -28,7 +28,7 @@ def compiled(network: nn.Module, shape: Sequence[int], device: torch.device, pre
     """
     start = time.monotonic()
     try:
-        faster = cast(nn.Module, torch.compile(network))
+        faster = cast(nn.Module, torch.compile(network, dynamic=False))
         image = torch.zeros(1, 1, *shape, device=device)
         with autocast(device, precision):
             flow = faster(image, image)

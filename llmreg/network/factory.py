@@ -44,6 +44,9 @@ def build_network(
         loaded = build_layers(stored, DTYPES[settings.llm.dtype], torch.float32 if emulated else None)
     network = LLMMorph(settings, shape, loaded, sha256)
     network.recompute = recompute
+    if device.type == "cpu" and not has_bfloat16(device):
+        # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
+        return network.to(device, memory_format=torch.channels_last_3d)
     return network.to(device)
 
 

@@ -17,7 +17,7 @@ BYTES_A_TRAINED = 16
 BASE_GB = 0.83
 # Activations of a million network voxels: of images and fields, and of features at width 16; the share of both in
 # bfloat16, and when the finest level is computed twice; what warping and Dice take on a million voxels of the grid.
-FIELDS_GB, FEATURES_GB, BFLOAT16_SHARE, RECOMPUTED_SHARE, GRID_GB = 0.5, 1.16, 0.87, 0.7, 0.045
+FIELDS_GB, FEATURES_GB, BFLOAT16_SHARE, RECOMPUTED_SHARE, GRID_GB = 0.5, 1.3, 0.87, 0.7, 0.045
 # What the image term takes on a million network voxels.
 SIMILARITY_GB = 0.3
 # Seconds of one CPU core for a million network voxels at width 16, forward and backward.

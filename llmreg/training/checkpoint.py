@@ -119,12 +119,14 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None
         )
     load_trainable_state(network, network_tensors(path))
     if optimizer is not None:
-        names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         stored = _tensors_below(path, _OPTIMIZER)
         content: dict[str, Any] = optimizer.state_dict()
+        # Moments lie in memory as their parameters do, which fused optimisers rely on.
         content["state"] = {
-            index: {key: stored[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for index, name in enumerate(names)
+            index: {"step": stored[f"step.{name}"]}
+            | {key: torch.empty_like(parameter).copy_(stored[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
+            for index, (name, parameter) in enumerate(trained)
             if f"step.{name}" in stored
         }
         optimizer.load_state_dict(content)

@@ -243,7 +243,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(
 ) -> None:
     names.append("broken")
 
-    def broken(network: torch.nn.Module) -> torch.nn.Module:
+    def broken(network: torch.nn.Module, **how: object) -> torch.nn.Module:
         raise RuntimeError("no compiler here\nand more")
 
     monkeypatch.setattr(compilation.torch, "compile", broken)

@@ -21,7 +21,7 @@ class Small(nn.Module):
 def test_a_compiled_network_is_the_same_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """With PyTorch's own tracing, and without a compiler behind it, which takes minutes."""
     whole = torch.compile
-    monkeypatch.setattr(compilation.torch, "compile", lambda network: whole(network, backend="eager"))
+    monkeypatch.setattr(compilation.torch, "compile", lambda network, **how: whole(network, backend="eager", **how))
     network = Small()
     faster = compiled(network, (4, 5, 6), torch.device("cpu"), "none")
     assert faster is not network
