@@ -4,8 +4,7 @@ LLaMA-3-8B's width (4096, random weights) on three sizes:
 
 * abdomen: the paper's, 96 x 80 x 96 voxels, 180 tokens, loss at 192 x 160 x 192 with 4 labels;
 * brain: 80 x 96 x 80 voxels, 150 tokens, 32 labels;
-* paper-brain: the paper's, 176 x 208 x 192 voxels, 1716 tokens, 35 labels; of llmreg alone, since the plain one needs
-  more than 24 GB.
+* paper-brain: the paper's, 176 x 208 x 192 voxels, 1716 tokens, 35 labels; of llmreg alone.
 
 Plain: all in float32, PyTorch's own convolution and instance normalisation, all activations kept, one-hot label
 volumes. llmreg: frozen layers in bfloat16 and autocast where the hardware computes in it, the finest level computed

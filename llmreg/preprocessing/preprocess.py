@@ -220,7 +220,7 @@ def read_volume(path: Path) -> NDArray[Any]:
     """A preprocessed volume (z, y, x). Raises UserError when it is not there."""
     if not path.exists():
         raise UserError(f"{path} does not exist: run llmreg_plan_and_preprocess first.")
-    return np.asarray(blosc2.open(str(path), mode="r")[:])
+    return np.asarray(blosc2.open(str(path), mode="r", mmap_mode="r")[:])
 
 
 def read_case_record(folder: Path, case: str) -> dict[str, Any]:
