@@ -46,7 +46,7 @@ def build_network(
     network.recompute = recompute
     if device.type == "cpu" and not has_bfloat16(device):
         # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
-        return network.to(device, memory_format=torch.channels_last_3d)
+        network.to(memory_format=torch.channels_last_3d)
     return network.to(device)
 
 
