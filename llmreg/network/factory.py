@@ -46,7 +46,7 @@ def build_network(
     network.recompute = recompute
     if device.type == "cpu" and not has_bfloat16(device):
         # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
-        network.to(memory_format=torch.channels_last_3d)
+        nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
     return network.to(device)
 
 
