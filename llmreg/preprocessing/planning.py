@@ -122,8 +122,9 @@ def plan_configuration(
     shape = [n // downsampling for n in padded]
     tokens = [n // TOKEN_STRIDE for n in shape]
     voxels, grid = int(np.prod(shape)), int(np.prod(padded))
+    # As they are written into the plans, so that a reader sees why.
     memory = [
-        training_memory_gb(network, budget.llm, voxels, grid, twice, budget.machine, budget.loss)
+        round(training_memory_gb(network, budget.llm, voxels, grid, twice, budget.machine, budget.loss), 2)
         for twice in (False, True)
     ]
     recompute = memory[False] > budget.machine.memory_gb
@@ -135,7 +136,7 @@ def plan_configuration(
             token_grid=tokens,
             token_length=int(np.prod(tokens)),
             recompute=recompute,
-            memory_gb=round(memory[recompute], 2),
+            memory_gb=memory[recompute],
         )
     )
 
