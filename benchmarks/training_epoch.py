@@ -1,6 +1,6 @@
 """Where the time of a training step goes, without and with processes that load ahead.
 
-On synthetic brains of 96 x 96 x 96 voxels with the default network, or on a dataset that is planned and preprocessed.
+On synthetic bodies with the default network, or on a dataset that is planned and preprocessed.
 Each row runs in a process of its own; ``load`` is the time that the step waits for its pair.
 
     python benchmarks/training_epoch.py [--steps 20] [--workers 0 1] [--device cpu]
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--device")
-    parser.add_argument("--dataset", help="id of a dataset that is preprocessed (default: synthetic brains)")
+    parser.add_argument("--dataset", help="id of a dataset that is preprocessed (default: synthetic bodies)")
     parser.add_argument("--configuration")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -18,9 +18,10 @@ log = logging.getLogger(__name__)
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
     from llmreg.evaluation.selection import select, write_selection
+    from llmreg.preprocessing.splits import fold_name
 
     results = paths.find_dataset_folder(options.dataset, paths.results_folder())
-    folds = [fold.removeprefix("fold").removeprefix("_") for fold in options.folds] if options.folds else None
+    folds = [fold_name(fold) for fold in options.folds] if options.folds else None
     found = select(results, folds)
     log.info("%d validation pairs of fold(s) %s:\n\n%s\n", found.num_pairs, ", ".join(found.folds), found.table())
     log.info("Written to %s. To predict with the best one:", write_selection(results, found))

@@ -13,6 +13,7 @@ from scipy.stats import wilcoxon
 
 from llmreg.errors import UserError
 from llmreg.files import write_json
+from llmreg.preprocessing.splits import fold_name
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def select(results: Path, folds: Sequence[str] | None = None) -> Selection:
         UserError: there is nothing to compare.
     """
     tables = {
-        folder.name: {path.parents[1].name.removeprefix("fold_"): path for path in found}
+        folder.name: {fold_name(path.parents[1].name): path for path in found}
         for folder in sorted(results.glob("*__*__*"))
         if (found := sorted(folder.glob(f"fold_*/validation/{METRICS_FILE}")))
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmreg import paths
 from llmreg.errors import UserError
 from llmreg.preprocessing.plans import PLANS_FILE
+from llmreg.preprocessing.splits import fold_name
 from llmreg.training.checkpoint import read_state
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,12 @@ def model_in(folder: Path, folds: list[str] | None = None) -> Model:
         for which in ("final", "best", "latest"):
             checkpoint = path / f"checkpoint_{which}.safetensors"
             if checkpoint.exists():
-                trained[path.name.removeprefix("fold_")] = checkpoint
+                trained[fold_name(path.name)] = checkpoint
                 break
     finished = {fold for fold, checkpoint in trained.items() if checkpoint.stem == "checkpoint_final"}
     if not trained:
         raise UserError(f"{folder} holds no trained fold: train one first (llmreg_train).")
-    chosen = [fold.removeprefix("fold").removeprefix("_") for fold in folds or []]
+    chosen = [fold_name(fold) for fold in folds or []]
     if not folds:
         # Half-trained folds would spoil the mean; they are used where there is nothing better, or when named.
         chosen = [fold for fold in trained if fold in finished] or list(trained)

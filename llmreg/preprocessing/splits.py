@@ -151,6 +151,11 @@ def check_splits(path: Path, splits: Sequence[Split], dataset: Dataset) -> None:
         log.warning("%s does not use %d cases, such as %s: %s to include them.", path, len(unused), unused[0], remedy)
 
 
+def fold_name(text: str) -> str:
+    """The bare name, ``0`` or ``all``, of ``0``, ``fold0``, ``fold_0`` or ``fold_all``, whether or not there is one."""
+    return text.removeprefix("fold").removeprefix("_")
+
+
 def parse_fold(text: str | int, available: Iterable[int]) -> int | Literal["all"]:
     """``0``, ``fold0``, ``fold_0`` or ``all``.
 
