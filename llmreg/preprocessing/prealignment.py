@@ -28,13 +28,17 @@ JUDGED_MM = 6.0
 HISTOGRAM_BINS = 32
 # Voxels that the optimiser looks at: more find the same pose more slowly.
 SAMPLES = 12_000
+# Steps that move the images by less do not matter to a network that deforms them further.
+LEAST_STEP_MM = 0.02
 # How much of the smaller field of view must overlap: over little of it, anything may look alike.
 LEAST_OVERLAP = 0.6
 # Shifts along the body that a search tries, and what share of the best one's lead over the median another may lack to
 # count as about as good.
 SEARCH_MM, SEARCH_STEP_MM, AS_GOOD = 160.0, 8.0, 0.2
-# Plausible between people lying in a scanner: lengths differ by less than this factor, axes turn by less than this.
+# Plausible between people lying in a scanner: lengths and volumes differ by less than these factors, axes turn by less
+# than this. Where one image shows what the other has not (a skull), similarity would have it grow.
 LARGEST_SCALE = 1.3
+LARGEST_GROWTH = 1.4
 LARGEST_TURN = np.cos(np.deg2rad(25))
 
 
@@ -233,6 +237,9 @@ def _method() -> sitk.ImageRegistrationMethod:
     method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetInterpolator(sitk.sitkLinear)
+    # Central differences where they are needed, instead of smoothed gradients of whole images.
+    method.MetricUseFixedImageGradientFilterOff()
+    method.MetricUseMovingImageGradientFilterOff()
     return method
 
 
@@ -251,7 +258,7 @@ def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: CaseTransform)
 def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:
     method = _method()
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2.0, minStep=1e-3, numberOfIterations=60, gradientMagnitudeTolerance=1e-6
+        learningRate=2.0, minStep=LEAST_STEP_MM, numberOfIterations=60, gradientMagnitudeTolerance=1e-6
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -268,7 +275,9 @@ def _optimised(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform)
 
 def _plausible(transform: CaseTransform) -> bool:
     left, scales, right = np.linalg.svd(transform.matrix)
-    rotation = left @ right
+    rotation, growth = left @ right, float(scales.prod())
     return bool(
-        scales.max() < LARGEST_SCALE and scales.min() > 1 / LARGEST_SCALE and np.diag(rotation).min() > LARGEST_TURN
+        1 / LARGEST_SCALE < scales.min() <= scales.max() < LARGEST_SCALE
+        and 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
+        and np.diag(rotation).min() > LARGEST_TURN
     )

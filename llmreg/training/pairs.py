@@ -196,24 +196,27 @@ def batches(
 
 
 def _without_alarm(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches of a loader, whose workers' end is found out where a batch is waited for.
+    """The batches of a loader whose workers leave the signals of a terminal to this process.
 
-    PyTorch's handler of SIGCHLD would raise it wherever the training happens to be.
+    Ctrl-C reaches every process of a terminal: this one finishes its step and ends the others. And a worker's end is
+    found out where a batch is waited for; PyTorch's handler of SIGCHLD would raise it wherever the training happens to
+    be.
     """
-    # Windows has no such signal.
-    if not hasattr(signal, "SIGCHLD"):
+    if threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-    return iterator
+    # Windows has no SIGCHLD.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, getattr(signal, "SIGCHLD", None)) if number}
+    # Ignored before the workers start, since they inherit it from their first instruction on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return iter(loader)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _start_worker(number: int) -> None:
     single_threaded()
-    # Ctrl-C reaches every process of the terminal; the training one finishes its step and ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:

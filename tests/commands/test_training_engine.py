@@ -51,10 +51,26 @@ def names(environment: Path) -> Iterator[list[str]]:
         (environment / "preprocessed" / "Dataset999_Demo" / f"plans_{name}.json").unlink(missing_ok=True)
 
 
-def started(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
+def started(arguments: list[str], *launcher: str, alone: bool = False) -> subprocess.Popen[str]:
+    """A training in another process; ``alone`` in a process group of its own, as a terminal starts it."""
     words = [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=alone
+    )
+
+
+def processes_of(group: int) -> list[str]:
+    """The command lines of the processes of a group, from Linux' own table."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, of_group = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found.append((folder / "cmdline").read_text())
+        except (OSError, ProcessLookupError):
+            continue
+    return found
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -104,6 +120,27 @@ def test_a_signal_ends_a_training_that_goes_on_where_it_was(
     assert "Traceback" not in said
     state = checkpoint.read_state(folder / LATEST)
     assert 0 < 6 * state.epoch + state.step < 18
+    assert train.main([*arguments, "--continue"]) == 0
+    assert ended_like(calm, folder)
+
+
+def test_ctrl_c_leaves_no_process_behind(environment: Path, names: list[str], calm: Path) -> None:
+    """A terminal sends the signal to the training and to its loaders alike."""
+    names.append("left")
+    arguments, folder = training("0", "left", environment, *CALM), fold_of(environment, "left")
+    process = started([*arguments, "--workers", "2"], alone=True)
+    wait_for(folder / "debug.json", process)
+    time.sleep(2)
+    assert len(processes_of(process.pid)) > 2
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--continue" in said
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 10
+    while processes_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(process.pid)
     assert train.main([*arguments, "--continue"]) == 0
     assert ended_like(calm, folder)
 

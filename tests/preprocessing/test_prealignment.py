@@ -146,3 +146,12 @@ def test_a_case_transform_round_trips():
     for point in [(0.0, 0.0, 0.0), (10.0, -20.0, 30.0)]:
         np.testing.assert_allclose(found.to_sitk().TransformPoint(point), transform.TransformPoint(point), atol=1e-9)
     assert (found.stage, found.score, found.uncertainty_mm) == ("affine", 0.5, None)
+
+
+@pytest.mark.parametrize(("scale", "stages"), [(1.08, ("affine",)), (1.2, ("centre", "rigid"))])
+def test_a_body_grows_only_within_reason(body, scale, stages):
+    """1.08 along each axis is 1.26 in volume, which people differ by; 1.2 is 1.73."""
+    larger = sitk.AffineTransform((np.eye(3) / scale).ravel().tolist(), (0.0, 0.0, 0.0))
+    image = resample_image(body, FRAME, larger)
+    found = align_case(image, middle(image), FRAME, PLAN, body)
+    assert found.stage in stages
