@@ -205,7 +205,8 @@ def _without_alarm(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, 
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     # Windows has no SIGCHLD.
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, getattr(signal, "SIGCHLD", None)) if number}
+    of_interest = [getattr(signal, name) for name in ("SIGINT", "SIGCHLD") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in of_interest}
     # Ignored before the workers start, since they inherit it from their first instruction on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
