@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmreg.geometry.grid import Grid
 
+# Slices that are worked on at a time where a whole field would take too much memory.
+SLAB = 32
 Interpolator = Literal["linear", "nearest", "bspline"]
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
 
@@ -54,27 +56,30 @@ class DisplacementField:
 
     @classmethod
     def from_image(cls, image: sitk.Image) -> DisplacementField:
-        return cls(sitk.GetArrayFromImage(image).astype(np.float32), Grid.from_image(image))
+        return cls(sitk.GetArrayFromImage(image).astype(np.float32, copy=False), Grid.from_image(image))
 
     @classmethod
     def from_transform(cls, transform: sitk.Transform, grid: Grid) -> DisplacementField:
         """Any transform, sampled at the voxels of a grid."""
-        return cls.from_image(
-            sitk.TransformToDisplacementField(
-                transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
-            )
-        )
+        return cls.from_image(sampled(transform, grid))
 
     def to_image(self, pixel_type: int = sitk.sitkVectorFloat32) -> sitk.Image:
         image = sitk.GetImageFromArray(self.vectors, isVector=True)
         image.SetSpacing(self.grid.spacing)
         image.SetOrigin(self.grid.origin)
         image.SetDirection(self.grid.direction)
-        return sitk.Cast(image, pixel_type)
+        return image if pixel_type == image.GetPixelID() else sitk.Cast(image, pixel_type)
 
     def to_transform(self) -> sitk.DisplacementFieldTransform:
         """The transform that maps fixed points to moving points; outside its grid it is the identity."""
         return sitk.DisplacementFieldTransform(self.to_image(sitk.sitkVectorFloat64))
+
+
+def sampled(transform: sitk.Transform, grid: Grid) -> sitk.Image:
+    """A transform's displacement (mm, LPS) at the voxels of a grid, as an ITK vector image of float32."""
+    return sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat32, grid.size, grid.origin, grid.spacing, grid.direction
+    )
 
 
 def chained(*transforms: sitk.Transform) -> sitk.Transform:
@@ -182,8 +187,19 @@ def volume_of(grid: Grid) -> sitk.Image:
 
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
     """Determinant of the mapping p -> p + u(p), (z, y, x); central differences, one-sided at the border."""
-    flow = field.to_flow()
+    slices = len(field.vectors)
+    # In slabs, since the nine derivatives of a large field take three times its memory.
+    slabs = [(start, min(start + SLAB, slices)) for start in range(0, slices, SLAB)]
+    found = [
+        _determinant(field, max(first - 1, 0), min(last + 1, slices))[first > 0 :][: last - first]
+        for first, last in slabs
+    ]
+    return np.concatenate(found)
+
+
+def _determinant(field: DisplacementField, first: int, last: int) -> NDArray[np.float32]:
     # Index coordinates give the same determinant as mm: the grid's matrix cancels.
+    flow = np.moveaxis(field.vectors[first:last] @ np.linalg.inv(field.grid.matrix).T.astype(np.float32), -1, 0)
     (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component, axis=(2, 1, 0)) for component in flow)
     a, e, i = a + 1, e + 1, i + 1
     # Written out: numpy.linalg.det on millions of small matrices takes many times longer.

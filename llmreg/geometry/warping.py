@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# With 7, as VoxelMorph has it, no first step is longer than a 128th of the displacement.
+SQUARINGS = 7
+
 
 def identity_grid(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Voxel indices (1, 3, z, y, x), components (x, y, z), of an array of ``shape`` (z, y, x)."""
@@ -32,6 +35,22 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "ze
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """The displacement of going first by ``first``, then by ``second``: first(p) + second(p + first(p))."""
     return first.float() + warp(second, first, padding="border")
+
+
+def exponential(velocity: Tensor, squarings: int = SQUARINGS) -> Tensor:
+    """The displacement after following a stationary velocity for unit time, by scaling and squaring.
+
+    It has an inverse, the exponential of the negated velocity, and does not fold where the velocity is smooth.
+    Reference: Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
+
+    Args:
+        velocity: (B, 3, z, y, x), voxels.
+        squarings: the first step is 2^-squarings of the velocity.
+    """
+    flow = velocity.float() / 2**squarings
+    for _ in range(squarings):
+        flow = compose(flow, flow)
+    return flow
 
 
 def upsample(flow: Tensor, factor: int = 2) -> Tensor:

@@ -64,6 +64,8 @@ class NetworkSettings(_Settings):
             ``direct`` shuffles straight to the stage's resolution.
         accumulate: ``compose`` composes the fields of the stages; ``sum`` adds them and leaves the values of an
             upsampled field as they are, like the authors' earlier code.
+        field: what the decoder's output is. ``displacement``: the displacement itself. ``velocity``: a stationary
+            velocity, whose flow over unit time is the displacement; the negated velocity leads back.
         position_embedding: learned embedding added to the tokens before the first block.
         final_norm: an RMSNorm at the end of each block.
         blocks: what the tokens pass through. ``llm``: language-model encoding blocks. ``vit``: vision-transformer
@@ -77,6 +79,7 @@ class NetworkSettings(_Settings):
     normalization: Literal["instance", "none"] = "instance"
     reshape: Literal["half", "direct"] = "half"
     accumulate: Literal["compose", "sum"] = "compose"
+    field: Literal["displacement", "velocity"] = "displacement"
     position_embedding: bool = True
     final_norm: bool = True
     blocks: Literal["llm", "vit", "adapters", "none"] = "llm"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable
+
+from torch import Tensor
 
 from llmreg.geometry import warping
 
 
-def predict_flow(network: nn.Module, moving: Tensor, fixed: Tensor, downsampling: int) -> tuple[Tensor, Tensor]:
+def predict_flow(
+    network: Callable[[Tensor, Tensor], Tensor], moving: Tensor, fixed: Tensor, downsampling: int
+) -> tuple[Tensor, Tensor]:
     """The network's displacement, and the same upsampled to the images' grid (voxels of each).
 
     Args:
@@ -21,5 +25,5 @@ def predict_flow(network: nn.Module, moving: Tensor, fixed: Tensor, downsampling
     """
     if downsampling > 1:
         moving, fixed = (warping.downsample_image(image, downsampling) for image in (moving, fixed))
-    flow: Tensor = network(moving, fixed)
+    flow = network(moving, fixed)
     return flow, warping.upsample(flow, downsampling) if downsampling > 1 else flow

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from llmreg.geometry import warping
 from llmreg.network.adapters import StageAdapter
 from llmreg.network.config import NetworkSettings
 from llmreg.network.decoder import Decoder
@@ -28,6 +29,7 @@ class LLMMorph(nn.Module):
         llm_sha256: their digest, which checkpoints hold; empty when there are none.
 
     Attributes:
+        velocity: whether :meth:`raw` is a velocity and not the displacement.
         recompute: in training, what the finest level computes is not kept but computed again in the backward pass, and
             its convolutions of several inputs are sums of one each: less memory for more time. The gradients are the
             same up to rounding.
@@ -47,6 +49,7 @@ class LLMMorph(nn.Module):
             raise ValueError(f"shape {self.shape} is not three multiples of {DOWNSAMPLING}")
         d, h, w = (size // DOWNSAMPLING for size in self.shape)
         self.token_grid = (d, h, w)
+        self.velocity = settings.field == "velocity"
         base = settings.width
         channels, hidden = 32 * base, _TOKEN_HIDDEN * base
         self.llm_sha256 = llm_sha256
@@ -78,6 +81,11 @@ class LLMMorph(nn.Module):
         Raises:
             ValueError: the images are not of the shape the network was built for.
         """
+        raw = self.raw(moving, fixed)
+        return warping.exponential(raw) if self.velocity else raw
+
+    def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """What the decoder makes of the images of :meth:`forward`: the displacement, or the velocity that leads to it."""
         for image in (moving, fixed):
             if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
                 raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")

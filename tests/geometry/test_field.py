@@ -4,6 +4,7 @@ import gzip
 import struct
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
@@ -181,3 +182,12 @@ def test_points_go_from_fixed_to_moving_and_the_mean_is_a_mean(oblique):
     np.testing.assert_allclose(fields.transform_points([point], field)[0], point + field.vectors[5, 5, 5], atol=1e-4)
     zero = DisplacementField.identity(oblique)
     np.testing.assert_allclose(fields.mean_field([field, zero]).vectors, field.vectors / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("slices", [2, 33, 64, 65])
+def test_determinants_of_slabs_are_those_of_the_whole(slices):
+    vectors = np.random.default_rng(slices).normal(size=(slices, 5, 4, 3)).astype(np.float32)
+    field = DisplacementField(vectors, Grid((4, 5, slices), (1.0, 2.0, 0.5), (0.0, 0.0, 0.0)))
+    gradients = np.gradient(field.to_flow().astype(np.float64), axis=(3, 2, 1))
+    matrices = np.stack(gradients, axis=-1).transpose(1, 2, 3, 0, 4) + np.eye(3)
+    np.testing.assert_allclose(fields.jacobian_determinant(field), np.linalg.det(matrices), rtol=1e-4, atol=1e-4)

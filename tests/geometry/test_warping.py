@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.blocks import DVF2DDF
 from scipy.ndimage import map_coordinates
 from smooth import smooth_noise
 
@@ -70,3 +71,22 @@ def test_the_determinant_is_that_of_numpy():
     flow = random_flow(3, 1.5)
     jacobian = np.stack([np.stack(np.gradient(u, axis=(2, 1, 0)), -1) for u in flow[0].numpy()], -2) + np.eye(3)
     np.testing.assert_allclose(warping.jacobian_determinant(flow)[0].numpy(), np.linalg.det(jacobian), atol=1e-5)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_the_exponential_is_monais_dvf2ddf(seed):
+    velocity = random_flow(seed, 2.0)
+    # MONAI's components follow the array's axes.
+    expected = DVF2DDF(num_steps=7, mode="bilinear", padding_mode="border")(velocity.flip(1)).flip(1)
+    torch.testing.assert_close(warping.exponential(velocity), expected, atol=1e-3, rtol=0)
+
+
+def test_the_negated_velocity_leads_back():
+    velocity = random_flow(4, 2.0)
+    there, back = warping.exponential(velocity), warping.exponential(-velocity)
+    inside = (..., *(slice(3, -3),) * 3)
+    assert warping.compose(there, back)[inside].norm(dim=1).max() < 0.1
+    # Following a constant velocity is a shift by it.
+    constant = torch.ones(1, 3, *SHAPE)
+    torch.testing.assert_close(warping.exponential(constant), constant)

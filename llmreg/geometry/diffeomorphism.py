@@ -1,0 +1,47 @@
+"""The stationary velocity whose flow is nearest to a displacement that may fold."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers import GaussianFilter
+from torch import Tensor
+from torch.nn import functional
+
+from llmreg.geometry import warping
+
+# Widths of the smoothing that are tried, in voxels, until nothing folds.
+SIGMAS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+ROUNDS = 12
+# Nothing folds where no determinant is below this: linear interpolation between voxels has some way to go to 0 then.
+LEAST_DETERMINANT = 0.02
+
+
+@torch.no_grad()
+def nearest_velocity(flow: Tensor) -> Tensor:
+    """A velocity whose exponential follows ``flow`` as closely as smoothness without folding allows.
+
+    What is left between the displacement and the exponential is added to the velocity, which is then smoothed, again
+    and again, as in log-demons (Vercauteren et al., MICCAI 2008); the least smoothing that folds nowhere is kept.
+
+    Args:
+        flow: displacement (1, 3, z, y, x), voxels.
+
+    Returns:
+        The velocity, (1, 3, z, y, x), voxels (see :func:`llmreg.geometry.warping.exponential`).
+    """
+    velocity = torch.zeros_like(flow)
+    for sigma in SIGMAS:
+        velocity = _smooth(flow.float(), sigma)
+        for _ in range(ROUNDS):
+            velocity = _smooth(velocity + flow - warping.exponential(velocity), sigma)
+        if warping.jacobian_determinant(warping.exponential(velocity)).min() > LEAST_DETERMINANT:
+            break
+    return velocity
+
+
+def _smooth(flow: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing in which the edge continues outside."""
+    margin = int(4 * sigma) + 1
+    padded = functional.pad(flow, (margin,) * 6, mode="replicate")
+    blurred: Tensor = GaussianFilter(3, sigma).to(flow.device)(padded)
+    return blurred[..., margin:-margin, margin:-margin, margin:-margin]
