@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,22 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new(targets: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:
+    """Find out before the work whether its results would replace something.
+
+    Raises:
+        UserError: one is there and may not be overwritten, or is what the work reads.
+    """
+    read = [source for source in sources if source.exists()]
+    for target in targets:
+        if not target.exists():
+            continue
+        if any(target.samefile(source) for source in read):
+            raise UserError(f"{target} would replace what is read: choose another --output.")
+        if not overwrite:
+            raise UserError(f"{target} exists: choose another --output, or add --overwrite.")
 
 
 def check_writable(folder: Path) -> None:

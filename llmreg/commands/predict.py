@@ -13,15 +13,22 @@ from llmreg.errors import UserError
 EXAMPLES = """\
   llmreg_predict -i in/ -o out/
   llmreg_predict -i pairs.csv -o out/ -d 2 -c half -f 0 1
+  llmreg_predict -i in/ -o out/ --save field inverse warped --labels labels/
+  llmreg_predict -i in/ -o out/ --refine 50 --diffeomorphic --uncertainty
   llmreg_predict -i in/ -o out/ --num_parts 4 --part_id 0
   llmreg_predict -i in/ -o out/ --all_pairs -m results/Dataset001_Name/llm_morph__default__half
 """
+# As llmreg.inference.registration has them; a test compares.
+OUTPUTS = ("field", "inverse", "warped", "labels", "seen", "jacobian", "uncertainty", "transform", "prealignment")
+DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
+FORMATS = ("itk", "learn2reg", "nifti-ras", "npz")
 
 
 def action(options: argparse.Namespace) -> None:
     from llmreg.devices import choose_device, local_device
     from llmreg.inference.models import find_model, model_in
     from llmreg.inference.predict import Job, predict_folder
+    from llmreg.inference.predictor import Options
 
     if options.model:
         model = model_in(options.model, options.folds)
@@ -34,7 +41,21 @@ def action(options: argparse.Namespace) -> None:
     part = int(os.environ.get("RANK", "0")) if options.part_id is None else options.part_id
     if part >= parts:
         raise UserError(f"--part_id {part} is not one of {parts} parts: they are counted from 0 (--num_parts).")
-    job = Job(options.all_pairs, options.overwrite, options.go_on, part, parts)
+    asked = {*options.save}
+    asked |= {"uncertainty"} if options.uncertainty else set()
+    asked |= {"labels"} if options.labels else set()
+    job = Job(
+        outputs=tuple(output for output in OUTPUTS if output in asked),
+        format=options.format,
+        labels=options.labels,
+        label_interpolation=options.label_interpolation,
+        options=Options(options.refine, options.diffeomorphic, "uncertainty" in asked),
+        all_pairs=options.all_pairs,
+        overwrite=options.overwrite,
+        go_on=options.go_on,
+        part=part,
+        parts=parts,
+    )
     predict_folder(options.input, options.output, model, choose_device(local_device(options.device)), job)
 
 
@@ -45,20 +66,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder of images, or a pairs.csv")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
-    parser.add_argument("-c", "--configuration", help="full or half")
-    parser.add_argument("-p", "--plans", help="name of the plans")
-    parser.add_argument("-f", "--folds", nargs="+", help="folds to average (default: all trained)")
-    parser.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
-    parser.add_argument("--all_pairs", action="store_true", help="every fixed with every moving image")
-    parser.add_argument("--overwrite", action="store_true", help="replace predictions that the output folder holds")
-    parser.add_argument(
-        "--continue", dest="go_on", action="store_true", help="leave out pairs that are written already"
+    model = parser.add_argument_group("which model")
+    model.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
+    model.add_argument("-c", "--configuration", help="full or half")
+    model.add_argument("-p", "--plans", help="name of the plans")
+    model.add_argument("-f", "--folds", nargs="+", help="folds to average (default: all trained)")
+    model.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+    results = parser.add_argument_group("what is written, all of it on the fixed image's grid but for the inverse")
+    results.add_argument(
+        "--save", nargs="+", choices=OUTPUTS, default=DEFAULT_OUTPUTS, metavar="OUTPUT",
+        help=f"any of {', '.join(OUTPUTS)} (default: {' '.join(DEFAULT_OUTPUTS)})",
+    )  # fmt: skip
+    results.add_argument(
+        "--format", choices=FORMATS, default="itk", help="of the fields (default: itk, for SimpleITK, ANTs and Slicer)"
     )
-    parser.add_argument(
+    results.add_argument(
+        "--labels", type=Path, metavar="FOLDER",
+        help="warp the moving images' label maps too, <case name>.nii.gz in this folder",
+    )  # fmt: skip
+    results.add_argument(
+        "--label_interpolation", choices=("nearest", "linear"), default="nearest",
+        help="linear interpolates each label and takes the largest, for smoother outlines (default: nearest)",
+    )  # fmt: skip
+    beyond = parser.add_argument_group("beyond the network's field")
+    beyond.add_argument(
+        "--refine", type=shell.whole, default=0, metavar="N",
+        help="optimise the field for each pair by image similarity, in at most N steps (try 50)",
+    )  # fmt: skip
+    beyond.add_argument(
+        "--diffeomorphic", action="store_true", help="the nearest smooth field that folds nowhere and has an inverse"
+    )
+    beyond.add_argument(
+        "--uncertainty", action="store_true",
+        help="estimate and write how far the field may be off (mm), from folds or, of one fold, from samples",
+    )  # fmt: skip
+    pairs = parser.add_argument_group("which pairs")
+    pairs.add_argument("--all_pairs", action="store_true", help="every fixed with every moving image")
+    pairs.add_argument("--overwrite", action="store_true", help="replace predictions that the output folder holds")
+    pairs.add_argument("--continue", dest="go_on", action="store_true", help="leave out pairs that are written already")
+    pairs.add_argument(
         "--num_parts", type=shell.positive, metavar="N", help="share the pairs among N processes or computers"
     )
-    parser.add_argument("--part_id", type=shell.whole, metavar="K", help="the part that this one does, from 0")
+    pairs.add_argument("--part_id", type=shell.whole, metavar="K", help="the part that this one does, from 0")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
     return shell.run(action, parser, argv)
 

@@ -26,8 +26,9 @@ from llmreg.evaluation.metrics import (
 )
 from llmreg.files import check_writable, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, jacobian_determinant, warp_image
+from llmreg.geometry.formats import read_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import read_field, read_image
+from llmreg.geometry.io import read_image
 from llmreg.workers import in_parallel
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,8 @@ def evaluate_folder(
 
 
 def _score(pair: PairFiles) -> list[Row]:
-    fixed, moving, field = read_image(pair.fixed_label), read_image(pair.moving_label), read_field(pair.field)
+    fixed, moving = read_image(pair.fixed_label), read_image(pair.moving_label)
+    field = read_as(pair.field, pair.format, Grid.from_image(fixed), Grid.from_image(moving))
     if not Grid.from_image(fixed).same_as(field.grid):
         raise UserError(
             f"{pair.field} is not on the grid of {pair.fixed_label}: give the label map on the fixed image's grid."

@@ -26,6 +26,7 @@ class PairFiles:
     fixed_label: Path
     moving_label: Path
     prealignment: Path | None = None
+    format: str = "itk"
     labels: dict[int, str] | None = None
     annotated: frozenset[int] | None = None
 
@@ -36,7 +37,8 @@ class _Pair(BaseModel):
     pair_id: str
     fixed: str
     moving: str
-    field: str
+    field: str | None = None
+    format: str = "itk"
     fixed_label: str | None = None
     moving_label: str | None = None
     prealignment: str | None = None
@@ -78,6 +80,8 @@ def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
     dataset = _dataset_near(labels) if labels is not None else None
     found = []
     for pair in listed:
+        if pair.field is None:
+            raise UserError(f"{predictions} holds no field of {pair.pair_id}: predict again, with field among --save.")
         field = _existing(predictions / pair.field, pair.pair_id, "run the prediction again")
         before = predictions / pair.prealignment if pair.prealignment else None
         if before is not None:
@@ -94,6 +98,7 @@ def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
                 fixed_label=fixed,
                 moving_label=moving,
                 prealignment=before,
+                format=pair.format,
                 labels=dataset.labels if dataset else None,
                 annotated=_annotated(dataset, pair) if dataset else None,
             )

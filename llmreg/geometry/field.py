@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from llmreg.geometry.grid import Grid
 
@@ -141,39 +141,58 @@ def warp_image(
     image: sitk.Image, field: DisplacementField, interpolator: Interpolator = "linear", default: float = 0.0
 ) -> sitk.Image:
     """The moving image as seen through the field, on the field's grid; ``default`` where it looks outside."""
-    reference = field.grid
-    return sitk.Resample(
-        image,
-        reference.size,
-        field.to_transform(),
-        _INTERPOLATORS[interpolator],
-        reference.origin,
-        reference.spacing,
-        reference.direction,
-        default,
-        image.GetPixelID(),
-    )
+    return resample_image(image, field.grid, field, interpolator, default)
 
 
 def resample_image(
     image: sitk.Image,
     grid: Grid,
-    transform: sitk.Transform | None = None,
+    transform: sitk.Transform | DisplacementField | None = None,
     interpolator: Interpolator = "linear",
     default: float = 0.0,
 ) -> sitk.Image:
-    """The image at the voxels of a grid, looked up through ``transform`` (grid point -> image point)."""
-    return sitk.Resample(
-        image,
-        grid.size,
-        transform or sitk.Transform(3, sitk.sitkIdentity),
-        _INTERPOLATORS[interpolator],
-        grid.origin,
-        grid.spacing,
-        grid.direction,
-        default,
-        image.GetPixelID(),
-    )
+    """The image at the voxels of a grid, looked up through ``transform`` (grid point -> image point).
+
+    The pixel type is kept: values of whole-number types are rounded, where ITK cuts their decimals off. Splines swing
+    past edges; what leaves the image's own range of values is brought back to it.
+    """
+    whole = np.dtype(sitk.GetArrayViewFromImage(image).dtype).kind in "iu"
+    between = interpolator == "bspline" or (interpolator == "linear" and whole)
+    if isinstance(transform, DisplacementField) and transform.grid != grid:
+        transform = transform.to_transform()
+    if not between and not isinstance(transform, DisplacementField):
+        return _resampled(image, grid, transform, _INTERPOLATORS[interpolator], default, image.GetPixelID())
+    values = sitk.GetArrayViewFromImage(image)
+    lowest, highest = (values.min(), values.max()) if between else (0, 0)
+    source, method = image, _INTERPOLATORS[interpolator]
+    if interpolator == "bspline":
+        # The coefficients are found once for all slabs.
+        source, method = sitk.BSplineDecomposition(sitk.Cast(image, sitk.sitkFloat64), 3), sitk.sitkBSplineResampler
+    pixels, outside = (sitk.sitkFloat64, np.nan) if between else (image.GetPixelID(), default)
+    found = np.empty(grid.shape, values.dtype)
+    for part, slab in grid.slabs():
+        if isinstance(transform, DisplacementField):
+            through: sitk.Transform | None = DisplacementField(transform.vectors[part], slab).to_transform()
+        else:
+            through = transform
+        seen = sitk.GetArrayFromImage(_resampled(source, slab, through, method, outside, pixels))
+        if between:
+            seen = np.where(np.isnan(seen), default, np.clip(seen, lowest, highest))
+            if whole:
+                seen = np.rint(seen)
+        found[part] = seen
+    made = sitk.GetImageFromArray(found)
+    made.SetSpacing(grid.spacing)
+    made.SetOrigin(grid.origin)
+    made.SetDirection(grid.direction)
+    return made
+
+
+def _resampled(
+    image: sitk.Image, grid: Grid, transform: sitk.Transform | None, method: int, default: float, pixels: int
+) -> sitk.Image:
+    lookup = transform or sitk.Transform(3, sitk.sitkIdentity)
+    return sitk.Resample(image, grid.size, lookup, method, grid.origin, grid.spacing, grid.direction, default, pixels)
 
 
 def volume_of(grid: Grid) -> sitk.Image:
@@ -204,12 +223,6 @@ def _determinant(field: DisplacementField, first: int, last: int) -> NDArray[np.
     a, e, i = a + 1, e + 1, i + 1
     # Written out: numpy.linalg.det on millions of small matrices takes many times longer.
     return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), dtype=np.float32)
-
-
-def transform_points(points: ArrayLike, field: DisplacementField) -> NDArray[np.float64]:
-    """Points of the fixed image (N, 3), LPS mm, to the moving image."""
-    transform = field.to_transform()
-    return np.array([transform.TransformPoint(tuple(map(float, p))) for p in np.asarray(points)])
 
 
 def mean_field(fields: Sequence[DisplacementField]) -> DisplacementField:

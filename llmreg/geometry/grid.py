@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,13 @@ class Grid:
         """Points spread evenly over the volume, ``samples`` along each axis, LPS mm, (n, 3)."""
         steps = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.size]
         return self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3))
+
+    def slabs(self, voxels: int = 2**21) -> Iterator[tuple[slice, Grid]]:
+        """The grid in parts of whole slices, of about ``voxels`` each: their place along z, and their own grids."""
+        depth = max(1, voxels // (self.size[0] * self.size[1]))
+        for start in range(0, self.size[2], depth):
+            stop = min(start + depth, self.size[2])
+            yield slice(start, stop), self.padded((0, 0, -start), (0, 0, stop - self.size[2]))
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Whether points (..., 3), LPS mm, lie in the volume: in some voxel, its edges included."""

@@ -59,11 +59,29 @@ def read_image(path: Path) -> sitk.Image:
         raise UserError(
             f"{path} cannot be read as an image: copy it again if it is damaged, else save it as .nii.gz."
         ) from error
-    image = _scalar(_volume(stored, path), path)
-    _check_geometry(image, path)
+    image = usable(stored, path)
     if path.name.endswith((".nii", ".nii.gz")) and (doubt := _doubt_of_place(stored, Grid.from_image(image))):
         warn_once(f"{path} {doubt}")
     return image
+
+
+def voxels_in(path: Path) -> int:
+    """How many voxels a file's header announces. Raises RuntimeError when ITK cannot tell."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return math.prod(reader.GetSize())
+
+
+def usable(image: sitk.Image, name: Path | str) -> sitk.Image:
+    """The image as a 3-D scalar one; ``name`` is what errors call it.
+
+    Raises:
+        UserError: it is none, or cannot be of this size.
+    """
+    volume = _scalar(_volume(image, name), name)
+    _check_geometry(volume, name)
+    return volume
 
 
 @cache
@@ -83,7 +101,7 @@ def _check_whole(path: Path) -> None:
         raise UserError(problem)
 
 
-def _volume(image: sitk.Image, path: Path) -> sitk.Image:
+def _volume(image: sitk.Image, path: Path | str) -> sitk.Image:
     size = image.GetSize()
     first, volumes = size[:3], math.prod(size[3:])
     if len(size) < 3 or (volumes == 1 and min(first) == 1):
@@ -102,7 +120,7 @@ def _volume(image: sitk.Image, path: Path) -> sitk.Image:
     raise UserError(f"{path} {problem}.")
 
 
-def _scalar(image: sitk.Image, path: Path) -> sitk.Image:
+def _scalar(image: sitk.Image, path: Path | str) -> sitk.Image:
     kind, components = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
     if kind.startswith("complex"):
         raise UserError(f"{path} holds complex numbers, but an image has one value per voxel: save their magnitude.")
@@ -114,7 +132,7 @@ def _scalar(image: sitk.Image, path: Path) -> sitk.Image:
     return sitk.VectorIndexSelectionCast(image, 0) if kind.startswith("vector") else image
 
 
-def _check_geometry(image: sitk.Image, path: Path) -> None:
+def _check_geometry(image: sitk.Image, path: Path | str) -> None:
     spacing, axes = np.array(image.GetSpacing()), np.reshape(image.GetDirection(), (3, 3))
     if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=SHEAR):
         raise UserError(_unsound(path))
@@ -128,7 +146,7 @@ def _check_geometry(image: sitk.Image, path: Path) -> None:
         )
 
 
-def _unsound(path: Path) -> str:
+def _unsound(path: Path | str) -> str:
     return (
         f"{path} lies on no grid with right angles (its axes are sheared, or its header holds zeros): resample it, or "
         "correct its spacing and direction."
@@ -157,7 +175,7 @@ def _doubt_of_place(image: sitk.Image, grid: Grid) -> str:
     )
 
 
-def check_values(image: sitk.Image, path: Path) -> None:
+def check_values(image: sitk.Image, path: Path | str) -> None:
     """Raises UserError when the image holds NaN, infinite or overflowed values, or one value only."""
     values = sitk.GetArrayViewFromImage(image)
     if not np.isfinite(values).all():
@@ -221,8 +239,8 @@ def oriented_lps(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
-def read_linear_transform(path: Path) -> sitk.Transform:
-    """A linear ITK transform (.tfm, .txt, .mat, .h5 ...). Raises UserError when the file is none."""
+def read_transform(path: Path) -> sitk.Transform:
+    """An ITK transform in three dimensions (.tfm, .txt, .mat, .h5 ...). Raises UserError when the file is none."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"The transform {path} does not exist: check its name.")
@@ -230,63 +248,55 @@ def read_linear_transform(path: Path) -> sitk.Transform:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
         raise UserError(f"{path} cannot be read as an ITK transform: save it as .tfm or .h5.") from error
-    if transform.GetDimension() != 3 or not transform.IsLinear():
+    if transform.GetDimension() != 3:
+        raise UserError(f"{path} is a transform in {transform.GetDimension()} dimensions: give one in 3.")
+    return transform
+
+
+def read_linear_transform(path: Path) -> sitk.Transform:
+    """A linear ITK transform (.tfm, .txt, .mat, .h5 ...). Raises UserError when the file is none."""
+    transform = read_transform(path)
+    if not transform.IsLinear():
         raise UserError(f"{path} is not a linear 3-D transform: give a rigid or affine one.")
     return transform
 
 
 def read_field(path: Path) -> DisplacementField:
     """An ITK vector field (mm, LPS). Raises UserError when the file is missing, damaged or no such field."""
+    image = read_any(path, "displacement field")
+    kind, components = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() != 3 or components != 3:
+        size = times((*image.GetSize(), *([components] if components > 1 else [])))
+        raise UserError(
+            f"{path} holds numbers of size {size} instead of a 3-D field of vectors as ITK has them: convert it with "
+            "llmreg_convert_field if it is a field of another format."
+        )
+    if "float" not in kind:
+        raise UserError(f"{path} holds a {kind}, as colour images do, and no displacements: give another file.")
+    return DisplacementField.from_image(image)
+
+
+def read_any(path: Path, what: str) -> sitk.Image:
+    """Whatever ITK makes of a file. Raises UserError when it is missing or damaged, or holds NaN."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"The displacement field {path} does not exist: check its name.")
+        raise UserError(f"The {what} {path} does not exist: check its name.")
     _check_whole(path)
     try:
-        image = sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
+        image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read as a displacement field: check the file.") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise UserError(f"{path} is not a 3-D field of three components: give a field written by llmreg_predict.")
-    return DisplacementField.from_image(image)
+        if re.search("orthonormal|Refusing to change (direction|spacing)", str(error)):
+            raise UserError(_unsound(path)) from error
+        raise UserError(f"{path} cannot be read as a {what}: check the file.") from error
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(f"{path} holds NaN or infinite values: replace them by numbers.")
+    return image
 
 
 def write_field(field: DisplacementField, path: Path) -> None:
     """As an ITK vector image (float32, mm, LPS); NIfTI files get dimension 5 and intent 1007."""
     write_image(field.to_image(), path)
-
-
-def to_learn2reg(field: DisplacementField, moving_grid: Grid | None = None) -> NDArray[np.float32]:
-    """Learn2Reg's array (X, Y, Z, 3): voxels along the array axes, added to the fixed index.
-
-    Args:
-        field: on the fixed image's grid.
-        moving_grid: the moving image's grid; the fixed one when the images share it, as the challenge assumes.
-    """
-    moving = field.grid if moving_grid is None else moving_grid
-    target = moving.physical_to_index(field.grid.physical_points() + field.vectors)
-    return (target - field.grid.indices()).transpose(2, 1, 0, 3).astype(np.float32)
-
-
-def from_learn2reg(array: NDArray[Any], grid: Grid, moving_grid: Grid | None = None) -> DisplacementField:
-    """The inverse of :func:`to_learn2reg`."""
-    moving = grid if moving_grid is None else moving_grid
-    target = moving.index_to_physical(array.transpose(2, 1, 0, 3) + grid.indices())
-    return DisplacementField((target - grid.physical_points()).astype(np.float32), grid)
-
-
-def write_learn2reg(field: DisplacementField, path: Path, moving_grid: Grid | None = None) -> None:
-    """Learn2Reg's array as ``displacements`` in an .npz file, or as a plain four-dimensional .nii.gz file.
-
-    The NIfTI file has the identity as its affine, as the challenge's evaluation reads the voxels alone.
-    """
-    path = Path(path)
-    array = to_learn2reg(field, moving_grid)
-    if path.suffix == ".npz":
-        with written_whole(path) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, displacements=array)
-        return
-    volumes = [sitk.GetImageFromArray(np.ascontiguousarray(array[..., k].T)) for k in range(3)]
-    write_image(sitk.JoinSeries(volumes), path)
 
 
 def lps_to_ras(vectors: NDArray[Any]) -> NDArray[Any]:

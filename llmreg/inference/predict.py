@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg import __version__
 from llmreg.errors import UserError
-from llmreg.files import check_writable, read_json, write_json, written_whole
-from llmreg.geometry.io import check_values, read_image, read_linear_transform, write_field, write_image
+from llmreg.files import check_writable, read_json, write_json
+from llmreg.geometry.io import read_image, voxels_in
+from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
 from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
-from llmreg.inference.predictor import ImageInput, Predictor, Registration
-from llmreg.preprocessing.cases import read_mask
+from llmreg.inference.predictor import ImageInput, Options, Predictor, Prepared
+from llmreg.inference.registration import DEFAULT_OUTPUTS, Registration
+from llmreg.inference.summary import failures, figures, table
 from llmreg.preprocessing.plans import PLANS_FILE, read_plans
 from llmreg.training.checkpoint import read_state
 
 log = logging.getLogger(__name__)
 
 PREDICT_FILE = "predict.json"
-# A record for each pair that is written, from which a prediction goes on and its parts are put together.
+# A record for each pair that is done, from which a prediction goes on and its parts are put together.
 RECORDS_FOLDER = ".pairs"
+# Pairs that are worked on at a time: read, registered, written. Of images with more voxels than this, one at a time:
+# three take too much memory.
+IN_FLIGHT, LARGE = 3, 2**25
 
 
 @dataclass(frozen=True)
 class Job:
-    """Which pairs are predicted, and what happens to predictions that are there.
+    """Which pairs are predicted, what is written of them, and what happens to predictions that are there.
 
     Attributes:
+        outputs: of each pair, any of :data:`llmreg.inference.registration.OUTPUTS`.
+        format: of the fields, one of :data:`llmreg.geometry.formats.FORMATS`.
+        labels: folder with a label map ``<case name>.nii.gz`` for moving images whose pair names none.
+        label_interpolation: how label maps are warped.
+        options: what is done beyond predicting.
         all_pairs: every fixed with every moving image.
         overwrite: replace predictions that the output folder holds.
         go_on: leave out pairs that are written already.
@@ -44,6 +56,11 @@ class Job:
         parts: how many there are.
     """
 
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS
+    format: str = "itk"
+    labels: Path | None = None
+    label_interpolation: LabelInterpolation = "nearest"
+    options: Options = field(default_factory=Options)
     all_pairs: bool = False
     overwrite: bool = False
     go_on: bool = False
@@ -52,17 +69,17 @@ class Job:
 
 
 def predict_folder(source: Path, output: Path, model: Model, device: torch.device, job: Job) -> Path | None:
-    """Register the pairs of ``source`` and write fields, warped images and ``predict.json`` to ``output``.
+    """Register the pairs of ``source`` and write what the job asks for, and ``predict.json``, to ``output``.
 
-    Processes that share the pairs need not know of each other: whichever sees that all pairs are written puts
-    ``predict.json`` together.
+    A pair that cannot be registered does not stop the others. Processes that share the pairs need not know of each
+    other: whichever sees that all pairs are done puts ``predict.json`` together.
 
     Returns:
         Where ``predict.json`` is; None as long as other parts are missing.
 
     Raises:
-        UserError: an input cannot be used; ``output`` holds predictions and neither ``overwrite`` nor ``go_on`` is
-            given, or those of another model.
+        UserError: pairs failed, and the others are written; ``output`` holds predictions and neither ``overwrite`` nor
+            ``go_on`` is given, or those of another model.
     """
     record = output / PREDICT_FILE
     if record.exists() and not (job.overwrite or job.go_on):
@@ -70,41 +87,144 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
             f"{output} holds predictions already: choose another folder, or add --overwrite, or --continue for the "
             "pairs that are missing."
         )
-    # What may be wrong is found out before the first pair, and wrong names before the network is built.
-    pairs = find_pairs(source, read_plans(model.folder / PLANS_FILE), job.all_pairs)
+    # Wrong names are found out before the network is built.
+    plans = read_plans(model.folder / PLANS_FILE)
+    pairs = [_with_label(pair, job) for pair in find_pairs(source, plans, job.all_pairs)]
     origin = {
         "llmreg_version": __version__,
         "model": f"{model.folder.parent.name}/{model.folder.name}",
         "folds": list(model.folds),
         "epochs": [read_state(path).epoch for path in model.folds.values()],
+        "options": vars(job.options),
+        "format": job.format,
     }
     own = pairs[job.part :: job.parts]
     if job.go_on:
-        own = [pair for pair in own if not _is_written(pair, output, origin)]
-    _check(own)
-    predictor = Predictor(model, device)
+        own = [pair for pair in own if not _is_written(pair, output, origin, job.outputs)]
+    predictor = Predictor(model, device, job.options)
     check_writable(output)
     # From here on the folder is neither the old nor the new set of predictions.
     record.unlink(missing_ok=True)
     for pair in own:
         _record_of(pair, output).unlink(missing_ok=True)
     with logging_redirect_tqdm():
-        for pair in tqdm(own, desc="Predict", unit="pair", disable=job.part > 0):
-            start = time.monotonic()
-            found = predictor.predict(
+        for pair, row in tqdm(_predicted(predictor, own, output, job), "Predict", len(own), unit="pair"):
+            write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
+    known = [_record(pair, output) for pair in pairs]
+    rows = [one["pair"] for one in known if one is not None and _differs(one, origin) is None]
+    done = [row for row in rows if "failed" not in row]
+    if done:
+        log.info("\n%s", table(done))
+    if len(rows) < len(pairs):
+        log.info("%d of %d pairs are left to other parts, or to --continue.", len(pairs) - len(rows), len(pairs))
+    else:
+        failed = [row for row in rows if "failed" in row]
+        write_json(record, origin | {"pairs": done} | ({"failed": failed} if failed else {}))
+    problem = failures([row for row in rows if "failed" in row], len(pairs))
+    if problem:
+        raise UserError(problem)
+    return record if len(rows) == len(pairs) else None
+
+
+def _predicted(
+    predictor: Predictor, pairs: Sequence[PairInput], output: Path, job: Job
+) -> Iterator[tuple[PairInput, dict[str, Any]]]:
+    """The pairs and their rows, in order. One pair is read and another written while the network works on a third."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as writer:
+        begun: deque[tuple[PairInput, Future[dict[str, Any]]]] = deque()
+        for pair in pairs:
+            work = _Work(predictor, pair, output, job)
+            prepared = reader.submit(work.read)
+            registered = network.submit(work.register, prepared)
+            begun.append((pair, writer.submit(work.write, registered)))
+            if len(begun) >= (1 if _is_large(pair) else IN_FLIGHT):
+                yield _ended(*begun.popleft())
+        while begun:
+            yield _ended(*begun.popleft())
+
+
+class _Work:
+    """What is done for a pair, in three steps that may run in threads of their own, and the seconds they take."""
+
+    def __init__(self, predictor: Predictor, pair: PairInput, output: Path, job: Job) -> None:
+        self._predictor, self._pair, self._output, self._job = predictor, pair, output, job
+        self._seconds = 0.0
+
+    def read(self) -> Prepared:
+        pair = self._pair
+        with self._timed():
+            return self._predictor.prepare(
                 ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
                 ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
                 pair.initial_transform,
             )
-            row = _write(pair, found, output) | {"seconds": round(time.monotonic() - start, 2)}
-            write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
-    written = [_record(pair, output) for pair in pairs]
-    rows = [known["pair"] for known in written if known is not None and _differs(known, origin) is None]
-    if len(rows) < len(pairs):
-        log.info("%d of %d pairs are left to other parts, or to --continue.", len(pairs) - len(rows), len(pairs))
-        return None
-    write_json(record, origin | {"pairs": rows})
-    return record
+
+    def register(self, prepared: Future[Prepared]) -> Registration:
+        pair = prepared.result()
+        with self._timed():
+            return self._predictor.register(pair)
+
+    def write(self, registered: Future[Registration]) -> dict[str, Any]:
+        """The pair's row of ``predict.json``."""
+        pair, job, found = self._pair, self._job, registered.result()
+        with self._timed():
+            label = read_image(pair.moving_label) if "labels" in job.outputs and pair.moving_label else None
+            files = found.save(self._output, pair.name, job.outputs, job.format, label, job.label_interpolation)
+        return _named(pair) | {
+            **files,
+            "format": job.format,
+            "fixed_path": str(pair.fixed.resolve()),
+            "moving_path": str(pair.moving.resolve()),
+            **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
+            "fixed_transform": found.fixed_transform.to_dict(),
+            "moving_transform": found.moving_transform.to_dict(),
+            **figures(found),
+            "seconds": round(self._seconds, 2),
+        }
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._seconds += time.monotonic() - start
+
+
+def _ended(pair: PairInput, row: Future[dict[str, Any]]) -> tuple[PairInput, dict[str, Any]]:
+    """A pair's row; of one that failed, why. What fails every pair is raised: a full disk, want of memory."""
+    try:
+        return pair, row.result()
+    except (UserError, RuntimeError, ValueError) as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        log.error("%s: %s", pair.name, error)
+        log.debug("%s failed", pair.name, exc_info=error)
+        return pair, _named(pair) | {"failed": str(error)}
+
+
+def _is_large(pair: PairInput) -> bool:
+    try:
+        return max(voxels_in(path) for path in (pair.fixed, pair.moving)) > LARGE
+    except RuntimeError:
+        return False  # Whoever reads it says what is wrong.
+
+
+def _with_label(pair: PairInput, job: Job) -> PairInput:
+    """The pair with its moving label map, where label maps are asked for. Raises UserError when there is none."""
+    if "labels" not in job.outputs or pair.moving_label is not None:
+        return pair
+    if job.labels is None:
+        raise UserError(
+            f"{pair.moving} has no label map to warp: give their folder with --labels, or name it in the column "
+            "moving_label of a pairs.csv."
+        )
+    path = job.labels / f"{case_name(pair.moving)}.nii.gz"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: add the moving image's label map, or leave out --labels.")
+    return replace(pair, moving_label=path)
+
+
+def _named(pair: PairInput) -> dict[str, Any]:
+    return {"pair_id": pair.pair_id, "fixed": case_name(pair.fixed), "moving": case_name(pair.moving)}
 
 
 def _record_of(pair: PairInput, output: Path) -> Path:
@@ -117,12 +237,12 @@ def _record(pair: PairInput, output: Path) -> dict[str, Any] | None:
 
 
 def _differs(known: dict[str, Any], origin: dict[str, Any]) -> str | None:
-    """What a record's model is that is not this one."""
-    keys = ("model", "folds", "epochs")
+    """What a record's model, or how it was used, is that is not this one."""
+    keys = ("model", "folds", "epochs", "options", "format")
     return next((f"{key} {known.get(key)}" for key in keys if known.get(key) != origin[key]), None)
 
 
-def _is_written(pair: PairInput, output: Path, origin: dict[str, Any]) -> bool:
+def _is_written(pair: PairInput, output: Path, origin: dict[str, Any], outputs: Sequence[str]) -> bool:
     """Whether the pair was predicted from the same files. Raises UserError when another model did it."""
     known = _record(pair, output)
     if known is None:
@@ -130,53 +250,14 @@ def _is_written(pair: PairInput, output: Path, origin: dict[str, Any]) -> bool:
     other = _differs(known, origin)
     if other is not None:
         raise UserError(f"{output} holds predictions of another model ({other}): go on with that, or add --overwrite.")
-    files = (known["pair"][key] for key in ("field", "warped", "seen", "prealignment"))
-    return bool(known["asked"] == _asked(pair) and all((output / name).exists() for name in files))
+    files = [known["pair"].get(key) for key in outputs]
+    whole = all(name is not None and (output / name).exists() for name in files)
+    return bool(known["asked"] == _asked(pair) and whole)
 
 
 def _asked(pair: PairInput) -> dict[str, str]:
     """The pair as JSON."""
     return {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in vars(pair).items()}
-
-
-def _check(pairs: Sequence[PairInput]) -> None:
-    """Raises UserError for the first image, mask or transform that cannot be used."""
-    masks: dict[Path, set[Path]] = {}
-    for pair in pairs:
-        for path, mask in ((pair.fixed, pair.fixed_mask), (pair.moving, pair.moving_mask)):
-            masks.setdefault(path, set()).update(() if mask is None else (mask,))
-    for path, own in tqdm(sorted(masks.items()), desc="Check", unit="image"):
-        image = read_image(path)
-        check_values(image, path)
-        for mask in sorted(own):
-            read_mask(mask, image, path)
-    for transform in sorted({pair.initial_transform for pair in pairs if pair.initial_transform is not None}):
-        read_linear_transform(transform)
-
-
-def _write(pair: PairInput, found: Registration, output: Path) -> dict[str, Any]:
-    files = {
-        "field": f"disp_{pair.name}.nii.gz",
-        "warped": f"warped_{pair.name}.nii.gz",
-        "seen": f"seen_{pair.name}.nii.gz",
-        "prealignment": f"prealign_{pair.name}.tfm",
-    }
-    write_field(found.field, output / files["field"])
-    write_image(found.warped, output / files["warped"])
-    write_image(found.seen, output / files["seen"])
-    with written_whole(output / files["prealignment"]) as temporary:
-        sitk.WriteTransform(found.prealignment, str(temporary))
-    return {
-        "pair_id": pair.pair_id,
-        "fixed": case_name(pair.fixed),
-        "moving": case_name(pair.moving),
-        **files,
-        "fixed_path": str(pair.fixed.resolve()),
-        "moving_path": str(pair.moving.resolve()),
-        **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
-        "fixed_transform": found.fixed_transform.to_dict(),
-        "moving_transform": found.moving_transform.to_dict(),
-    }
 
 
 def _absolute(path: Path | None) -> str | None:

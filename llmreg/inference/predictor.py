@@ -8,22 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from llmreg.devices import autocast
-from llmreg.errors import UserError
-from llmreg.geometry.field import DisplacementField, chained, fade_outside, mean_field, volume_of, warp_image
+from llmreg.devices import choose_device
+from llmreg.geometry import warping
+from llmreg.geometry.diffeomorphism import nearest_velocity
+from llmreg.geometry.field import DisplacementField, chained, fade_outside
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, read_image, read_linear_transform
-from llmreg.inference.models import Model
-from llmreg.network.factory import build_network, trainable_state
-from llmreg.network.flow import predict_flow
-from llmreg.network.llm.layer import merge_lora
+from llmreg.geometry.io import check_values, image_from, read_image, read_linear_transform, usable
+from llmreg.inference.ensembling import Ensemble, deviation
+from llmreg.inference.models import Model, model_in
+from llmreg.inference.refinement import Refined, refine
+from llmreg.inference.registration import Registration
 from llmreg.preprocessing.cases import read_mask
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
@@ -31,126 +34,216 @@ from llmreg.preprocessing.placement import EVERYONE, fold_set, templates_in
 from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
 from llmreg.preprocessing.prealignment import CaseTransform
 from llmreg.preprocessing.preprocess import FramedCase, Guides, bring_into_frame, read_reference
-from llmreg.training import checkpoint
 
 log = logging.getLogger(__name__)
 
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
-CACHED_CASES = 8
+CACHED_CASES = 4
 # A place along the body that is less certain is worth a warning.
 UNCERTAIN_MM = 20.0
-# Voxels by which LoRA that is merged into the frozen weights may change the field.
-MERGED_CHANGE = 0.01
 
-
-@dataclass(frozen=True, eq=False)
-class Registration:
-    """A registered pair.
-
-    Attributes:
-        field: from fixed to moving, on the fixed image's own grid; the pre-alignment is part of it.
-        prealignment: the affine part, fixed points -> moving points.
-        warped: the moving image on the fixed image's grid (0 where the field looks outside it).
-        seen: 1 where the field looks into the moving image's field of view, else 0; on the fixed image's grid.
-        fixed_transform: how the fixed case was placed in the common frame.
-        moving_transform: the same for the moving case.
-    """
-
-    field: DisplacementField
-    prealignment: sitk.Transform
-    warped: sitk.Image
-    seen: sitk.Image
-    fixed_transform: CaseTransform
-    moving_transform: CaseTransform
+# A file, an image, or voxels (z, y, x) and where they lie.
+ImageLike = Path | str | sitk.Image | tuple[NDArray[Any], Grid]
+Cut = tuple[EllipsisType | slice, ...]
 
 
 @dataclass(frozen=True)
+class Options:
+    """What is done beyond predicting a field.
+
+    Attributes:
+        refine: so many steps of optimising the field for the pair at hand; 0 for none.
+        diffeomorphic: replace the field by the nearest smooth one that folds nowhere and has an inverse.
+        uncertainty: estimate how far the field may be off, from folds or, of one fold, from samples.
+    """
+
+    refine: int = 0
+    diffeomorphic: bool = False
+    uncertainty: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class ImageInput:
     """An image to register.
 
     Attributes:
-        path: its file.
+        image: a file, an image in memory, or an array with its grid.
         modality: name or number of its modality; the dataset's fixed or moving modality when None.
         mask: file of a foreground on the image's grid, above 0 where it counts, by which the image is placed and
             normalised instead of one found in it.
     """
 
-    path: Path
+    image: ImageLike
     modality: str | int | None = None
     mask: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A pair that was read and brought into the common frame."""
+
+    fixed: sitk.Image
+    moving: sitk.Image
+    fixed_case: FramedCase
+    moving_case: FramedCase
 
 
 class Predictor:
     """Registers pairs with the folds of a model; several folds are averaged.
 
+    Example::
+
+        predictor = Predictor.from_folder("results/Dataset002_BrainMRCT/llm_morph__default__half")
+        found = predictor.predict("mr.nii.gz", "ct.nii.gz")
+        sitk.WriteImage(found.warped, "ct_on_mr.nii.gz")
+
     Args:
         model: from :mod:`llmreg.inference.models`.
         device: where to compute.
+        options: what is done beyond predicting.
 
     Raises:
         UserError: the checkpoints, plans and LLM weights do not belong together.
     """
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, options: Options | None = None) -> None:
         self.plans: Plans = read_plans(model.folder / PLANS_FILE)
         self.configuration = self.plans.configuration(model.configuration)
         self.device = device
+        self.options = options or Options()
         self._reference = read_reference(model.folder, self.plans)
         # A single fold's own were learned without the cases that it holds out.
         own = fold_set(next(iter(model.folds))) if len(model.folds) == 1 else EVERYONE
         placed = self.plans.prealignment.method == "template"
         self._templates = templates_in(model.folder, own) if placed else {}
-        self.network = build_network(self.plans.network, self.configuration.network_shape[::-1], device).eval()
-        self._states: list[dict[str, Tensor]] = []
-        for path in model.folds.values():
-            state = checkpoint.load(path, self.network)
-            if state.plans_digest != self.plans.digest(model.configuration):
-                raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
-            self._states.append({k: v.detach().clone() for k, v in trainable_state(self.network).items()})
-        # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
-        llm = self.plans.network.llm
-        self._may_merge = len(self._states) == 1 and self.plans.network.blocks == "llm" and llm.lora is not None
+        self._ensemble = Ensemble(model, self.plans, device)
         self._warned: set[str] = set()
-        self._framed = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
+        self._framed_file = lru_cache(maxsize=CACHED_CASES)(self._read_into_frame)
 
-    def predict(self, fixed: ImageInput, moving: ImageInput, initial: Path | None = None) -> Registration:
-        """Register two image files.
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | str,
+        folds: Sequence[str | int] | None = None,
+        device: torch.device | str | None = None,
+        options: Options | None = None,
+    ) -> Predictor:
+        """A model folder's predictor.
+
+        Args:
+            folder: ``<results>/Dataset001_Name/<network>__<plans>__<configuration>``.
+            folds: which to average; all trained ones when None.
+            device: CUDA where there is one, when None.
+            options: what is done beyond predicting.
+
+        Raises:
+            UserError: the folder holds no model, or not that fold, or the device cannot be used.
+        """
+        wanted = None if folds is None else [str(fold) for fold in folds]
+        chosen = choose_device(None if device is None else str(device))
+        return cls(model_in(Path(folder), wanted), chosen, options)
+
+    def predict(
+        self,
+        fixed: ImageInput | ImageLike,
+        moving: ImageInput | ImageLike,
+        initial: sitk.Transform | Path | str | None = None,
+    ) -> Registration:
+        """Register two images.
 
         Args:
             fixed: the image that defines the output grid.
             moving: the image that is warped.
-            initial: file of a linear ITK transform, fixed points -> moving points, that the registration starts from
+            initial: linear transform, fixed points -> moving points, or its file, that the registration starts from
                 instead of its own pre-alignment.
 
         Raises:
             UserError: an image, a mask or the transform cannot be used.
         """
+        return self.register(self.prepare(fixed, moving, initial))
+
+    def prepare(
+        self,
+        fixed: ImageInput | ImageLike,
+        moving: ImageInput | ImageLike,
+        initial: sitk.Transform | Path | str | None = None,
+    ) -> Prepared:
+        """The part of :meth:`predict` that reads images and places them; it does not need the network."""
+        fixed, moving = (given if isinstance(given, ImageInput) else ImageInput(given) for given in (fixed, moving))
         # By number where nobody names a contrast: two modalities may share a name and not a window.
         fixed = replace(fixed, modality=self._known(fixed.modality, self.plans.fixed_modality))
         moving = replace(moving, modality=self._known(moving.modality, self.plans.moving_modality))
         self._warn_of_direction(fixed.modality, moving.modality)
         if initial is None:
             with ThreadPoolExecutor(2) as both:
-                (fixed_image, fixed_case), (moving_image, moving_case) = both.map(self._framed, (fixed, moving))
+                roles = ("The fixed image", "The moving image")
+                (fixed_image, fixed_case), (moving_image, moving_case) = both.map(self._framed, (fixed, moving), roles)
         else:
-            fixed_image, fixed_case = self._framed(fixed)
-            start = chained(fixed_case.transform.to_sitk(), read_linear_transform(initial))
-            moving_image, moving_case = self._bring_into_frame(moving, CaseTransform.from_sitk(start, "given"))
-        to_frame = fixed_case.transform.to_sitk().GetInverse()
-        inner = fade_outside(self.frame_field(fixed_case, moving_case), FADE)
-        from_frame = moving_case.transform.to_sitk()
-        whole = chained(to_frame, inner.to_transform(), from_frame)
-        field = DisplacementField.from_transform(whole, Grid.from_image(fixed_image))
-        prealignment = CaseTransform.from_sitk(chained(to_frame, from_frame), "prealignment").to_sitk()
+            fixed_image, fixed_case = self._framed(fixed, "The fixed image")
+            given = initial if isinstance(initial, sitk.Transform) else read_linear_transform(Path(initial))
+            start = CaseTransform.from_sitk(chained(fixed_case.transform.to_sitk(), given), "given")
+            moving_image, moving_case = self._framed(moving, "The moving image", start)
+        return Prepared(fixed_image, moving_image, fixed_case, moving_case)
+
+    def register(self, pair: Prepared) -> Registration:
+        """The part of :meth:`predict` that needs the network."""
+        images, back = self._tensors(pair)
+        flows = [flow[back] for flow in self._ensemble.flows(images[0], images[1])]
+        found = torch.stack(flows).mean(dim=0)
+        spread = self._spread(pair, images, back, flows) if self.options.uncertainty else None
+        velocity: Tensor | None = found if self._ensemble.velocity else None
+        refined: Refined | None = None
+        if self.options.refine:
+            displacement = found if velocity is None else warping.exponential(found)
+            refined = self._refined(pair, displacement)
+            found, velocity = refined.flow, None
+        if velocity is None and (self.options.diffeomorphic or self._ensemble.velocity):
+            velocity = nearest_velocity(found)
+        if velocity is None:
+            there, inverse = self._faded(found), None
+        else:
+            # Faded before it is followed, so that nothing folds in the margin either.
+            there, inverse = (_followed(self._faded(direction)) for direction in (velocity, -velocity))
         return Registration(
-            field,
-            prealignment,
-            warp_image(moving_image, field),
-            warp_image(volume_of(Grid.from_image(moving_image)), field, "nearest"),
-            fixed_case.transform,
-            moving_case.transform,
+            pair.fixed,
+            pair.moving,
+            pair.fixed_case.transform,
+            pair.moving_case.transform,
+            there,
+            inverse,
+            spread,
+            None if refined is None else (refined.before, refined.after),
         )
+
+    def _tensors(self, pair: Prepared) -> tuple[list[Tensor], Cut]:
+        """Moving and fixed image of the network's size, and what of its fields is the frame."""
+        tensors = []
+        for case in (pair.moving_case, pair.fixed_case):
+            padded, back = pad(case.image, self.configuration)
+            tensors.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None].to(self.device))
+        return tensors, (..., *back)
+
+    def _faded(self, flow: Tensor) -> DisplacementField:
+        return fade_outside(DisplacementField.from_flow(flow[0].cpu().numpy(), self.plans.frame), FADE)
+
+    def _spread(self, pair: Prepared, images: Sequence[Tensor], back: Cut, flows: Sequence[Tensor]) -> sitk.Image:
+        """How far folds or samples lie apart, mm, on the frame."""
+        samples = list(flows)
+        if len(samples) == 1:
+            samples = [flow[back] for flow in self._ensemble.samples(images[0], images[1])]
+        if self._ensemble.velocity:
+            samples = [warping.exponential(flow) for flow in samples]
+        frame = self.plans.frame
+        fields = [DisplacementField.from_flow(flow[0].cpu().numpy(), frame).vectors for flow in samples]
+        return image_from(deviation(fields, pair.moving_case.transform.matrix), frame)
+
+    def _refined(self, pair: Prepared, flow: Tensor) -> Refined:
+        fixed, moving = (
+            torch.from_numpy(case.image)[None, None].to(self.device) for case in (pair.fixed_case, pair.moving_case)
+        )
+        seen = (torch.from_numpy(case.seen)[None].to(self.device) for case in (pair.fixed_case, pair.moving_case))
+        return refine(flow, fixed, moving, *seen, self.plans.loss, self.options.refine)
 
     def _known(self, modality: str | int | None, default: int) -> str | int:
         """The number of a modality that the model was trained on; the name of another."""
@@ -181,42 +274,7 @@ class Predictor:
             self._warned.add(sentence)
             log.warning("%s", sentence)
 
-    def frame_field(self, fixed: FramedCase, moving: FramedCase) -> DisplacementField:
-        """The network's displacement on the common frame, averaged over folds."""
-        tensors = []
-        back: tuple[slice, ...] = ()
-        for case in (moving, fixed):
-            padded, back = pad(case.image, self.configuration)
-            tensors.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None].to(self.device))
-        fields = []
-        for state in self._states:
-            if len(self._states) > 1:
-                own = trainable_state(self.network)
-                with torch.no_grad():
-                    for name, value in state.items():
-                        own[name].copy_(value)
-            cut = self._flow(tensors).cpu().numpy()[(slice(None), *back)]
-            fields.append(DisplacementField.from_flow(cut, self.plans.frame))
-        return mean_field(fields)
-
-    def _flow(self, images: Sequence[Tensor]) -> Tensor:
-        """The network's displacement of (moving, fixed), (3, z, y, x) in voxels of the padded frame."""
-        with torch.inference_mode(), autocast(self.device, self.plans.training.autocast):
-            _, flow = predict_flow(self.network, images[0], images[1], self.configuration.downsampling)
-            if self._may_merge:
-                # Rounded to the frozen weights' type, the sum may say less than its parts: the first pair tells.
-                self._may_merge = False
-                restore = merge_lora(self.network)
-                _, merged = predict_flow(self.network, images[0], images[1], self.configuration.downsampling)
-                change = float((merged - flow).abs().max())
-                log.debug("Merging LoRA changes the field by %.4f voxels at most", change)
-                if change < MERGED_CHANGE:
-                    flow = merged
-                else:
-                    restore()
-        return flow[0]
-
-    def normalization(self, modality: str | int) -> Normalization:
+    def _normalization(self, modality: str | int) -> Normalization:
         """The plan for a modality by number; the safe default for one that the model was not trained on."""
         if isinstance(modality, int):
             return self.plans.normalization[modality]
@@ -224,19 +282,40 @@ class Predictor:
         self._warn_once(f"The model was not trained on '{modality}' (but on {trained}): its own percentiles are used.")
         return safe_default(modality)
 
-    def _bring_into_frame(
-        self, given: ImageInput, transform: CaseTransform | None = None
+    def _framed(
+        self, given: ImageInput, role: str, transform: CaseTransform | None = None
     ) -> tuple[sitk.Image, FramedCase]:
-        image = read_image(given.path)
-        check_values(image, given.path)
+        """An image and the same in the frame; the last few files are kept, since pairs share them."""
         assert given.modality is not None
-        template = self._templates.get(given.modality) if isinstance(given.modality, int) else None
-        mask = None if given.mask is None else read_mask(given.mask, image, given.path)
-        guides = Guides(self._reference, template, mask, transform)
-        framed = bring_into_frame(image, self.normalization(given.modality), self.plans, guides, given.path)
+        if isinstance(given.image, Path | str):
+            path = Path(given.image)
+            if transform is None:
+                return self._framed_file(path, given.modality, given.mask)
+            return self._read_into_frame(path, given.modality, given.mask, transform)
+        image = image_from(*given.image) if isinstance(given.image, tuple) else given.image
+        return self._bring_into_frame(usable(image, role), role, given.modality, given.mask, transform)
+
+    def _read_into_frame(
+        self, path: Path, modality: str | int, mask: Path | None, transform: CaseTransform | None = None
+    ) -> tuple[sitk.Image, FramedCase]:
+        return self._bring_into_frame(read_image(path), str(path), modality, mask, transform)
+
+    def _bring_into_frame(
+        self, image: sitk.Image, name: str, modality: str | int, mask: Path | None, transform: CaseTransform | None
+    ) -> tuple[sitk.Image, FramedCase]:
+        check_values(image, name)
+        template = self._templates.get(modality) if isinstance(modality, int) else None
+        foreground = None if mask is None else read_mask(mask, image, Path(name).name)
+        guides = Guides(self._reference, template, foreground, transform)
+        framed = bring_into_frame(image, self._normalization(modality), self.plans, guides, name)
         if (framed.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
             self._warn_once(
-                f"The place of {given.path} along the body was found by its image alone and may be "
+                f"The place of {name} along the body was found by its image alone and may be "
                 f"{framed.transform.uncertainty_mm:.0f} mm off: look at the result, or give an initial_transform."
             )
         return image, framed
+
+
+def _followed(velocity: DisplacementField) -> DisplacementField:
+    flow = warping.exponential(torch.from_numpy(velocity.to_flow())[None])
+    return DisplacementField.from_flow(flow[0].numpy(), velocity.grid)

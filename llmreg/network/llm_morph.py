@@ -85,7 +85,7 @@ class LLMMorph(nn.Module):
         return warping.exponential(raw) if self.velocity else raw
 
     def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """What the decoder makes of the images of :meth:`forward`: the displacement, or the velocity that leads to it."""
+        """What the decoder makes of the images of :meth:`forward`: a displacement, or a velocity that leads to it."""
         for image in (moving, fixed):
             if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
                 raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")

@@ -62,17 +62,17 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[
         other = found[path] = _opened(path, problems)
         if other is None:
             continue
-        problems += _grid_problems(Grid.from_image(other), grid, path, case.image)
+        problems += _grid_problems(Grid.from_image(other), grid, path, case.image.name)
         if path == case.label:
             problems += _label_problems(other, case, path, labels)
     label, mask = (None if path is None else found[path] for path in (case.label, case.mask))
     return CaseImages(image, label, mask), problems
 
 
-def read_mask(path: Path, image: sitk.Image, image_path: Path) -> sitk.Image:
+def read_mask(path: Path, image: sitk.Image, image_name: str) -> sitk.Image:
     """A mask that belongs to an image. Raises UserError when it cannot be read or lies on another grid."""
     mask = read_image(path)
-    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), path, image_path)
+    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), path, image_name)
     if problems:
         raise UserError(problems[0])
     return mask
@@ -89,7 +89,7 @@ def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
         return None
 
 
-def _grid_problems(found: Grid, expected: Grid, path: Path, image: Path) -> list[str]:
+def _grid_problems(found: Grid, expected: Grid, path: Path, image: str) -> list[str]:
     difference = _difference(found, expected)
     if not difference:
         return []
@@ -101,7 +101,7 @@ def _grid_problems(found: Grid, expected: Grid, path: Path, image: Path) -> list
         where, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
     if found.size == expected.size:
         remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
-    return [f"{path} {where} its image {image.name} ({difference}): {remedy}."]
+    return [f"{path} {where} its image {image} ({difference}): {remedy}."]
 
 
 def _difference(found: Grid, expected: Grid) -> str:

@@ -76,7 +76,7 @@ def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
 
 
 def bring_into_frame(
-    stored: sitk.Image, normalization: Normalization, plans: Plans, guides: Guides, path: Path
+    stored: sitk.Image, normalization: Normalization, plans: Plans, guides: Guides, path: Path | str
 ) -> FramedCase:
     """Normalise an image and bring it into the frame: the one way for preprocessing and prediction.
 
@@ -85,7 +85,7 @@ def bring_into_frame(
         normalization: its modality's plan.
         plans: the dataset's plans.
         guides: what it is placed by.
-        path: where the image was read, for the error.
+        path: where the image was read, or what else errors may call it.
 
     Raises:
         UserError: nothing of the image lies in the frame.

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_study import NAME, model, refused, training
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
-from llmreg.inference.models import model_in
 from llmreg.inference.predictor import ImageInput, Predictor
 from llmreg.network import decoder
 from llmreg.network.recomputation import recomputed
@@ -444,9 +443,10 @@ def test_templates_place_cases_in_training_and_prediction(environment, tmp_path)
     assert {pair[f"{role}_transform"]["stage"] for pair in pairs for role in ("fixed", "moving")} == {"template"}
     held_out = json.loads((folder / "splits.json").read_text())[0]["validation"][0]
     image = next((environment / "raw" / NAME / "imagesTr").glob(f"{held_out}*"))
-    predictor = Predictor(model_in(own), torch.device("cpu"))
-    _, framed = predictor._framed(ImageInput(image, int(held_out[-4:])))
-    np.testing.assert_allclose(framed.transform.translation, found[held_out]["translation"], atol=1e-6)
+    given = ImageInput(image, int(held_out[-4:]))
+    prepared = Predictor.from_folder(own, device="cpu").prepare(given, given)
+    placed = prepared.fixed_case.transform
+    np.testing.assert_allclose(placed.translation, found[held_out]["translation"], atol=1e-6)
     shutil.rmtree(own)
 
 

@@ -1,50 +1,20 @@
 """Our warp, SimpleITK on the written file and SciPy on the Learn2Reg export must agree."""
 
-import gzip
-import struct
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_fields import grids, random_field
 from scipy.ndimage import map_coordinates
-from scipy.spatial.transform import Rotation
-from smooth import smooth_noise
 
 from llmreg.geometry import field as fields
 from llmreg.geometry import warping
 from llmreg.geometry.field import DisplacementField
+from llmreg.geometry.formats import to_learn2reg
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import (
-    array_of,
-    from_learn2reg,
-    image_from,
-    read_field,
-    to_learn2reg,
-    write_field,
-    write_learn2reg,
-)
-
-
-@st.composite
-def grids(draw):
-    """Oblique, anisotropic grids with flipped axes."""
-    # Rounded, since ITK's singular value decomposition fails on numbers like 1e-301, which no file holds.
-    angles = [round(draw(st.floats(-60, 60)), 3) for _ in range(3)]
-    flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)])
-    direction = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ flips
-    spacing = tuple(draw(st.floats(0.5, 4)) for _ in range(3))
-    origin = tuple(draw(st.floats(-200, 200)) for _ in range(3))
-    size = tuple(draw(st.integers(12, 20)) for _ in range(3))
-    return Grid(size, spacing, origin, tuple(direction.ravel().tolist()))
-
-
-def random_field(grid: Grid, seed: int, voxels: float, sigma: float = 3.0) -> DisplacementField:
-    rng = np.random.default_rng(seed)
-    flow = np.stack([smooth_noise(rng, grid.shape, sigma) for _ in range(3)]) * voxels
-    return DisplacementField.from_flow(flow, grid)
+from llmreg.geometry.io import array_of, image_from, write_field
 
 
 @settings(max_examples=15, deadline=None)
@@ -116,49 +86,6 @@ def test_fading_keeps_the_inside_and_ends_near_zero(oblique):
     )
 
 
-def test_a_written_nifti_is_a_vector_image(oblique, tmp_path):
-    field = random_field(oblique, 5, 1.0)
-    write_field(field, tmp_path / "disp.nii.gz")
-    header = gzip.decompress((tmp_path / "disp.nii.gz").read_bytes())[:348]
-    assert struct.unpack("<8h", header[40:56])[:6] == (5, *oblique.size, 1, 3)
-    assert struct.unpack("<h", header[68:70])[0] == 1007
-    found = read_field(tmp_path / "disp.nii.gz")
-    assert found.grid.same_as(oblique)
-    np.testing.assert_allclose(found.vectors, field.vectors, atol=1e-5)
-
-
-def test_learn2reg_arrays_round_trip_between_different_grids(oblique):
-    moving = Grid((20, 18, 16), (1.2, 1.0, 2.0), (0.0, -10.0, 3.0))
-    field = random_field(oblique, 6, 1.0)
-    array = to_learn2reg(field, moving)
-    assert array.shape == (*oblique.size, 3)
-    np.testing.assert_allclose(from_learn2reg(array, oblique, moving).vectors, field.vectors, atol=1e-3)
-
-
-def test_learn2reg_files_hold_the_array(oblique, tmp_path):
-    field = random_field(oblique, 8, 1.0)
-    write_learn2reg(field, tmp_path / "disp.npz")
-    with np.load(tmp_path / "disp.npz") as stored:
-        np.testing.assert_array_equal(stored["displacements"], to_learn2reg(field))
-    write_learn2reg(field, tmp_path / "disp.nii.gz")
-    # The bytes, so that no reader's axis order comes between: NIfTI stores the first axis fastest.
-    content = gzip.decompress((tmp_path / "disp.nii.gz").read_bytes())
-    assert struct.unpack("<8h", content[40:56])[:5] == (4, *oblique.size, 3)
-    assert struct.unpack("<h", content[70:72])[0] == 16
-    values = np.frombuffer(content, "<f4", offset=int(struct.unpack("<f", content[108:112])[0]))
-    np.testing.assert_array_equal(values.reshape((*oblique.size, 3), order="F"), to_learn2reg(field))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["disp.nii.gz", "disp.npz"]
-
-
-def test_fields_round_trip_in_other_formats(oblique, tmp_path):
-    field = random_field(oblique, 9, 1.0)
-    for name in ("disp.mha", "disp.nrrd"):
-        write_field(field, tmp_path / name)
-        found = read_field(tmp_path / name)
-        assert found.grid.same_as(oblique)
-        np.testing.assert_array_equal(found.vectors, field.vectors)
-
-
 def test_resampling_keeps_the_edge_and_the_millimetres(oblique):
     field = random_field(oblique, 10, 1.0)
     # On its own grid nothing changes, not even in the outermost voxels.
@@ -176,10 +103,8 @@ def test_the_determinant_of_an_affine_mapping_is_the_matrix_determinant(oblique)
     np.testing.assert_allclose(determinant, np.linalg.det(matrix), atol=1e-4)
 
 
-def test_points_go_from_fixed_to_moving_and_the_mean_is_a_mean(oblique):
+def test_the_mean_of_fields_is_a_mean(oblique):
     field = random_field(oblique, 7, 1.0)
-    point = oblique.index_to_physical((5, 5, 5))
-    np.testing.assert_allclose(fields.transform_points([point], field)[0], point + field.vectors[5, 5, 5], atol=1e-4)
     zero = DisplacementField.identity(oblique)
     np.testing.assert_allclose(fields.mean_field([field, zero]).vectors, field.vectors / 2, atol=1e-6)
 
@@ -191,3 +116,26 @@ def test_determinants_of_slabs_are_those_of_the_whole(slices):
     gradients = np.gradient(field.to_flow().astype(np.float64), axis=(3, 2, 1))
     matrices = np.stack(gradients, axis=-1).transpose(1, 2, 3, 0, 4) + np.eye(3)
     np.testing.assert_allclose(fields.jacobian_determinant(field), np.linalg.det(matrices), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("interpolator", ["linear", "bspline", "nearest"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize("slices", [3, 2**20])
+def test_warped_images_are_itks_rounded_and_in_range(oblique, interpolator, kind, slices, monkeypatch):
+    monkeypatch.setattr(Grid.slabs, "__defaults__", (slices * oblique.size[0] * oblique.size[1],))
+    rng = np.random.default_rng(0)
+    image = image_from((rng.random(oblique.shape) * 200 + 30).astype(kind), oblique)
+    field = random_field(oblique, 1, 2.0)
+    method = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}[interpolator]
+    by_itk = sitk.GetArrayFromImage(sitk.Resample(image, image, field.to_transform(), method, 7.0, sitk.sitkFloat64))
+    outside = by_itk == 7.0
+    assert 0 < outside.mean() < 0.5
+    values = array_of(image)
+    if interpolator == "bspline":
+        assert by_itk.max() > values.max()
+        by_itk = np.where(outside, 7.0, np.clip(by_itk, values.min(), values.max()))
+    for through in (field, field.to_transform()):
+        found = fields.resample_image(image, oblique, through, interpolator, 7.0)
+        assert found.GetPixelID() == image.GetPixelID()
+        assert Grid.from_image(found) == oblique
+        np.testing.assert_allclose(array_of(found), by_itk, rtol=0, atol=1e-3 if kind == np.float32 else 0.5001)

@@ -1,0 +1,68 @@
+"""``llmreg_export_model``: a trained model as one zip file for others."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmreg.commands import shell
+from llmreg.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """
+  llmreg_export_model -o model.zip
+  llmreg_export_model -d 2 -c half -f 0 1 -o brain.zip
+  llmreg_export_model -m results/Dataset001_Name/llm_morph__default__half -o model.zip --overwrite
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = shell.parser(
+        "Put a trained model into one zip file: plans, fingerprint, reference image, templates and the weights of its "
+        "folds, without the language model. llmreg_install_model makes a model of it on another computer.",
+        _EXAMPLES,
+    )
+    arguments.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
+    arguments.add_argument("-c", "--configuration", help="full or half")
+    arguments.add_argument("-p", "--plans", help="name of the plans")
+    arguments.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+    arguments.add_argument("-f", "--folds", nargs="+", help="folds to export (default: all trained)")
+    arguments.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write")
+    arguments.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    return shell.run(_export, arguments, argv)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from llmreg.inference.models import find_model, model_in
+    from llmreg.inference.sharing import export_model
+    from llmreg.network.llm.sources import is_local
+    from llmreg.preprocessing.plans import PLANS_FILE, read_plans
+
+    if options.model and (options.dataset or options.configuration or options.plans):
+        raise UserError("-m names the model by itself: leave out -d, -c and -p.")
+    if options.model:
+        model = model_in(options.model, options.folds)
+    else:
+        model = find_model(options.dataset, options.configuration, options.plans, options.folds)
+    manifest = export_model(model, options.output, options.overwrite)
+    case = read_plans(model.folder / PLANS_FILE).prealignment.reference_case
+    log.warning(
+        "The file holds the training image %s (reference.nii.gz) and the names and statistics of the training cases: "
+        "give it only to those who may have them.",
+        case,
+    )
+    if manifest.llm is not None and is_local(manifest.llm.source):
+        log.warning("The plans, and so the file, name the language model's place here: %s.", manifest.llm.source)
+    size = options.output.stat().st_size / 2**20
+    sys.stdout.write(
+        f"{options.output} ({size:.1f} MiB) holds {manifest.name}, folds {', '.join(model.folds)}.\n"
+        f"Whoever gets it runs: llmreg_install_model {options.output.name}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

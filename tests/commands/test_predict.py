@@ -1,0 +1,209 @@
+"""llmreg_predict's outputs, formats and failures, and the same from Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_study import NAME, model, refused, training
+
+from llmreg import Grid, ImageInput, Options, Predictor
+from llmreg.commands import evaluate, predict, train
+from llmreg.geometry import formats
+from llmreg.geometry.field import jacobian_determinant
+from llmreg.geometry.io import array_of, read_field, read_image
+from llmreg.inference import predictor as predicting
+from llmreg.inference import registration
+
+
+@pytest.fixture(scope="module")
+def wild(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two folds that move things by voxels, each in its own way: the trained one with other field heads."""
+    folder = tmp_path_factory.mktemp("wild") / NAME / model(home).name
+    shutil.copytree(model(home), folder, ignore=shutil.ignore_patterns("fold_1"))
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    torch.manual_seed(0)
+    for path in folder.glob("fold_*/checkpoint_final.safetensors"):
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            if ".heads." in name and name.endswith("weight"):
+                tensors[name] = 0.03 * torch.randn_like(value)
+        with safe_open(path, "pt") as stored:
+            save_file(tensors, path, stored.metadata())
+    return folder
+
+
+def images(home: Path, folder: str = "imagesTs") -> list[Path]:
+    return sorted((home / "raw" / NAME / folder).glob("*.nii.gz"))
+
+
+def rows(out: Path) -> list[dict]:
+    return json.loads((out / "predict.json").read_text())["pairs"]
+
+
+def test_the_command_names_what_the_library_has() -> None:
+    assert tuple(registration.OUTPUTS) == predict.OUTPUTS
+    assert registration.DEFAULT_OUTPUTS == predict.DEFAULT_OUTPUTS
+    assert tuple(formats.FORMATS) == predict.FORMATS
+
+
+def test_all_outputs_of_all_pairs_and_a_table(environment: Path, wild: Path, tmp_path: Path, capsys) -> None:
+    source, labels = (environment / "raw" / NAME / folder for folder in ("imagesTs", "labelsTs"))
+    arguments = ["-i", str(source), "-o", str(tmp_path), "-m", str(wild), "--labels", str(labels)]
+    assert predict.main([*arguments, "--save", *predict.OUTPUTS]) == 0
+    said = capsys.readouterr().err
+    for pair in rows(tmp_path):
+        assert pair["pair_id"] in said
+        fixed = read_image(Path(pair["fixed_path"]))
+        for output in predict.OUTPUTS:
+            assert (tmp_path / pair[output]).exists()
+        moving_label = sitk.ReadImage(str(labels / f"{pair['moving']}.nii.gz"))
+        transform = sitk.ReadTransform(str(tmp_path / pair["transform"]))
+        expected = sitk.Resample(moving_label, fixed, transform, sitk.sitkNearestNeighbor)
+        assert (array_of(read_image(tmp_path / pair["labels"])) != array_of(expected)).mean() < 1e-3
+        # Two folds that were trained so fast differ.
+        assert array_of(read_image(tmp_path / pair["uncertainty"])).max() > 0.1
+        inverse = read_field(tmp_path / pair["inverse"])
+        assert inverse.grid.same_as(Grid.from_image(sitk.ReadImage(pair["moving_path"])))
+        assert pair["seconds"] > 0
+        assert pair["largest_mm"] >= pair["mean_mm"] > 0
+    assert "folded %" in said
+
+
+def test_each_format_scores_the_same(environment: Path, wild: Path, tmp_path: Path) -> None:
+    source, labels = (environment / "raw" / NAME / folder for folder in ("imagesTs", "labelsTs"))
+    found = []
+    for name in predict.FORMATS:
+        out = tmp_path / name
+        arguments = ["-i", str(source), "-o", str(out), "-m", str(wild), "-f", "0", "--format", name]
+        assert predict.main([*arguments, "--save", "field"]) == 0
+        assert evaluate.main(["-i", str(out), "-l", str(labels)]) == 0
+        found.append(json.loads((out / "summary.json").read_text())["metrics"]["dice"]["mean"])
+    np.testing.assert_allclose(found, found[0], atol=1e-3)
+    assert sorted(path.name for path in (tmp_path / "learn2reg" / "learn2reg").iterdir())[0].startswith("disp_")
+
+
+def test_a_pair_that_fails_does_not_stop_the_others(environment: Path, tmp_path: Path, capsys) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for path in images(environment):
+        shutil.copy(path, source)
+    broken = sorted(source.iterdir())[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:1000])
+    out = tmp_path / "out"
+    arguments = ["-i", str(source), "-o", str(out), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main(arguments) == 2
+    refused(capsys, broken.name, "truncated")
+    content = json.loads((out / "predict.json").read_text())
+    assert len(content["pairs"]) == len(content["failed"]) == 1
+    assert (out / content["pairs"][0]["field"]).exists()
+    before = (out / content["pairs"][0]["field"]).stat().st_mtime_ns
+    broken.write_bytes(whole)
+    assert predict.main([*arguments, "--continue"]) == 0
+    assert len(rows(out)) == 2
+    assert (out / content["pairs"][0]["field"]).stat().st_mtime_ns == before
+
+
+def test_label_maps_that_are_missing_are_named_before_the_work(environment: Path, tmp_path: Path, capsys) -> None:
+    source = environment / "raw" / NAME / "imagesTs"
+    arguments = ["-i", str(source), "-o", str(tmp_path / "out"), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main([*arguments, "--save", "labels"]) == 2
+    refused(capsys, "--labels")
+    assert predict.main([*arguments, "--labels", str(tmp_path)]) == 2
+    refused(capsys, "does not exist")
+    assert not (tmp_path / "out").exists()
+
+
+def test_diffeomorphic_fields_do_not_fold_and_invert(environment: Path, wild: Path, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    fixed, moving = images(environment)[:2]
+    table.write_text(f"fixed,moving\n{fixed},{moving}\n")
+    arguments = ["-i", str(table), "-m", str(wild), "-f", "0", "--save", "field", "inverse"]
+    assert predict.main([*arguments, "-o", str(tmp_path / "free")]) == 0
+    assert predict.main([*arguments, "-o", str(tmp_path / "smooth"), "--diffeomorphic"]) == 0
+    for free, smooth in zip(rows(tmp_path / "free"), rows(tmp_path / "smooth"), strict=True):
+        field = read_field(tmp_path / "smooth" / smooth["field"])
+        assert jacobian_determinant(field).min() > 0
+        other = read_field(tmp_path / "free" / free["field"])
+        away = np.linalg.norm(field.vectors - other.vectors, axis=-1)
+        assert away.mean() < 0.5 * min(field.grid.spacing)
+        back = read_field(tmp_path / "smooth" / smooth["inverse"]).to_transform()
+        forth = field.to_transform()
+        # Well inside both images.
+        for point in field.grid.centre + 0.6 * (field.grid.points_inside(4) - field.grid.centre):
+            assert np.linalg.norm(np.subtract(back.TransformPoint(forth.TransformPoint(point)), point)) < 0.4  # a tenth of a voxel
+
+
+def test_a_velocity_model_trains_and_its_inverse_is_the_negated_velocity(environment: Path, tmp_path: Path) -> None:
+    changes = ("network.field=velocity", "training.learning_rate=0.003", "loss.smoothness=0.01")
+    assert train.main([*training("0", "velocity", environment, *changes), "--epochs", "1"]) == 0
+    own = model(environment, "velocity")
+    fixed, moving = images(environment)[:2]
+    found = Predictor.from_folder(own, device="cpu").predict(fixed, moving)
+    shutil.rmtree(own)
+    assert found.inverse_deformation is not None
+    assert jacobian_determinant(found.deformation).min() > 0
+    points = found.deformation.grid.points_inside(5) / 2
+    back = found.inverse().warp_points(found.warp_points(points))
+    assert np.linalg.norm(found.warp_points(points) - points, axis=1).max() > 1
+    assert np.linalg.norm(back - points, axis=1).max() < 0.3
+
+
+def test_refining_lowers_the_objective(environment: Path, tmp_path: Path) -> None:
+    source = environment / "raw" / NAME / "imagesTs"
+    arguments = ["-i", str(source), "-o", str(tmp_path), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main([*arguments, "--refine", "5"]) == 0
+    for pair in rows(tmp_path):
+        assert pair["refined"]["after"] < pair["refined"]["before"]
+    assert predict.main([*arguments, "--continue"]) == 2
+
+
+def test_files_images_and_arrays_register_alike(environment: Path) -> None:
+    fixed, moving = images(environment)[:2]
+    predictor = Predictor.from_folder(str(model(environment)), folds=[0], device="cpu")
+    expected = predictor.predict(str(fixed), moving).field
+    loaded = [sitk.ReadImage(str(path)) for path in (fixed, moving)]
+    arrays = [(sitk.GetArrayFromImage(image), Grid.from_image(image)) for image in loaded]
+    for given in (loaded, arrays, [ImageInput(image) for image in loaded]):
+        found = predictor.predict(*given)
+        np.testing.assert_array_equal(found.field.vectors, expected.vectors)
+    assert Grid.from_image(found.warped).same_as(Grid.from_image(loaded[0]))
+
+
+def test_one_fold_samples_its_uncertainty(environment: Path) -> None:
+    fixed, moving = images(environment)[:2]
+    found = [
+        Predictor.from_folder(model(environment), ["0"], "cpu", Options(uncertainty=True)).predict(fixed, moving)
+        for _ in range(2)
+    ]
+    assert found[0].uncertainty is not None
+    maps = [array_of(one.uncertainty) for one in found]
+    np.testing.assert_array_equal(*maps)
+    assert maps[0].max() > 0
+    without = Predictor.from_folder(model(environment), ["0"], "cpu").predict(fixed, moving)
+    np.testing.assert_array_equal(without.field.vectors, found[0].field.vectors)
+
+
+def test_large_images_are_worked_on_one_at_a_time(environment: Path, tmp_path: Path, monkeypatch) -> None:
+    """The same results, and no pair is read before the one before is written."""
+    source = environment / "raw" / NAME / "imagesTs"
+    arguments = ["-i", str(source), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main([*arguments, "-o", str(tmp_path / "many")]) == 0
+    events: list[str] = []
+    prepare, save = predicting.Predictor.prepare, registration.Registration.save
+    monkeypatch.setattr("llmreg.inference.predict.LARGE", 10)
+    monkeypatch.setattr(predicting.Predictor, "prepare", lambda *given: (events.append("read"), prepare(*given))[1])
+    monkeypatch.setattr(registration.Registration, "save", lambda *given: (save(*given), events.append("written"))[0])
+    assert predict.main([*arguments, "-o", str(tmp_path / "one")]) == 0
+    assert events == ["read", "written"] * 2
+    for one, other in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
+        fields = [read_field(tmp_path / k / r["field"]).vectors for k, r in (("one", one), ("many", other))]
+        np.testing.assert_array_equal(*fields)

@@ -1,0 +1,349 @@
+"""What llmreg_apply writes against SimpleITK's own resampling and point transforms."""
+
+import logging
+import re
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from random_fields import random_field
+from smooth import smooth_noise
+
+from llmreg.commands import apply as apply_command
+from llmreg.commands import convert_field
+from llmreg.errors import UserError
+from llmreg.geometry.field import DisplacementField, inverse
+from llmreg.geometry.formats import write_as
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_of, image_from, read_image, write_field, write_image
+from llmreg.inference.apply import How, Inputs, apply, read_chain
+
+DOCUMENTATION = Path(__file__).parents[2] / "documentation"
+NUMPY = "import numpy as np\nimport torch\n"
+MOVING = Grid.axis_aligned((20, 18, 16), (0.8, 1.2, 2.0), (1.0, -14.0, -8.0))
+
+
+def turn() -> sitk.Euler3DTransform:
+    return sitk.Euler3DTransform((0.0, -20.0, -10.0), 0.05, -0.05, 0.1, (1.5, -0.5, 0.3))
+
+
+@pytest.fixture
+def fixed(oblique):
+    return oblique
+
+
+@pytest.fixture
+def folder(tmp_path, fixed):
+    """A field from fixed to moving, an affine transform, images, labels and points."""
+    rng = np.random.default_rng(0)
+    write_field(random_field(fixed, 1, 1.0), tmp_path / "field.nii.gz")
+    sitk.WriteTransform(turn(), str(tmp_path / "turn.tfm"))
+    for name, grid in (("fixed", fixed), ("moving", MOVING)):
+        write_image(
+            image_from((smooth_noise(rng, grid.shape, 1.0) * 900).astype(np.int16), grid), tmp_path / f"{name}.nii.gz"
+        )
+    labels = np.argmax([smooth_noise(rng, MOVING.shape, 2.0) for _ in range(4)], axis=0).astype(np.uint8)
+    write_image(image_from(labels, MOVING), tmp_path / "labels.nii.gz")
+    points = fixed.index_to_physical(rng.uniform(3, 8, (6, 3)))
+    np.savetxt(tmp_path / "points.csv", points, delimiter=",", fmt="%.9f")
+    return tmp_path
+
+
+def transform_of(folder, *names) -> sitk.Transform:
+    """First the first: ITK's composite applies the last added one first."""
+    composite = sitk.CompositeTransform(3)
+    for name in reversed(names):
+        path = str(folder / name)
+        if name.endswith(".tfm"):
+            composite.AddTransform(sitk.ReadTransform(path))
+        else:
+            composite.AddTransform(sitk.DisplacementFieldTransform(sitk.ReadImage(path, sitk.sitkVectorFloat64)))
+    return composite
+
+
+CHAINS = [("field.nii.gz",), ("field.nii.gz", "turn.tfm"), ("turn.tfm", "field.nii.gz"), ("turn.tfm",)]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(("interpolation", "method"), [("linear", sitk.sitkLinear), ("bspline", sitk.sitkBSpline)])
+def test_images_are_resampled_once_through_the_chain(folder, chain, interpolation, method):
+    how = How(interpolation, like=folder / "fixed.nii.gz", default=-5.0)
+    (written,) = apply(
+        [folder / name for name in chain], Inputs((folder / "moving.nii.gz",)), folder / "out.nii.gz", how
+    )
+    moving = sitk.ReadImage(str(folder / "moving.nii.gz"))
+    reference = sitk.ReadImage(str(folder / "fixed.nii.gz"))
+    expected = sitk.Resample(moving, reference, transform_of(folder, *chain), method, -5.0, sitk.sitkFloat64)
+    found = sitk.ReadImage(str(written))
+    assert found.GetPixelID() == moving.GetPixelID()
+    assert Grid.from_image(found).same_as(Grid.from_image(reference))
+    values = sitk.GetArrayFromImage(moving)
+    bounded = sitk.GetArrayFromImage(expected)
+    bounded = np.where(bounded == -5.0, bounded, bounded.clip(values.min(), values.max()))
+    assert 0.1 < (bounded != -5.0).mean() < 1
+    off = np.abs(sitk.GetArrayFromImage(found) - bounded)
+    assert np.quantile(off, 0.995) <= 0.51
+
+
+def test_labels_are_nearest_or_by_weight(folder, fixed):
+    chain = [folder / "field.nii.gz", folder / "turn.tfm"]
+    inputs = Inputs(labels=(folder / "labels.nii.gz",))
+    (nearest,) = apply(chain, inputs, folder / "nearest", How())
+    (weighed,) = apply(chain, inputs, folder / "weighed", How("label"))
+    moving, reference = sitk.ReadImage(str(folder / "labels.nii.gz")), sitk.ReadImage(str(folder / "fixed.nii.gz"))
+    transform = transform_of(folder, "field.nii.gz", "turn.tfm")
+    expected = sitk.GetArrayFromImage(sitk.Resample(moving, reference, transform, sitk.sitkNearestNeighbor, 0))
+    assert (array_of(read_image(nearest)) == expected).mean() > 0.99
+    maps = [
+        sitk.GetArrayFromImage(sitk.Resample(sitk.Cast(moving == k, sitk.sitkFloat64), reference, transform))
+        for k in range(4)
+    ]
+    clear = np.diff(np.sort(maps, axis=0)[-2:], axis=0)[0] > 1e-3
+    found = array_of(read_image(weighed))
+    assert (found[clear] == np.argmax(maps, axis=0)[clear]).mean() > 0.998
+    # The same by naming the image a label map.
+    (other,) = apply(chain, Inputs((folder / "labels.nii.gz",)), folder / "other", How("label"))
+    np.testing.assert_array_equal(array_of(read_image(other)), found)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_points_go_along_and_come_back(folder, chain):
+    paths = [folder / name for name in chain]
+    (there,) = apply(paths, Inputs(points=(folder / "points.csv",)), folder / "there.csv", How())
+    points = np.loadtxt(folder / "points.csv", delimiter=",")
+    transform = transform_of(folder, *chain)
+    expected = [transform.TransformPoint(point) for point in points.tolist()]
+    np.testing.assert_allclose(np.loadtxt(there, delimiter=","), expected, atol=1e-3)
+    (back,) = apply(paths, Inputs(points=(there,)), folder / "back.csv", How(inverse=True))
+    np.testing.assert_allclose(np.loadtxt(back, delimiter=","), points, atol=0.05)
+
+
+def test_a_field_and_its_inverse_in_a_file_bring_points_back(folder, fixed):
+    field = random_field(fixed, 1, 1.0)
+    write_field(inverse(field), folder / "inverse.nii.gz")
+    (there,) = apply([folder / "field.nii.gz"], Inputs(points=(folder / "points.csv",)), folder / "there.csv", How())
+    (back,) = apply([folder / "inverse.nii.gz"], Inputs(points=(there,)), folder / "back.csv", How())
+    off = np.loadtxt(back, delimiter=",") - np.loadtxt(folder / "points.csv", delimiter=",")
+    assert np.linalg.norm(off, axis=1).max() < 0.1
+
+
+def test_voxels_are_those_of_the_image_on_either_side(folder, fixed):
+    chain = [folder / "field.nii.gz", folder / "turn.tfm"]
+    points = np.loadtxt(folder / "points.csv", delimiter=",")
+    np.savetxt(folder / "voxels.csv", fixed.physical_to_index(points), delimiter=",", fmt="%.9f")
+    how = How(convention="voxel", moving=folder / "moving.nii.gz")
+    (there,) = apply(chain, Inputs(points=(folder / "voxels.csv",)), folder / "there.csv", how)
+    moving = sitk.ReadImage(str(folder / "moving.nii.gz"))
+    transform = transform_of(folder, "field.nii.gz", "turn.tfm")
+    expected = [moving.TransformPhysicalPointToContinuousIndex(transform.TransformPoint(p)) for p in points.tolist()]
+    np.testing.assert_allclose(np.loadtxt(there, delimiter=","), expected, atol=1e-3)
+    how = How(convention="voxel", moving=folder / "moving.nii.gz", inverse=True)
+    (back,) = apply(chain, Inputs(points=(there,)), folder / "back.csv", how)
+    np.testing.assert_allclose(
+        np.loadtxt(back, delimiter=","), np.loadtxt(folder / "voxels.csv", delimiter=","), atol=0.05
+    )
+
+
+def test_fixed_images_go_onto_the_moving_one(folder, fixed):
+    """Warped there and back, an image is what it was."""
+    chain = [folder / "field.nii.gz", folder / "turn.tfm"]
+    smooth = image_from(smooth_noise(np.random.default_rng(1), fixed.shape, 3.0).astype(np.float32), fixed)
+    write_image(smooth, folder / "smooth.nii.gz")
+    how = How(like=folder / "moving.nii.gz", inverse=True, default=np.nan)
+    (warped,) = apply(chain, Inputs((folder / "smooth.nii.gz",)), folder / "warped.mha", how)
+    found = sitk.ReadImage(str(warped))
+    assert Grid.from_image(found).same_as(MOVING)
+    # Each voxel of the moving grid shows what lies at the point that the chain leads there.
+    transform = transform_of(folder, "field.nii.gz", "turn.tfm")
+    points = fixed.index_to_physical(np.random.default_rng(2).uniform(3, 7, (200, 3)))
+    checked = 0
+    for point in points.tolist():
+        index = found.TransformPhysicalPointToContinuousIndex(transform.TransformPoint(point))
+        if all(1 < i < n - 2 for i, n in zip(index, MOVING.size, strict=True)):
+            value = found.EvaluateAtContinuousIndex(index)
+            at = smooth.EvaluateAtContinuousIndex(smooth.TransformPhysicalPointToContinuousIndex(point))
+            assert value == pytest.approx(at, abs=0.06)
+            checked += 1
+    assert checked > 50
+
+
+def test_composites_and_other_formats_are_chained(folder, fixed):
+    composite = transform_of(folder, "field.nii.gz", "turn.tfm")
+    sitk.WriteTransform(composite, str(folder / "both.h5"))
+    write_as(random_field(fixed, 1, 1.0), folder / "field.npz", "npz")
+    write_as(random_field(fixed, 1, 1.0), folder / "ras.nii.gz", "nifti-ras")
+    inputs = Inputs((folder / "moving.nii.gz",))
+    results = []
+    for number, chain in enumerate((["both.h5"], ["field.npz", "turn.tfm"], ["ras.nii.gz", "turn.tfm"])):
+        (path,) = apply([folder / name for name in chain], inputs, folder / f"{number}.nii.gz", How())
+        results.append(array_of(read_image(path)))
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+    assert len(read_chain([folder / "both.h5", folder / "turn.tfm"])) == 3
+
+
+def test_many_files_go_into_a_folder_by_their_names(folder):
+    sitk.WriteImage(sitk.ReadImage(str(folder / "moving.nii.gz")), str(folder / "other.mhd"))
+    inputs = Inputs(
+        (folder / "moving.nii.gz", folder / "other.mhd"), (folder / "labels.nii.gz",), (folder / "points.csv",)
+    )
+    written = apply([folder / "field.nii.gz"], inputs, folder / "out", How())
+    names = ["moving.nii.gz", "other.nii.gz", "labels.nii.gz", "points.csv"]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(names)
+
+
+def written_as(folder, name, kind):
+    image = sitk.Cast(sitk.ReadImage(str(folder / "moving.nii.gz")) / 8, kind)
+    write_image(image, folder / name)
+    return folder / name
+
+
+def test_mistakes_are_warned_of(folder, fixed, caplog):
+    caplog.set_level(logging.WARNING)
+    chain = [folder / "field.nii.gz"]
+    apply(chain, Inputs((folder / "labels.nii.gz",)), folder / "1.nii.gz", How())
+    assert "looks like a label map" in caplog.text
+    caplog.clear()
+    apply(chain, Inputs((folder / "moving.nii.gz",), (folder / "labels.nii.gz",)), folder / "2", How())
+    apply(chain, Inputs(points=(folder / "points.csv",)), folder / "2.csv", How())
+    assert not caplog.text
+    (folder / "far.csv").write_text("0,0,0\n900,0,0\n")
+    apply(chain, Inputs(points=(folder / "far.csv",)), folder / "3.csv", How())
+    assert "2 of 2 points lie outside the field's grid" in caplog.text
+    caplog.clear()
+    apply(chain, Inputs(points=(folder / "far.csv",)), folder / "4.csv", How(inverse=True))
+    assert "2 of 2 points lie where the field has no inverse" in caplog.text
+    caplog.clear()
+    far = Grid(MOVING.size, MOVING.spacing, (900.0, 0.0, 0.0))
+    write_image(image_from(np.arange(5760, dtype=np.float32).reshape(far.shape), far), folder / "far.nii.gz")
+    apply(chain, Inputs((folder / "far.nii.gz",)), folder / "5.nii.gz", How())
+    assert "lead past it everywhere" in caplog.text
+
+
+def inputs(folder, **kinds):
+    return Inputs(**{kind: tuple(folder / name for name in names) for kind, names in kinds.items()})
+
+
+IMAGE = {"images": ["moving.nii.gz"]}
+POINTS = {"points": ["points.csv"]}
+REFUSED = [
+    (["field.nii.gz"], {}, "out", {}, "nothing to transform"),
+    (["nothing.tfm"], IMAGE, "out", {}, "transform .*nothing.tfm does not exist"),
+    (["points.csv"], IMAGE, "out", {}, "cannot be read as an ITK transform"),
+    (["moving.nii.gz"], IMAGE, "out", {}, "instead of a 3-D field"),
+    (["learn2reg.npz"], IMAGE, "out", {}, "llmreg_convert_field"),
+    (["flat.tfm"], IMAGE, "out", {}, "in 2 dimensions"),
+    (["turn.tfm"], IMAGE, "out", {}, "name the image whose grid the result gets with --like"),
+    (["turn.tfm", "field.nii.gz"], IMAGE, "out", {}, "with --like"),
+    (["field.nii.gz"], IMAGE, "out", {"inverse": True}, "name the moving image with --like"),
+    (["spline.tfm"], POINTS, "out", {"inverse": True}, "BSplineTransform has no inverse"),
+    (["field.nii.gz"], {"images": ["nothing.nii.gz"]}, "out", {}, "does not exist"),
+    (["field.nii.gz"], {"images": ["moving.nii.gz", "fixed.nii.gz"]}, "out.nii.gz", {}, "name a folder"),
+    (["field.nii.gz"], {"images": ["moving.nii.gz"] * 2}, "out", {}, "given twice"),
+    (["field.nii.gz"], {"images": ["moving.nii.gz", "moving.mha"]}, "out", {}, None),
+    (["field.nii.gz"], {"images": ["moving.nii.gz", "moving.mhd"]}, "out", {}, "Two results would be called"),
+    (["field.nii.gz"], IMAGE, "out.mnc", {}, "end it in .nii.gz or"),
+    (["field.nii.gz"], IMAGE, "out.csv", {}, "end it in .nii.gz or"),
+    (["field.nii.gz"], POINTS, "out.nii.gz", {}, "end it in .csv"),
+    (["field.nii.gz"], IMAGE, "fixed.nii.gz", {}, "exists: .*--overwrite"),
+    (["field.nii.gz"], IMAGE, "moving.nii.gz", {"overwrite": True}, "would replace what is read"),
+    (["field.nii.gz"], IMAGE, "field.nii.gz", {"overwrite": True}, "would replace what is read"),
+    (["field.nii.gz"], {"labels": ["labels.nii.gz"]}, "out", {"interpolation": "linear"}, "would mix labels"),
+    (["field.nii.gz"], IMAGE, "out", {"default": -1e6}, "is no int16"),
+    (["field.nii.gz"], IMAGE, "out", {"default": 0.5}, "is no int16"),
+    (["field.nii.gz"], IMAGE, "out", {"default": float("nan")}, "is no int16"),
+    (["field.nii.gz"], POINTS, "out", {"convention": "voxel"}, "name it with --moving"),
+    (["turn.tfm"], POINTS, "out", {"convention": "voxel"}, "name it with --fixed"),
+    (["turn.tfm"], POINTS, "out", {"convention": "voxel", "inverse": True}, "name it with --moving"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chain", "kinds", "output", "options", "sentence"), REFUSED)
+def test_refusals_are_one_sentence_and_write_nothing(folder, fixed, chain, kinds, output, options, sentence):
+    sitk.WriteTransform(sitk.Euler2DTransform(), str(folder / "flat.tfm"))
+    sitk.WriteTransform(sitk.BSplineTransform(3, 3), str(folder / "spline.tfm"))
+    write_as(random_field(fixed, 1, 1.0), folder / "learn2reg.npz", "learn2reg")
+    for suffix in ("mha", "mhd"):
+        sitk.WriteImage(sitk.ReadImage(str(folder / "moving.nii.gz")), str(folder / f"moving.{suffix}"))
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    arguments = ([folder / name for name in chain], inputs(folder, **kinds), folder / output, How(**options))
+    if sentence is None:
+        assert len(apply(*arguments)) == 2
+        return
+    with pytest.raises(UserError, match=sentence) as refusal:
+        apply(*arguments)
+    assert "\n" not in str(refusal.value)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_identity_keeps_images_of_all_types(folder, fixed):
+    write_field(DisplacementField.identity(MOVING), folder / "identity.nii.gz")
+    for number, kind in enumerate(
+        (sitk.sitkInt16, sitk.sitkInt32, sitk.sitkFloat32, sitk.sitkFloat64, sitk.sitkUInt16)
+    ):
+        path = folder / f"in{number}.nii.gz"
+        source = sitk.Cast(sitk.Abs(sitk.ReadImage(str(folder / "moving.nii.gz"))), kind)
+        write_image(source, path)
+        for method in ("linear", "bspline", "nearest"):
+            (out,) = apply(
+                [folder / "identity.nii.gz"], Inputs((path,)), folder / f"{number}{method}.nii.gz", How(method)
+            )
+            found = read_image(out)
+            assert found.GetPixelID() == kind
+            np.testing.assert_allclose(array_of(found), array_of(source), atol=1e-3)
+
+
+def test_ants_makes_the_same_of_the_same_files(folder, fixed):
+    """The same order, for images and points; points in LPS; fields of either format."""
+    ants = pytest.importorskip("ants")
+    rng = np.random.default_rng(3)
+    write_image(image_from(smooth_noise(rng, MOVING.shape, 1.5).astype(np.float32), MOVING), folder / "smooth.nii.gz")
+    write_as(random_field(fixed, 1, 1.0), folder / "ras.nii.gz", "nifti-ras")
+    sitk.WriteTransform(turn(), str(folder / "turn.mat"))
+    reference, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("fixed", "smooth"))
+    points = np.loadtxt(folder / "points.csv", delimiter=",")
+    for name in ("field.nii.gz", "ras.nii.gz"):
+        chain = [str(folder / name), str(folder / "turn.mat")]
+        paths = [folder / name, folder / "turn.mat"]
+        by_ants = ants.apply_transforms(reference, moving, chain, "linear").numpy()
+        (written,) = apply(paths, Inputs((folder / "smooth.nii.gz",)), folder / f"by_us_{name}", How())
+        found = array_of(read_image(written)).transpose(2, 1, 0)
+        assert np.abs(by_ants).max() > 0.3
+        # At the very edge of an image a voxel may be in or out.
+        assert (np.abs(found - by_ants) < 2e-3).mean() > 0.998
+        (there,) = apply(paths, Inputs(points=(folder / "points.csv",)), folder / f"{name}.csv", How())
+        table = pd.DataFrame(points, columns=["x", "y", "z"])
+        moved = ants.apply_transforms_to_points(3, table, chain)
+        np.testing.assert_allclose(np.loadtxt(there, delimiter=","), moved[["x", "y", "z"]], atol=1e-3)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCUMENTATION / page).read_text(), re.DOTALL)
+
+
+def test_what_the_documentation_says_runs(folder, fixed, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name, source in (("A", "fixed"), ("B", "moving"), ("B_pet", "moving"), ("B_seg", "labels"), ("C", "moving")):
+        (folder / f"{name}.nii.gz").write_bytes((folder / f"{source}.nii.gz").read_bytes())
+    (folder / "disp_A_B.nii.gz").write_bytes((folder / "field.nii.gz").read_bytes())
+    (folder / "B_to_C.tfm").write_bytes((folder / "turn.tfm").read_bytes())
+    for name in ("A", "B", "landmarks_of_A"):
+        (folder / f"{name}.csv").write_bytes((folder / "points.csv").read_bytes())
+    (folder / "out").mkdir()
+    (folder / "out" / "disp_A_B.nii.gz").write_bytes((folder / "field.nii.gz").read_bytes())
+    write_as(random_field(fixed, 1, 1.0), folder / "disp_0001_0002.npz", "learn2reg")
+    page = (DOCUMENTATION / "applying-fields.md").read_text()
+    commands = set(re.findall(r"llmreg_apply -t [^`|\n]*|llmreg_convert_field -i [^`|\n]*", page))
+    assert len(commands) >= 10
+    run = {"llmreg_apply": apply_command.main, "llmreg_convert_field": convert_field.main}
+    for typed in sorted(commands):
+        words = [found for word in typed.split() for found in (sorted(glob(word)) if "*" in word else [word])]
+        assert run[words[0]]([*words[1:], "--overwrite"]) == 0, typed
+    for code in (*blocks("applying-fields.md", "python"), NUMPY + blocks("deformation-fields.md", "python")[1]):
+        names: dict[str, object] = {}
+        exec(code, names)
+    np.testing.assert_allclose(names["flow"][0].numpy(), random_field(fixed, 1, 1.0).to_flow(), atol=1e-4)

@@ -1,0 +1,125 @@
+"""A registration's parts agree with what SimpleITK makes of its transform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+from smooth import smooth_noise
+
+from llmreg import Registration
+from llmreg.errors import UserError
+from llmreg.geometry.field import DisplacementField, fade_outside, jacobian_determinant
+from llmreg.geometry.formats import FORMATS, read_as
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_of, image_from, read_field, read_image
+from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS
+from llmreg.preprocessing.prealignment import CaseTransform
+
+FRAME = Grid.axis_aligned((20, 18, 16), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+
+
+def turned(size: tuple[int, ...], spacing: tuple[float, ...], angle: float) -> Grid:
+    """An oblique grid about the origin, one of whose axes is flipped."""
+    direction = Rotation.from_euler("xyz", [angle, -angle / 2, angle / 3], degrees=True).as_matrix() @ np.diag(
+        [1, -1, 1]
+    )
+    corner = direction @ (-(np.array(size) - 1) / 2 * spacing)
+    return Grid(size, spacing, tuple(corner.tolist()), tuple(direction.ravel().tolist()))
+
+
+def image_on(grid: Grid, seed: int) -> sitk.Image:
+    noise = smooth_noise(np.random.default_rng(seed), grid.shape, 2.0)
+    return image_from((1000 * noise).astype(np.float32), grid)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Registration:
+    """Both images oblique, anisotropic and flipped, each placed in the frame by an affine transform."""
+    rng = np.random.default_rng(1)
+    fixed, moving = (
+        image_on(turned((24, 20, 12), (2.0, 2.5, 4.0), 20), 2),
+        image_on(turned((22, 26, 14), (2.5, 2.0, 3.5), -15), 3),
+    )
+    vectors = np.stack([2.5 * smooth_noise(rng, FRAME.shape, 3.0) for _ in range(3)], axis=-1).astype(np.float32)
+    placed = [CaseTransform(np.eye(3) + 0.05 * rng.normal(size=(3, 3)), rng.normal(size=3), "affine") for _ in range(2)]
+    return Registration(fixed, moving, *placed, fade_outside(DisplacementField(vectors, FRAME), 6))
+
+
+def test_warping_is_simpleitk_with_the_written_field(pair: Registration, tmp_path: Path) -> None:
+    files = pair.save(tmp_path, "A_0001_0000_A_0002_0001")
+    assert set(files) == set(DEFAULT_OUTPUTS)
+    field = sitk.ReadImage(str(tmp_path / files["field"]), sitk.sitkVectorFloat64)
+    expected = array_of(sitk.Resample(pair.moving, pair.fixed, sitk.DisplacementFieldTransform(field)))
+    scale = np.ptp(array_of(pair.moving))
+    # Where the border of the image is looked up, rounding decides between a value and none.
+    unlike = np.abs(array_of(read_image(tmp_path / files["warped"])) - expected) > 1e-3 * scale
+    assert unlike.mean() < 1e-3
+    affine = sitk.ReadTransform(str(tmp_path / files["prealignment"]))
+    point = (4.0, -3.0, 5.0)
+    between = pair.fixed_transform.to_sitk().GetInverse().TransformPoint(point)
+    assert np.allclose(affine.TransformPoint(point), pair.moving_transform.to_sitk().TransformPoint(between))
+
+
+def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tmp_path: Path) -> None:
+    label = sitk.Cast(pair.moving > 0, sitk.sitkUInt8)
+    spread = image_from(np.full(FRAME.shape, 1.5, np.float32), FRAME)
+    whole = Registration(*list(vars(pair).values())[:5], spread=spread)
+    files = whole.save(tmp_path, "pair", OUTPUTS, label=label)
+    assert set(files) == set(OUTPUTS)
+    for output, file in files.items():
+        if file.endswith(".nii.gz"):
+            where = Grid.from_image(pair.moving if output == "inverse" else pair.fixed)
+            assert Grid.from_image(sitk.ReadImage(str(tmp_path / file))).same_as(where)
+    expected = sitk.Resample(
+        label, pair.fixed, sitk.ReadTransform(str(tmp_path / files["transform"])), sitk.sitkNearestNeighbor
+    )
+    assert (array_of(read_image(tmp_path / files["labels"])) != array_of(expected)).mean() < 1e-3
+    assert set(np.unique(array_of(read_image(tmp_path / files["seen"])))) == {0, 1}
+    inner = array_of(read_image(tmp_path / files["uncertainty"]))[5:-5, 8:-8, 10:-10]
+    np.testing.assert_allclose(inner, 1.5, rtol=1e-3)
+    determinant = jacobian_determinant(read_field(tmp_path / files["field"]))
+    np.testing.assert_allclose(array_of(read_image(tmp_path / files["jacobian"])), determinant, atol=1e-3)
+
+
+def test_landmarks_come_back_by_the_inverse(pair: Registration) -> None:
+    points = FRAME.points_inside(4) / 2
+    there = pair.warp_points(points)
+    assert np.linalg.norm(there - points, axis=1).max() > 2
+    back = pair.inverse().warp_points(there)
+    assert np.linalg.norm(back - points, axis=1).max() < 0.1
+    one = pair.transform.TransformPoint(points[3].tolist())
+    np.testing.assert_allclose(there[3], one, atol=1e-4)
+    # By the two fields that are written, on the grids of the two images, too.
+    forth, again = pair.field.to_transform(), pair.inverse().field.to_transform()
+    for point in points:
+        assert np.linalg.norm(np.subtract(again.TransformPoint(forth.TransformPoint(point.tolist())), point)) < 0.1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_fields_are_written_in_each_format(pair: Registration, tmp_path: Path, format: str) -> None:
+    files = pair.save(tmp_path, "A_0001_0000_A_0002_0001", ("field", "inverse"), format)
+    moving, fixed = Grid.from_image(pair.moving), Grid.from_image(pair.fixed)
+    field = read_as(tmp_path / files["field"], format, fixed, moving)
+    np.testing.assert_allclose(field.vectors, pair.field.vectors, atol=1e-3)
+    inverse = read_as(tmp_path / files["inverse"], format, moving, fixed)
+    np.testing.assert_allclose(inverse.vectors, pair.inverse().field.vectors, atol=1e-3)
+    if format == "learn2reg":
+        assert files["field"] == "learn2reg/disp_0001_0002.nii.gz"
+    if format == "itk":
+        assert read_field(tmp_path / files["field"]).grid.same_as(fixed)
+
+
+def test_what_is_not_there_is_refused(pair: Registration, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="label map"):
+        pair.save(tmp_path, "pair", ("labels",))
+    with pytest.raises(UserError, match="uncertainty"):
+        pair.save(tmp_path, "pair", ("uncertainty",))
+    with pytest.raises(UserError, match="choose among"):
+        pair.save(tmp_path, "pair", ("fields",))
+    with pytest.raises(UserError, match="choose among"):
+        pair.save(tmp_path, "pair", format="png")
+    assert not list(tmp_path.iterdir())
