@@ -108,6 +108,7 @@ def apply(transforms: Sequence[Path], inputs: Inputs, output: Path, how: How) ->
             steps = reversed_steps(steps)
         except ValueError as error:
             raise UserError(f"--inverse is not possible ({error}): register the images the other way.") from error
+    grid = _reference(how, start) if inputs.images or inputs.labels else None
     with logging_redirect_tqdm(), tqdm(total=len(targets), desc="Apply", unit="file") as progress:
         if inputs.points:
             # First, since they take no time and show whether the direction is right.
@@ -115,8 +116,7 @@ def apply(transforms: Sequence[Path], inputs: Inputs, output: Path, how: How) ->
             for path in inputs.points:
                 _apply_to_points(path, targets[path], steps, ends[::-1] if how.inverse else ends, how)
                 progress.update()
-        if inputs.images or inputs.labels:
-            grid = _reference(how, start)
+        if grid is not None:
             through = lookup(steps, grid)
             middle = follow(grid.points_inside(_SAMPLES), steps)[0]
             for path in (*inputs.images, *inputs.labels):

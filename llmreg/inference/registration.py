@@ -156,7 +156,7 @@ class Registration:
 
     def save(
         self,
-        folder: Path,
+        folder: Path | str,
         name: str,
         outputs: Collection[str] = DEFAULT_OUTPUTS,
         format: str = "itk",
@@ -186,7 +186,7 @@ class Registration:
             raise UserError(f"There is no format '{format}': choose among {', '.join(FORMATS)}.")
         files = {output: _file_name(output, name, format) for output in OUTPUTS if output in outputs}
         for output, file in files.items():
-            self._write(output, folder / file, format, label, label_interpolation)
+            self._write(output, Path(folder) / file, format, label, label_interpolation)
         return files
 
     def _write(

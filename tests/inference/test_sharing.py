@@ -259,6 +259,25 @@ def test_nothing_that_exists_is_replaced_unasked(
     assert {path.name for path in target.parent.rglob("*") if path.name.startswith(".")} == set()
 
 
+def test_what_is_no_folder_is_never_replaced(
+    good: bytes, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.zip").write_bytes(good)
+    (target / NAME).parent.mkdir()
+    for place in ((target / NAME).write_text, lambda where: (target / NAME).symlink_to(where)):
+        place("nowhere")
+        assert install_model.main([str(tmp_path / "model.zip"), "-o", str(target), "--overwrite"]) == 2
+        refused(capsys, f"{NAME} exists already: remove it")
+        (target / NAME).unlink()
+    # Of a link to a folder, the link is replaced and not what it leads to.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("mine")
+    (target / NAME).symlink_to(tmp_path / "elsewhere")
+    assert install_model.main([str(tmp_path / "model.zip"), "-o", str(target), "--overwrite"]) == 0
+    assert (target / NAME / WEIGHTS).exists()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+
+
 def test_a_model_is_replaced_only_by_a_whole_one(
     good: bytes, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
