@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 from llmreg.geometry.grid import Grid
 
-# Slices that are worked on at a time where a whole field would take too much memory.
-SLAB = 32
 Interpolator = Literal["linear", "nearest", "bspline"]
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
 
@@ -206,14 +203,12 @@ def volume_of(grid: Grid) -> sitk.Image:
 
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
     """Determinant of the mapping p -> p + u(p), (z, y, x); central differences, one-sided at the border."""
-    slices = len(field.vectors)
-    # In slabs, since the nine derivatives of a large field take three times its memory.
-    slabs = [(start, min(start + SLAB, slices)) for start in range(0, slices, SLAB)]
-    found = [
-        _determinant(field, max(first - 1, 0), min(last + 1, slices))[first > 0 :][: last - first]
-        for first, last in slabs
-    ]
-    return np.concatenate(found)
+    found = np.empty(field.grid.shape, np.float32)
+    # The nine derivatives of a large field take three times its memory.
+    for part, _ in field.grid.slabs():
+        first = max(part.start - 1, 0)
+        found[part] = _determinant(field, first, part.stop + 1)[part.start - first :][: part.stop - part.start]
+    return found
 
 
 def _determinant(field: DisplacementField, first: int, last: int) -> NDArray[np.float32]:
@@ -223,10 +218,3 @@ def _determinant(field: DisplacementField, first: int, last: int) -> NDArray[np.
     a, e, i = a + 1, e + 1, i + 1
     # Written out: numpy.linalg.det on millions of small matrices takes many times longer.
     return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), dtype=np.float32)
-
-
-def mean_field(fields: Sequence[DisplacementField]) -> DisplacementField:
-    """The mean displacement of fields on one grid."""
-    if any(not f.grid.same_as(fields[0].grid) for f in fields):
-        raise ValueError("fields to average must share one grid")
-    return DisplacementField(np.mean([f.vectors for f in fields], axis=0, dtype=np.float32), fields[0].grid)

@@ -103,14 +103,10 @@ def test_the_determinant_of_an_affine_mapping_is_the_matrix_determinant(oblique)
     np.testing.assert_allclose(determinant, np.linalg.det(matrix), atol=1e-4)
 
 
-def test_the_mean_of_fields_is_a_mean(oblique):
-    field = random_field(oblique, 7, 1.0)
-    zero = DisplacementField.identity(oblique)
-    np.testing.assert_allclose(fields.mean_field([field, zero]).vectors, field.vectors / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize("slices", [2, 33, 64, 65])
-def test_determinants_of_slabs_are_those_of_the_whole(slices):
+@pytest.mark.parametrize("slices", [2, 6, 7, 8])
+def test_determinants_of_slabs_are_those_of_the_whole(slices, monkeypatch):
+    whole = Grid.slabs
+    monkeypatch.setattr(Grid, "slabs", lambda grid: whole(grid, 60))  # three slices each
     vectors = np.random.default_rng(slices).normal(size=(slices, 5, 4, 3)).astype(np.float32)
     field = DisplacementField(vectors, Grid((4, 5, slices), (1.0, 2.0, 0.5), (0.0, 0.0, 0.0)))
     gradients = np.gradient(field.to_flow().astype(np.float64), axis=(3, 2, 1))
