@@ -58,7 +58,8 @@ def check_writable(folder: Path) -> None:
     """Find out before the work whether its results can be written. Raises UserError when they cannot."""
     with written_whole(folder / ".writable"):
         pass
-    (folder / ".writable").unlink()
+    # Another process may have looked at the same time.
+    (folder / ".writable").unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

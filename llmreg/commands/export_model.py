@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shell
-from llmreg.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,28 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "folds, without the language model. llmreg_install_model makes a model of it on another computer.",
         _EXAMPLES,
     )
-    arguments.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
-    arguments.add_argument("-c", "--configuration", help="full or half")
-    arguments.add_argument("-p", "--plans", help="name of the plans")
-    arguments.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
-    arguments.add_argument("-f", "--folds", nargs="+", help="folds to export (default: all trained)")
+    shell.add_model(arguments, "export")
     arguments.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write")
     arguments.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return shell.run(_export, arguments, argv)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from llmreg.inference.models import find_model, model_in
     from llmreg.inference.sharing import export_model
     from llmreg.network.llm.sources import is_local
     from llmreg.preprocessing.plans import PLANS_FILE, read_plans
 
-    if options.model and (options.dataset or options.configuration or options.plans):
-        raise UserError("-m names the model by itself: leave out -d, -c and -p.")
-    if options.model:
-        model = model_in(options.model, options.folds)
-    else:
-        model = find_model(options.dataset, options.configuration, options.plans, options.folds)
+    model = shell.chosen_model(options)
     manifest = export_model(model, options.output, options.overwrite)
     case = read_plans(model.folder / PLANS_FILE).prealignment.reference_case
     log.warning(

@@ -26,14 +26,10 @@ FORMATS = ("itk", "learn2reg", "nifti-ras", "npz")
 
 def action(options: argparse.Namespace) -> None:
     from llmreg.devices import choose_device, local_device
-    from llmreg.inference.models import find_model, model_in
     from llmreg.inference.predict import Job, predict_folder
     from llmreg.inference.predictor import Options
 
-    if options.model:
-        model = model_in(options.model, options.folds)
-    else:
-        model = find_model(options.dataset, options.configuration, options.plans, options.folds)
+    model = shell.chosen_model(options)
     if (options.num_parts is None) != (options.part_id is None):
         raise UserError("--num_parts and --part_id go together: of how many parts, and which one, from 0.")
     # Of torchrun, unless they are given.
@@ -55,6 +51,7 @@ def action(options: argparse.Namespace) -> None:
         go_on=options.go_on,
         part=part,
         parts=parts,
+        launched="RANK" in os.environ and options.part_id is None,
     )
     predict_folder(options.input, options.output, model, choose_device(local_device(options.device)), job)
 
@@ -66,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder of images, or a pairs.csv")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    model = parser.add_argument_group("which model")
-    model.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
-    model.add_argument("-c", "--configuration", help="full or half")
-    model.add_argument("-p", "--plans", help="name of the plans")
-    model.add_argument("-f", "--folds", nargs="+", help="folds to average (default: all trained)")
-    model.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+    shell.add_model(parser.add_argument_group("which model"), "average")
     results = parser.add_argument_group("what is written, all of it on the fixed image's grid but for the inverse")
     results.add_argument(
         "--save", nargs="+", choices=OUTPUTS, default=DEFAULT_OUTPUTS, metavar="OUTPUT",

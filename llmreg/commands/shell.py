@@ -8,11 +8,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmreg.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from llmreg.inference.models import Model
     from llmreg.preprocessing.planning import Wishes
 
 INTERRUPTED = 130
@@ -91,6 +93,26 @@ def add_layers(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(made: argparse._ActionsContainer, purpose: str) -> None:
+    """The flags that choose a trained model and its folds."""
+    made.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
+    made.add_argument("-c", "--configuration", help="full or half")
+    made.add_argument("-p", "--plans", help="name of the plans")
+    made.add_argument("-f", "--folds", nargs="+", help=f"folds to {purpose} (default: all trained)")
+    made.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+
+
+def chosen_model(options: argparse.Namespace) -> Model:
+    """The model that the flags of :func:`add_model` name."""
+    from llmreg.inference.models import find_model, model_in
+
+    if options.model and (options.dataset or options.configuration or options.plans):
+        raise UserError("-m names the model by itself: leave out -d, -c and -p.")
+    if options.model:
+        return model_in(options.model, options.folds)
+    return find_model(options.dataset, options.configuration, options.plans, options.folds)
+
+
 def positive(text: str) -> int:
     """An argument type: a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -158,6 +180,6 @@ def run(
 def _out_of(what: str) -> int:
     sys.stderr.write(
         f"error: The computer ran out of {what}: free some, or do with less (in training: -c half, or a narrower "
-        "network with --set network.width=8 --as narrow).\n"
+        "network with --set network.width=8 --as narrow; in prediction: fewer outputs, or --device cpu).\n"
     )
     return 2

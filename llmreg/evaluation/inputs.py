@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,6 +49,7 @@ class _Predictions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     pairs: list[_Pair]
+    failed: list[dict[str, Any]] = []
 
 
 def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
@@ -65,13 +67,16 @@ def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
     if not file.is_file():
         raise UserError(f"{file} does not exist: give -i the folder that llmreg_predict wrote.")
     try:
-        listed = _Predictions.model_validate(read_json(file)).pairs
+        predictions_made = _Predictions.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
             f"{file} is not as llmreg_predict writes it ('{where}': {first['msg']}): run the prediction again."
         ) from None
+    listed, failed = predictions_made.pairs, predictions_made.failed
+    if failed:
+        log.warning("%d pairs could not be predicted and do not count in the scores.", len(failed))
     if not listed:
         raise UserError(f"{file} lists no pairs: run llmreg_predict on at least one pair.")
     if labels is not None and not labels.is_dir():

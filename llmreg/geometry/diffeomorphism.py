@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
-from monai.networks.layers import GaussianFilter
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from torch.nn import functional
 
 from llmreg.geometry import warping
+
+log = logging.getLogger(__name__)
 
 # Widths of the smoothing that are tried, in voxels, until nothing folds.
 SIGMAS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
@@ -29,19 +32,17 @@ def nearest_velocity(flow: Tensor) -> Tensor:
     Returns:
         The velocity, (1, 3, z, y, x), voxels (see :func:`llmreg.geometry.warping.exponential`).
     """
-    velocity = torch.zeros_like(flow)
     for sigma in SIGMAS:
         velocity = _smooth(flow.float(), sigma)
         for _ in range(ROUNDS):
             velocity = _smooth(velocity + flow - warping.exponential(velocity), sigma)
         if warping.jacobian_determinant(warping.exponential(velocity)).min() > LEAST_DETERMINANT:
-            break
+            return velocity
+    log.warning("A field folds even when it is smoothed over %.1f voxels: what is left of it may still fold.", sigma)
     return velocity
 
 
 def _smooth(flow: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing in which the edge continues outside."""
-    margin = int(4 * sigma) + 1
-    padded = functional.pad(flow, (margin,) * 6, mode="replicate")
-    blurred: Tensor = GaussianFilter(3, sigma).to(flow.device)(padded)
-    return blurred[..., margin:-margin, margin:-margin, margin:-margin]
+    blurred = gaussian_filter(flow.cpu().numpy(), (0, 0, sigma, sigma, sigma), mode="nearest")
+    return torch.from_numpy(blurred).to(flow.device)

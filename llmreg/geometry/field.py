@@ -185,6 +185,18 @@ def resample_image(
     return made
 
 
+def resample_beyond(image: sitk.Image, grid: Grid, transform: sitk.Transform) -> sitk.Image:
+    """As :func:`resample_image`, linearly, but outside the image its outermost voxels continue."""
+    lookup = sitk.ResampleImageFilter()
+    lookup.SetSize(grid.size)
+    lookup.SetOutputOrigin(grid.origin)
+    lookup.SetOutputSpacing(grid.spacing)
+    lookup.SetOutputDirection(grid.direction)
+    lookup.SetTransform(transform)
+    lookup.UseNearestNeighborExtrapolatorOn()
+    return lookup.Execute(image)
+
+
 def _resampled(
     image: sitk.Image, grid: Grid, transform: sitk.Transform | None, method: int, default: float, pixels: int
 ) -> sitk.Image:

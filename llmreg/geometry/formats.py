@@ -23,7 +23,16 @@ from llmreg.errors import UserError
 from llmreg.files import check_new, written_whole
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import lps_to_ras, read_any, read_field, read_image, times, write_field, write_image
+from llmreg.geometry.io import (
+    lps_to_ras,
+    read_any,
+    read_field,
+    read_image,
+    times,
+    write_field,
+    write_image,
+    write_with_itk,
+)
 
 NIFTI = (".nii.gz", ".nii")
 # nifti1.h: a displacement vector, which NIfTI has in RAS. ITK (5.3 and later) turns it to LPS when it reads it.
@@ -235,7 +244,7 @@ def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -
     ras = DisplacementField(lps_to_ras(field.vectors), field.grid)
     with written_whole(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         plain = Path(folder) / "field.nii"
-        sitk.WriteImage(ras.to_image(), str(plain))
+        write_with_itk(ras.to_image(), plain)
         with plain.open("r+b") as stream:
             stream.seek(_INTENT_AT)
             stream.write(struct.pack("=h", _DISPLACEMENT_VECTOR))

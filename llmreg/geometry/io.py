@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -18,10 +21,12 @@ from llmreg.errors import UserError
 from llmreg.files import written_whole
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.storage import storage_problem
+from llmreg.geometry.storage import is_whole_nifti, storage_problem
 
 log = logging.getLogger(__name__)
 
+# A disk with less than this is full.
+NEARLY_NOTHING = 2**20
 # ITK's recursive smoothing needs so many along each axis.
 FEWEST_VOXELS = 4
 # What scans have, mm and generously; whatever lies beyond was written in another unit. Slices of human scans lie up to
@@ -214,8 +219,28 @@ def _overflow(values: NDArray[Any]) -> str:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image. Raises OSError (ENOSPC) where the disk is full, which ITK passes over."""
     with written_whole(Path(path)) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        write_with_itk(image, temporary)
+
+
+def write_with_itk(what: sitk.Image | sitk.Transform, path: Path) -> None:
+    """Write to a path, which may be temporary. Raises OSError (ENOSPC) where the disk is full."""
+    try:
+        if isinstance(what, sitk.Transform):
+            sitk.WriteTransform(what, str(path))
+            whole = path.stat().st_size > 0
+        else:
+            sitk.WriteImage(what, str(path), useCompression=True)
+            values = what.GetNumberOfPixels() * what.GetNumberOfComponentsPerPixel()
+            whole = is_whole_nifti(path, values * what.GetSizeOfPixelComponent())
+    except RuntimeError as error:
+        # ITK names no cause.
+        if shutil.disk_usage(path.parent).free > NEARLY_NOTHING:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    if not whole:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def array_of(image: sitk.Image) -> NDArray[Any]:

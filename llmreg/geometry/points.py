@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +254,8 @@ def _text_of(path: Path) -> str:
 
 def _read_table(path: Path, convention: Convention) -> Table:
     lines = [line for line in _text_of(path).splitlines() if line.strip()]
-    preamble = [line for line in lines if line.startswith("#")]
+    # Comments stand at the top: further down, a # may begin a name.
+    preamble = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     lines = lines[len(preamble) :]
     header = None
     if path.suffix == ".fcsv":

@@ -24,6 +24,27 @@ _FIELDS = {
 }  # fmt: skip
 
 
+def is_whole_nifti(path: Path, voxels: int) -> bool:
+    """Whether a NIfTI file that was just written has all of its bytes; True of files in other formats.
+
+    Args:
+        path: .nii or .nii.gz.
+        voxels: bytes of the voxels.
+    """
+    header = 352
+    if path.name.endswith(".nii"):
+        return path.stat().st_size >= header + voxels
+    if not path.name.endswith(".nii.gz"):
+        return True
+    with path.open("rb") as stream:
+        # gzip ends with the length of what it holds, modulo 2^32.
+        if stream.seek(0, 2) < 18:
+            return False
+        stream.seek(-4, 2)
+        (length,) = struct.unpack("<I", stream.read(4))
+    return bool(length == (header + voxels) % 2**32)
+
+
 def storage_problem(path: Path) -> str | None:
     """What ITK would pass over in silence.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import deque
@@ -19,12 +20,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llmreg import __version__
 from llmreg.errors import UserError
 from llmreg.files import check_writable, read_json, write_json
-from llmreg.geometry.io import read_image, voxels_in
+from llmreg.geometry.io import read_image
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
 from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
-from llmreg.inference.predictor import ImageInput, Options, Predictor, Prepared
-from llmreg.inference.registration import DEFAULT_OUTPUTS, Registration
+from llmreg.inference.predictor import ImageInput, Options, Predictor, Prepared, is_large
+from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS, Registration, file_name
 from llmreg.inference.summary import failures, figures, table
 from llmreg.preprocessing.plans import PLANS_FILE, read_plans
 from llmreg.training.checkpoint import read_state
@@ -34,9 +35,8 @@ log = logging.getLogger(__name__)
 PREDICT_FILE = "predict.json"
 # A record for each pair that is done, from which a prediction goes on and its parts are put together.
 RECORDS_FOLDER = ".pairs"
-# Pairs that are worked on at a time: read, registered, written. Of images with more voxels than this, one at a time:
-# three take too much memory.
-IN_FLIGHT, LARGE = 3, 2**25
+# Pairs that are worked on at a time: read, registered, written. Of large images, one at a time.
+IN_FLIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Job:
         go_on: leave out pairs that are written already.
         part: of ``parts`` processes that share the pairs, this one's number from 0.
         parts: how many there are.
+        launched: a launcher started this process, and would start it anew if it ended with an error: pairs that fail
+            are logged and no more.
     """
 
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
@@ -66,6 +68,7 @@ class Job:
     go_on: bool = False
     part: int = 0
     parts: int = 1
+    launched: bool = False
 
 
 def predict_folder(source: Path, output: Path, model: Model, device: torch.device, job: Job) -> Path | None:
@@ -81,37 +84,52 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         UserError: pairs failed, and the others are written; ``output`` holds predictions and neither ``overwrite`` nor
             ``go_on`` is given, or those of another model.
     """
+    # Wrong names are found out before anything else.
+    plans = read_plans(model.folder / PLANS_FILE)
+    pairs = [_with_label(pair, job) for pair in find_pairs(source, plans, job.all_pairs)]
+    own = pairs[job.part :: job.parts]
+    _check_names(pairs, job)
     record = output / PREDICT_FILE
-    if record.exists() and not (job.overwrite or job.go_on):
+    there = record.exists() or any(_record_of(pair, output).exists() for pair in own)
+    if there and not (job.overwrite or job.go_on):
         raise UserError(
             f"{output} holds predictions already: choose another folder, or add --overwrite, or --continue for the "
             "pairs that are missing."
         )
-    # Wrong names are found out before the network is built.
-    plans = read_plans(model.folder / PLANS_FILE)
-    pairs = [_with_label(pair, job) for pair in find_pairs(source, plans, job.all_pairs)]
     origin = {
         "llmreg_version": __version__,
         "model": f"{model.folder.parent.name}/{model.folder.name}",
         "folds": list(model.folds),
         "epochs": [read_state(path).epoch for path in model.folds.values()],
+        "checkpoints": [_digest(path) for path in model.folds.values()],
         "options": vars(job.options),
         "format": job.format,
+        "label_interpolation": job.label_interpolation,
     }
-    own = pairs[job.part :: job.parts]
+    if job.parts > 1:
+        log.info("This is part %d of %d, counted from 0: %d of %d pairs.", job.part, job.parts, len(own), len(pairs))
+    todo = own
     if job.go_on:
-        own = [pair for pair in own if not _is_written(pair, output, origin, job.outputs)]
-    predictor = Predictor(model, device, job.options)
+        for pair in own:
+            _check_origin(pair, output, origin)
+        todo = [pair for pair in own if not _is_current(pair, output, origin, job.outputs)]
     check_writable(output)
-    # From here on the folder is neither the old nor the new set of predictions.
-    record.unlink(missing_ok=True)
-    for pair in own:
-        _record_of(pair, output).unlink(missing_ok=True)
-    with logging_redirect_tqdm():
-        for pair, row in tqdm(_predicted(predictor, own, output, job), "Predict", len(own), unit="pair"):
-            write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
-    known = [_record(pair, output) for pair in pairs]
-    rows = [one["pair"] for one in known if one is not None and _differs(one, origin) is None]
+    if todo:
+        predictor = Predictor(model, device, job.options)
+        # From here on the folder is neither the old nor the new set of predictions.
+        record.unlink(missing_ok=True)
+        for pair in todo:
+            _forget(pair, output)
+        with logging_redirect_tqdm():
+            progress = tqdm(_predicted(predictor, todo, output, job), "Predict", len(todo), unit="pair")
+            for pair, row in progress:
+                write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
+    known = [(pair, _record(pair, output)) for pair in pairs]
+    rows = [
+        one["pair"]
+        for pair, one in known
+        if one is not None and ("failed" in one["pair"] or _is_current(pair, output, origin, job.outputs))
+    ]
     done = [row for row in rows if "failed" not in row]
     if done:
         log.info("\n%s", table(done))
@@ -120,8 +138,11 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
     else:
         failed = [row for row in rows if "failed" in row]
         write_json(record, origin | {"pairs": done} | ({"failed": failed} if failed else {}))
-    problem = failures([row for row in rows if "failed" in row], len(pairs))
-    if problem:
+    names = {pair.pair_id for pair in own}
+    problem = failures([row for row in rows if "failed" in row and row["pair_id"] in names], len(own))
+    if problem and job.launched:
+        log.error("%s", problem)
+    elif problem:
         raise UserError(problem)
     return record if len(rows) == len(pairs) else None
 
@@ -130,17 +151,24 @@ def _predicted(
     predictor: Predictor, pairs: Sequence[PairInput], output: Path, job: Job
 ) -> Iterator[tuple[PairInput, dict[str, Any]]]:
     """The pairs and their rows, in order. One pair is read and another written while the network works on a third."""
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as network, ThreadPoolExecutor(1) as writer:
-        begun: deque[tuple[PairInput, Future[dict[str, Any]]]] = deque()
+    reader, network, writer = (ThreadPoolExecutor(1) for _ in range(3))
+    begun: deque[tuple[PairInput, Future[dict[str, Any]]]] = deque()
+    try:
+        alone = False
         for pair in pairs:
+            was_alone, alone = alone, is_large(pair.fixed) or is_large(pair.moving)
+            while begun and (alone or was_alone or len(begun) == IN_FLIGHT):
+                yield _ended(*begun.popleft())
             work = _Work(predictor, pair, output, job)
             prepared = reader.submit(work.read)
             registered = network.submit(work.register, prepared)
             begun.append((pair, writer.submit(work.write, registered)))
-            if len(begun) >= (1 if _is_large(pair) else IN_FLIGHT):
-                yield _ended(*begun.popleft())
         while begun:
             yield _ended(*begun.popleft())
+    finally:
+        # After Ctrl-C or a full disk, nothing else is begun.
+        for executor in (reader, network, writer):
+            executor.shutdown(cancel_futures=True)
 
 
 class _Work:
@@ -201,13 +229,6 @@ def _ended(pair: PairInput, row: Future[dict[str, Any]]) -> tuple[PairInput, dic
         return pair, _named(pair) | {"failed": str(error)}
 
 
-def _is_large(pair: PairInput) -> bool:
-    try:
-        return max(voxels_in(path) for path in (pair.fixed, pair.moving)) > LARGE
-    except RuntimeError:
-        return False  # Whoever reads it says what is wrong.
-
-
 def _with_label(pair: PairInput, job: Job) -> PairInput:
     """The pair with its moving label map, where label maps are asked for. Raises UserError when there is none."""
     if "labels" not in job.outputs or pair.moving_label is not None:
@@ -238,26 +259,63 @@ def _record(pair: PairInput, output: Path) -> dict[str, Any] | None:
 
 def _differs(known: dict[str, Any], origin: dict[str, Any]) -> str | None:
     """What a record's model, or how it was used, is that is not this one."""
-    keys = ("model", "folds", "epochs", "options", "format")
+    keys = ("model", "folds", "epochs", "checkpoints", "options", "format", "label_interpolation")
     return next((f"{key} {known.get(key)}" for key in keys if known.get(key) != origin[key]), None)
 
 
-def _is_written(pair: PairInput, output: Path, origin: dict[str, Any], outputs: Sequence[str]) -> bool:
-    """Whether the pair was predicted from the same files. Raises UserError when another model did it."""
+def _check_origin(pair: PairInput, output: Path, origin: dict[str, Any]) -> None:
+    """Raises UserError when another model predicted the pair, or the same in another way."""
     known = _record(pair, output)
-    if known is None:
-        return False
-    other = _differs(known, origin)
+    other = None if known is None else _differs(known, origin)
     if other is not None:
         raise UserError(f"{output} holds predictions of another model ({other}): go on with that, or add --overwrite.")
+
+
+def _is_current(pair: PairInput, output: Path, origin: dict[str, Any], outputs: Sequence[str]) -> bool:
+    """Whether the pair was predicted so from the files that are there now, and all that is asked for is written."""
+    known = _record(pair, output)
+    if known is None or _differs(known, origin) is not None or known["asked"] != _asked(pair):
+        return False
     files = [known["pair"].get(key) for key in outputs]
-    whole = all(name is not None and (output / name).exists() for name in files)
-    return bool(known["asked"] == _asked(pair) and whole)
+    return all(name is not None and (output / name).exists() for name in files)
+
+
+def _forget(pair: PairInput, output: Path) -> None:
+    """Remove what was written of a pair, so that nothing old lies beside the new."""
+    known = _record(pair, output)
+    if known is not None:
+        for key in OUTPUTS.keys() & known["pair"].keys():
+            (output / known["pair"][key]).unlink(missing_ok=True)
+        _record_of(pair, output).unlink()
+
+
+def _check_names(pairs: Sequence[PairInput], job: Job) -> None:
+    """Raises UserError when two pairs would be written to one file."""
+    seen: dict[str, str] = {}
+    for pair in pairs:
+        name = file_name("field", pair.name, job.format)
+        if name in seen:
+            raise UserError(
+                f"The pairs {seen[name]} and {pair.pair_id} would both be {name}: predict them into different folders."
+            )
+        seen[name] = pair.pair_id
 
 
 def _asked(pair: PairInput) -> dict[str, str]:
-    """The pair as JSON."""
-    return {key: str(value.resolve() if isinstance(value, Path) else value) for key, value in vars(pair).items()}
+    """The pair as JSON; files with what tells one that was rewritten."""
+    return {key: _described(value) for key, value in vars(pair).items()}
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Path):
+        return str(value)
+    about = value.stat()
+    return f"{value.resolve()} ({about.st_size} bytes, {about.st_mtime_ns})"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmreg.devices import choose_device
+from llmreg.errors import UserError
 from llmreg.geometry import warping
 from llmreg.geometry.diffeomorphism import nearest_velocity
-from llmreg.geometry.field import DisplacementField, chained, fade_outside
+from llmreg.geometry.field import DisplacementField, chained, fade_outside, jacobian_determinant
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, image_from, read_image, read_linear_transform, usable
+from llmreg.geometry.io import check_values, image_from, read_image, read_linear_transform, usable, voxels_in
 from llmreg.inference.ensembling import Ensemble, deviation
 from llmreg.inference.models import Model, model_in
-from llmreg.inference.refinement import Refined, refine
-from llmreg.inference.registration import Registration
+from llmreg.inference.registration import FADE, Registration
 from llmreg.preprocessing.cases import read_mask
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
@@ -35,11 +36,13 @@ from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_pl
 from llmreg.preprocessing.prealignment import CaseTransform
 from llmreg.preprocessing.preprocess import FramedCase, Guides, bring_into_frame, read_reference
 
+if TYPE_CHECKING:
+    from llmreg.inference.refinement import Refined
+
 log = logging.getLogger(__name__)
 
-# Voxels of the frame over which the network's displacement fades outside it.
-FADE = 10
-CACHED_CASES = 4
+# Pairs share images: so many are kept, unless they have more voxels than this.
+CACHED_CASES, LARGE = 4, 2**25
 # A place along the body that is less certain is worth a warning.
 UNCERTAIN_MM = 20.0
 
@@ -119,6 +122,8 @@ class Predictor:
         self._templates = templates_in(model.folder, own) if placed else {}
         self._ensemble = Ensemble(model, self.plans, device)
         self._warned: set[str] = set()
+        # Folds take turns in one network.
+        self._lock = Lock()
         self._framed_file = lru_cache(maxsize=CACHED_CASES)(self._read_into_frame)
 
     @classmethod
@@ -187,7 +192,11 @@ class Predictor:
         return Prepared(fixed_image, moving_image, fixed_case, moving_case)
 
     def register(self, pair: Prepared) -> Registration:
-        """The part of :meth:`predict` that needs the network."""
+        """The part of :meth:`predict` that needs the network; one pair at a time, whoever calls it."""
+        with self._lock:
+            return self._registered(pair)
+
+    def _registered(self, pair: Prepared) -> Registration:
         images, back = self._tensors(pair)
         flows = [flow[back] for flow in self._ensemble.flows(images[0], images[1])]
         found = torch.stack(flows).mean(dim=0)
@@ -205,6 +214,8 @@ class Predictor:
         else:
             # Faded before it is followed, so that nothing folds in the margin either.
             there, inverse = (_followed(self._faded(direction)) for direction in (velocity, -velocity))
+            if (jacobian_determinant(there) <= 0).any():
+                self._warn_once("A field that should not fold does in places: look at its jacobian.")
         return Registration(
             pair.fixed,
             pair.moving,
@@ -242,6 +253,9 @@ class Predictor:
         fixed, moving = (
             torch.from_numpy(case.image)[None, None].to(self.device) for case in (pair.fixed_case, pair.moving_case)
         )
+        # Inside: what it needs takes seconds to import.
+        from llmreg.inference.refinement import refine
+
         seen = (torch.from_numpy(case.seen)[None].to(self.device) for case in (pair.fixed_case, pair.moving_case))
         return refine(flow, fixed, moving, *seen, self.plans.loss, self.options.refine)
 
@@ -250,6 +264,9 @@ class Predictor:
         known = self.plans.normalization.items()
         if modality is None:
             return default
+        if isinstance(modality, int) and modality not in self.plans.normalization:
+            numbers = ", ".join(f"{n} ({own.modality})" for n, own in known)
+            raise UserError(f"The model has no modality {modality}: choose among {numbers}, or give a name.")
         if isinstance(modality, int) or (modality.isdecimal() and int(modality) in self.plans.normalization):
             return int(modality)
         return next((n for n, own in known if own.modality.casefold() == modality.casefold()), modality)
@@ -289,16 +306,21 @@ class Predictor:
         assert given.modality is not None
         if isinstance(given.image, Path | str):
             path = Path(given.image)
-            if transform is None:
-                return self._framed_file(path, given.modality, given.mask)
-            return self._read_into_frame(path, given.modality, given.mask, transform)
+            files = [(file, *_stamp(file)) for file in (path, given.mask) if file is not None]
+            if transform is not None or not files[0][1:] or is_large(path):
+                return self._read_into_frame(tuple(files), given.modality, transform)
+            kept, case = self._framed_file(tuple(files), given.modality)
+            # A copy when it is written to, so that nobody changes what is kept.
+            return sitk.Image(kept), case
         image = image_from(*given.image) if isinstance(given.image, tuple) else given.image
         return self._bring_into_frame(usable(image, role), role, given.modality, given.mask, transform)
 
     def _read_into_frame(
-        self, path: Path, modality: str | int, mask: Path | None, transform: CaseTransform | None = None
+        self, files: tuple[tuple[Any, ...], ...], modality: str | int, transform: CaseTransform | None = None
     ) -> tuple[sitk.Image, FramedCase]:
-        return self._bring_into_frame(read_image(path), str(path), modality, mask, transform)
+        """``files``: the image and, where there is one, its mask, each with what tells a rewritten file."""
+        path, *mask = (file[0] for file in files)
+        return self._bring_into_frame(read_image(path), str(path), modality, mask[0] if mask else None, transform)
 
     def _bring_into_frame(
         self, image: sitk.Image, name: str, modality: str | int, mask: Path | None, transform: CaseTransform | None
@@ -314,6 +336,22 @@ class Predictor:
                 f"{framed.transform.uncertainty_mm:.0f} mm off: look at the result, or give an initial_transform."
             )
         return image, framed
+
+
+def is_large(path: Path) -> bool:
+    """Whether an image has so many voxels that few fit into memory; False when its header cannot be read."""
+    try:
+        return voxels_in(path) > LARGE
+    except RuntimeError:
+        return False  # Whoever reads it says what is wrong.
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Empty when the file is not there."""
+    if not path.is_file():
+        return ()
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def _followed(velocity: DisplacementField) -> DisplacementField:

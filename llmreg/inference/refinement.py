@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from monai.losses import BendingEnergyLoss
 from torch import Tensor
 from torch.nn import functional
 

@@ -20,17 +20,20 @@ from llmreg.geometry.field import (
     chained,
     inverse,
     jacobian_determinant,
+    resample_beyond,
     resample_image,
     sampled,
     volume_of,
 )
 from llmreg.geometry.formats import FORMATS, write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_image
+from llmreg.geometry.io import image_from, write_image, write_with_itk
 from llmreg.geometry.labels import LabelInterpolation, resample_labels
 from llmreg.geometry.points import transform_points
 from llmreg.preprocessing.prealignment import CaseTransform
 
+# Voxels of the frame over which the network's displacement fades outside it.
+FADE = 10
 # What may be written of a pair, with the file's prefix and suffix.
 OUTPUTS = {
     "field": ("disp", ".nii.gz"),
@@ -109,16 +112,27 @@ class Registration:
 
     @property
     def jacobian(self) -> sitk.Image:
-        """Determinant of the field's Jacobian on the fixed image's grid: above 1 it expands, below 0 it folds."""
+        """Determinant of the whole field's Jacobian, pre-alignment included, on the fixed image's grid.
+
+        The volume that a fixed voxel takes up in the moving image: above 1 the moving image is larger there and shrinks
+        when it is warped; at 0 or below the field folds.
+        """
         return image_from(jacobian_determinant(self.field), self.grid)
 
     @property
     def uncertainty(self) -> sitk.Image | None:
-        """Standard deviation of the displacement, mm, on the fixed image's grid; None when not asked for."""
-        return None if self.spread is None else resample_image(self.spread, self.grid, self._to_frame)
+        """Standard deviation of the displacement, mm, on the fixed image's grid; its edge continues outside the frame.
+
+        None when not asked for, and of an inverse.
+        """
+        return None if self.spread is None else resample_beyond(self.spread, self.grid, self._to_frame)
 
     def inverse(self) -> Registration:
         """The pair turned about: its field lies on the moving image's grid and leads to the fixed image."""
+        return self._inverse
+
+    @cached_property
+    def _inverse(self) -> Registration:
         back = self.inverse_deformation or inverse(self.deformation)
         return Registration(
             self.moving, self.fixed, self.moving_transform, self.fixed_transform, back, self.deformation
@@ -184,7 +198,7 @@ class Registration:
             raise UserError(f"There is no output '{unknown}': choose among {', '.join(OUTPUTS)}.")
         if format not in FORMATS:
             raise UserError(f"There is no format '{format}': choose among {', '.join(FORMATS)}.")
-        files = {output: _file_name(output, name, format) for output in OUTPUTS if output in outputs}
+        files = {output: file_name(output, name, format) for output in OUTPUTS if output in outputs}
         for output, file in files.items():
             self._write(output, Path(folder) / file, format, label, label_interpolation)
         return files
@@ -202,7 +216,7 @@ class Registration:
             self._write_field(path, format)
         elif output in ("transform", "prealignment"):
             with written_whole(path) as temporary:
-                sitk.WriteTransform(getattr(self, output), str(temporary))
+                write_with_itk(getattr(self, output), temporary)
         else:
             image = getattr(self, output)
             if image is None:
@@ -221,7 +235,8 @@ class Registration:
         return self.fixed_transform.to_sitk().GetInverse()
 
 
-def _file_name(output: str, name: str, format: str) -> str:
+def file_name(output: str, name: str, format: str) -> str:
+    """What a pair's output is called, relative to the folder."""
     prefix, suffix = OUTPUTS[output]
     if output not in ("field", "inverse"):
         return f"{prefix}_{name}{suffix}"

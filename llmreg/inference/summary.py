@@ -9,15 +9,16 @@ import numpy as np
 
 from llmreg.geometry.field import jacobian_determinant
 from llmreg.geometry.io import array_of
-from llmreg.inference.registration import Registration
+from llmreg.inference.registration import FADE, Registration
 
 Row = Mapping[str, Any]
 
 
 def figures(found: Registration) -> dict[str, Any]:
     """Of the deformation in the common frame, pre-alignment left out: its size (mm), its folding, its uncertainty."""
-    lengths = np.linalg.norm(found.deformation.vectors, axis=-1)
-    folded = 100 * float((jacobian_determinant(found.deformation) <= 0).mean())
+    frame = (slice(FADE, -FADE),) * 3
+    lengths = np.linalg.norm(found.deformation.vectors[frame], axis=-1)
+    folded = 100 * float((jacobian_determinant(found.deformation)[frame] <= 0).mean())
     known: dict[str, Any] = {
         "mean_mm": round(float(lengths.mean()), 2),
         "largest_mm": round(float(lengths.max()), 2),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from transformers import ViTConfig
-from transformers.models.vit.modeling_vit import ViTLayer
 
 from llmreg.network.adapters import TokenAdapter
 from llmreg.network.config import NetworkSettings
@@ -63,6 +61,10 @@ def encoding_blocks(
             FrozenLayer(loaded, position, settings.llm, token_grid) for position in range(len(loaded.layers))
         ]
     elif settings.blocks == "vit":
+        # Inside, since its import takes a second or two, which all others need not wait for.
+        from transformers import ViTConfig
+        from transformers.models.vit.modeling_vit import ViTLayer
+
         config = ViTConfig(
             hidden_size=width,
             intermediate_size=4 * width,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from monai.losses import BendingEnergyLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -84,12 +83,19 @@ def _dice(predicted: Predicted, weights: Loss) -> Tensor:
     return soft_dice(batch["moving_labels"], batch["fixed_labels"], predicted.full, labels, counted)[0]
 
 
+def _bending(predicted: Predicted, weights: Loss) -> Tensor:
+    from monai.losses import BendingEnergyLoss  # takes many seconds to import
+
+    energy: Tensor = BendingEnergyLoss()(predicted.flow.float())
+    return energy
+
+
 # By the names that the weights have in the plans.
 TERMS: dict[str, Callable[[Predicted, Loss], Tensor]] = {
     "dice": _dice,
     "similarity": similarity,
     "smoothness": lambda predicted, weights: gradient_l2(predicted.flow),
-    "bending": lambda predicted, weights: BendingEnergyLoss()(predicted.flow.float()),
+    "bending": _bending,
     "folding": lambda predicted, weights: folding_penalty(predicted.flow),
 }
 

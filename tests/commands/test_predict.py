@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -237,17 +238,80 @@ def test_one_fold_samples_its_uncertainty(environment: Path) -> None:
 
 
 def test_large_images_are_worked_on_one_at_a_time(environment: Path, tmp_path: Path, monkeypatch) -> None:
-    """The same results, and no pair is read before the one before is written."""
-    source = environment / "raw" / NAME / "imagesTs"
-    arguments = ["-i", str(source), "-m", str(model(environment)), "-f", "0"]
+    """The same results, and around a large pair no other is read before the one before is written."""
+    fixed, moving, other, another = images(environment)[:4]
+    table = tmp_path / "pairs.csv"
+    listed = [(fixed, moving), (other, another), (fixed, another), (other, moving)]
+    table.write_text("fixed,moving\n" + "".join(f"{f},{m}\n" for f, m in listed))
+    arguments = ["-i", str(table), "-m", str(model(environment)), "-f", "0", "--save", "field"]
     assert predict.main([*arguments, "-o", str(tmp_path / "many")]) == 0
     events: list[str] = []
     prepare, save = predicting.Predictor.prepare, registration.Registration.save
-    monkeypatch.setattr("llmreg.inference.predict.LARGE", 10)
+    # The third pair alone is large.
+    monkeypatch.setattr("llmreg.inference.predict.is_large", lambda path: len(calls.append(path) or calls) in (5, 6))
+    calls: list[Path] = []
     monkeypatch.setattr(predicting.Predictor, "prepare", lambda *given: (events.append("read"), prepare(*given))[1])
     monkeypatch.setattr(registration.Registration, "save", lambda *given: (save(*given), events.append("written"))[0])
     assert predict.main([*arguments, "-o", str(tmp_path / "one")]) == 0
-    assert events == ["read", "written"] * 2
-    for one, other in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
-        fields = [read_field(tmp_path / k / r["field"]).vectors for k, r in (("one", one), ("many", other))]
+    assert sorted(events[:4]) == ["read", "read", "written", "written"]
+    assert events[4:] == ["read", "written"] * 2
+    for one, many in zip(rows(tmp_path / "one"), rows(tmp_path / "many"), strict=True):
+        fields = [read_field(tmp_path / k / r["field"]).vectors for k, r in (("one", one), ("many", many))]
         np.testing.assert_array_equal(*fields)
+
+
+def test_what_is_there_is_kept_until_asked(environment: Path, wild: Path, tmp_path: Path, capsys) -> None:
+    """Also when a run did not come to its end, and whatever it had written."""
+    source = environment / "raw" / NAME / "imagesTs"
+    arguments = ["-i", str(source), "-o", str(tmp_path), "-m", str(wild), "-f", "0"]
+    assert predict.main([*arguments, "--save", "field", "transform"]) == 0
+    before = (tmp_path / rows(tmp_path)[0]["field"]).read_bytes()
+    (tmp_path / "predict.json").unlink()
+    assert predict.main([*arguments, "--save", "field"]) == 2
+    refused(capsys, "--overwrite")
+    assert predict.main([*arguments, "--save", "field", "--diffeomorphic", "--continue"]) == 2
+    refused(capsys, "another model")
+    assert (tmp_path / next(tmp_path.glob("disp_*"))).read_bytes() == before
+    assert list(tmp_path.glob("transform_*"))
+    assert predict.main([*arguments, "--save", "field", "--overwrite"]) == 0
+    assert not list(tmp_path.glob("transform_*"))
+
+
+def test_a_rewritten_image_is_read_again(environment: Path, tmp_path: Path) -> None:
+    fixed, moving, other = (images(environment)[k] for k in (0, 1, 3))
+    predictor = Predictor.from_folder(model(environment), [0], "cpu")
+    given = tmp_path / "moving.nii.gz"
+    shutil.copy(moving, given)
+    first = predictor.predict(fixed, given)
+    first.moving.SetOrigin((1000.0, 0.0, 0.0))
+    again = predictor.predict(fixed, given)
+    assert Grid.from_image(again.moving).same_as(Grid.from_image(read_image(moving)))
+    shutil.copy(other, given)
+    assert not np.array_equal(predictor.predict(fixed, given).field.vectors, first.field.vectors)
+
+
+def test_a_full_disk_ends_the_prediction(environment: Path, tmp_path: Path, capsys) -> None:
+    source = environment / "raw" / NAME / "imagesTs"
+    arguments = ["-i", str(source), "-o", str(tmp_path), "-m", str(model(environment)), "-f", "0"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        assert predict.main(arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused(capsys, "ran out of space")
+    assert not list(tmp_path.glob("disp_*"))
+    assert predict.main([*arguments, "--continue"]) == 0
+
+
+def test_pairs_that_learn2reg_would_call_alike_are_refused(environment: Path, tmp_path: Path, capsys) -> None:
+    fixed, moving = images(environment)[:2]
+    for name in (fixed.name, moving.name):
+        (tmp_path / name.replace("Demo", "Other")).symlink_to(fixed.parent / name)
+    table = tmp_path / "pairs.csv"
+    others = [name.replace("Demo", "Other") for name in (fixed.name, moving.name)]
+    table.write_text(f"fixed,moving\n{fixed},{moving}\n{others[0]},{others[1]}\n")
+    arguments = ["-i", str(table), "-o", str(tmp_path / "out"), "-m", str(model(environment)), "-f", "0"]
+    assert predict.main([*arguments, "--format", "learn2reg"]) == 2
+    refused(capsys, "different folders")
+    assert not (tmp_path / "out").exists()

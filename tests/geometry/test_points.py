@@ -224,3 +224,10 @@ def test_many_points_are_looked_up_as_few_are(oblique, monkeypatch):
     np.testing.assert_allclose(many[0], few[0], atol=1e-4)
     # To a thousandth of a voxel.
     np.testing.assert_allclose(many[1], few[1], atol=5e-3)
+
+
+def test_a_name_may_begin_with_a_hash(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("# from the clinic\nlabel,x,y,z\n#1,1,2,3\n#2,4,5,6\n")
+    _, found = read_points(path)
+    np.testing.assert_array_equal(found, [[1, 2, 3], [4, 5, 6]])

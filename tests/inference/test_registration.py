@@ -79,8 +79,7 @@ def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tm
     )
     assert (array_of(read_image(tmp_path / files["labels"])) != array_of(expected)).mean() < 1e-3
     assert set(np.unique(array_of(read_image(tmp_path / files["seen"])))) == {0, 1}
-    inner = array_of(read_image(tmp_path / files["uncertainty"]))[5:-5, 8:-8, 10:-10]
-    np.testing.assert_allclose(inner, 1.5, rtol=1e-3)
+    np.testing.assert_allclose(array_of(read_image(tmp_path / files["uncertainty"])), 1.5, rtol=1e-3)
     determinant = jacobian_determinant(read_field(tmp_path / files["field"]))
     np.testing.assert_allclose(array_of(read_image(tmp_path / files["jacobian"])), determinant, atol=1e-3)
 
