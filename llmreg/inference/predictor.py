@@ -250,14 +250,13 @@ class Predictor:
         return image_from(deviation(fields, pair.moving_case.transform.matrix), frame)
 
     def _refined(self, pair: Prepared, flow: Tensor) -> Refined:
-        fixed, moving = (
-            torch.from_numpy(case.image)[None, None].to(self.device) for case in (pair.fixed_case, pair.moving_case)
-        )
         # Inside: what it needs takes seconds to import.
         from llmreg.inference.refinement import refine
 
-        seen = (torch.from_numpy(case.seen)[None].to(self.device) for case in (pair.fixed_case, pair.moving_case))
-        return refine(flow, fixed, moving, *seen, self.plans.loss, self.options.refine)
+        cases = pair.fixed_case, pair.moving_case
+        fixed, moving = (torch.from_numpy(case.image)[None, None].to(self.device) for case in cases)
+        fixed_seen, moving_seen = (torch.from_numpy(case.seen)[None].to(self.device) for case in cases)
+        return refine(flow, fixed, moving, fixed_seen, moving_seen, self.plans.loss, self.options.refine)
 
     def _known(self, modality: str | int | None, default: int) -> str | int:
         """The number of a modality that the model was trained on; the name of another."""
