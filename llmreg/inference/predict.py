@@ -113,9 +113,9 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         for pair in own:
             _check_origin(pair, output, origin)
         todo = [pair for pair in own if not _is_current(pair, output, origin, job.outputs)]
-    check_writable(output)
     if todo:
         predictor = Predictor(model, device, job.options)
+        check_writable(output)
         # From here on the folder is neither the old nor the new set of predictions.
         record.unlink(missing_ok=True)
         for pair in todo:

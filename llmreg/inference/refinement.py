@@ -23,14 +23,14 @@ from llmreg.training.similarity import mind_ssc
 _BLOCK = 2
 # The correction's nodes, coarse to fine: one for so many voxels along each axis.
 _STAGES = (4, 2)
-# Adam's, in voxels.
-_RATE = 0.4
+# Adam's, in voxels: the first, and the one below which a stage ends. It is halved when the objective has not fallen by
+# this share for so many steps.
+_RATE, _LEAST_RATE = 0.4, 0.025
+_GAIN, _PATIENCE = 1e-3, 2
 # The plan's weights, but no less: labels hold a network's field where the images alone would let it go.
 _LEAST_SMOOTHNESS, _LEAST_FOLDING = 1.0, 1.0
 # Determinants below this cost. It is above zero since a field folds between the centres of blocks before it does there.
 _LEAST_DETERMINANT = 0.3
-# A stage ends when so many iterations together have lowered the objective by less than this share.
-_PATIENCE, _TOLERANCE = 10, 2e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +173,14 @@ def _descended(problem: _Problem, start: Tensor, limit: int) -> tuple[Tensor, in
     """The best nodes on Adam's way from ``start``, and its steps."""
     nodes = start.clone().requires_grad_()
     adam = torch.optim.Adam([nodes], _RATE)
-    best, lowest = start, [math.inf]
+    rate = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=0.5, patience=_PATIENCE, threshold=_GAIN)
+    best, lowest = start, math.inf
     for step in range(limit + 1):
         value = _objective(problem, _spread(nodes, problem.flow.shape[2:]) / _BLOCK)
-        if value.item() < lowest[-1]:
-            best = nodes.detach().clone()
-        lowest.append(min(value.item(), lowest[-1]))
-        stalled = step > _PATIENCE and lowest[-1] > (1 - _TOLERANCE) * lowest[-1 - _PATIENCE]
-        if step == limit or stalled:
+        if value.item() < lowest:
+            best, lowest = nodes.detach().clone(), value.item()
+        rate.step(value.item())
+        if step == limit or adam.param_groups[0]["lr"] < _LEAST_RATE:
             break
         adam.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
