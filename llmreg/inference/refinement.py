@@ -121,11 +121,10 @@ def refine(
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(flow.device.type, enabled=False):
-        # Clones, because autograd refuses tensors that were made in inference mode.
+        # A copy, which is no tensor of inference mode even where the given one is.
         given = flow.clone().float()
         padded = _padded(given, "replicate")
-        sides = [_side(image.clone(), seen.clone()) for image, seen in ((fixed, fixed_seen), (moving, moving_seen))]
-        problem = _Problem(_in_blocks(padded), sides[0], sides[1], loss)
+        problem = _Problem(_in_blocks(padded), _side(fixed, fixed_seen), _side(moving, moving_seen), loss)
         nodes, taken = _optimised(problem, iterations)
         with torch.no_grad():
             correction = _spread(nodes, padded.shape[2:])
