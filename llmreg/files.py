@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -35,6 +36,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` have left of it; not while another writes it."""
+    for temporary in path.parent.glob(f".partial-????????-{glob.escape(path.name)}"):
         temporary.unlink(missing_ok=True)
 
 
@@ -77,7 +84,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Mend or restore the file.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error

@@ -114,23 +114,24 @@ def fade_outside(field: DisplacementField, margin: int) -> DisplacementField:
     return DisplacementField(vectors, field.grid.padded([margin] * 3, [margin] * 3))
 
 
-def inverse(field: DisplacementField, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
-    """The field v with v(p) = -u(p + v(p)) on the same grid, by fixed-point iteration (Chen et al. 2008).
+def inverse(
+    field: DisplacementField, start: DisplacementField | None = None, tolerance: float = 1e-3
+) -> DisplacementField:
+    """The field v with v(p) + u(p + v(p)) = 0 on the same grid, where u does not fold.
 
-    The edge's displacement continues outside, so that the inverse is right up to the border. Converges where the
-    field does not fold.
+    The edge's displacement continues outside, so that the inverse is right up to the border.
 
     Args:
         field: the field u.
-        iterations: at most so many.
-        tolerance: stop when no component is off by more, in voxels.
+        start: what is near its inverse, on the same grid; its negative when None.
+        tolerance: no component is off by more, in voxels.
     """
     import torch
 
     from llmreg.geometry import warping
 
-    # Voxels and mm differ by one matrix for the whole grid, so that the iterations are the same in both.
-    found = warping.invert(torch.from_numpy(field.to_flow())[None], iterations, tolerance)
+    near = None if start is None else torch.from_numpy(start.to_flow())[None]
+    found = warping.invert(torch.from_numpy(field.to_flow())[None], near, tolerance=tolerance)
     return DisplacementField.from_flow(found[0].numpy(), field.grid)
 
 

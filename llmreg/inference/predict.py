@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg import __version__
 from llmreg.errors import UserError
-from llmreg.files import check_writable, read_json, write_json
+from llmreg.files import check_writable, read_json, remove_partial, write_json
 from llmreg.geometry.io import read_image
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
@@ -119,7 +119,7 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         # From here on the folder is neither the old nor the new set of predictions.
         record.unlink(missing_ok=True)
         for pair in todo:
-            _forget(pair, output)
+            _forget(pair, output, job.format)
         with logging_redirect_tqdm():
             progress = tqdm(_predicted(predictor, todo, output, job), "Predict", len(todo), unit="pair")
             for pair, row in progress:
@@ -280,8 +280,11 @@ def _is_current(pair: PairInput, output: Path, origin: dict[str, Any], outputs: 
     return all(name is not None and (output / name).exists() for name in files)
 
 
-def _forget(pair: PairInput, output: Path) -> None:
-    """Remove what was written of a pair, so that nothing old lies beside the new."""
+def _forget(pair: PairInput, output: Path, format: str) -> None:
+    """Remove what was written of a pair, whole or in part, so that nothing old lies beside the new."""
+    for key in OUTPUTS:
+        remove_partial(output / file_name(key, pair.name, format))
+    remove_partial(_record_of(pair, output))
     known = _record(pair, output)
     if known is not None:
         for key in OUTPUTS.keys() & known["pair"].keys():

@@ -28,7 +28,7 @@ from llmreg.geometry.io import check_values, image_from, read_image, read_linear
 from llmreg.inference.ensembling import Ensemble, deviation
 from llmreg.inference.models import Model, model_in
 from llmreg.inference.registration import FADE, Registration
-from llmreg.preprocessing.cases import read_mask
+from llmreg.preprocessing.cases import check_mask
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
 from llmreg.preprocessing.placement import EVERYONE, fold_set, templates_in
@@ -73,13 +73,13 @@ class ImageInput:
     Attributes:
         image: a file, an image in memory, or an array with its grid.
         modality: name or number of its modality; the dataset's fixed or moving modality when None.
-        mask: file of a foreground on the image's grid, above 0 where it counts, by which the image is placed and
-            normalised instead of one found in it.
+        mask: a foreground on the image's grid, above 0 where it counts, by which the image is placed and normalised
+            instead of one found in it.
     """
 
     image: ImageLike
     modality: str | int | None = None
-    mask: Path | None = None
+    mask: ImageLike | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,10 +210,10 @@ class Predictor:
         if velocity is None and (self.options.diffeomorphic or self._ensemble.velocity):
             velocity = nearest_velocity(found)
         if velocity is None:
-            there, inverse = self._faded(found), None
+            there, near_inverse = self._faded(found), None
         else:
             # Faded before it is followed, so that nothing folds in the margin either.
-            there, inverse = (_followed(self._faded(direction)) for direction in (velocity, -velocity))
+            there, near_inverse = (_followed(self._faded(direction)) for direction in (velocity, -velocity))
             if (jacobian_determinant(there) <= 0).any():
                 self._warn_once("A field that should not fold does in places: look at its jacobian.")
         return Registration(
@@ -222,7 +222,7 @@ class Predictor:
             pair.fixed_case.transform,
             pair.moving_case.transform,
             there,
-            inverse,
+            near_inverse,
             spread,
             None if refined is None else (refined.before, refined.after),
         )
@@ -303,30 +303,32 @@ class Predictor:
     ) -> tuple[sitk.Image, FramedCase]:
         """An image and the same in the frame; the last few files are kept, since pairs share them."""
         assert given.modality is not None
-        if isinstance(given.image, Path | str):
-            path = Path(given.image)
-            files = [(file, *_stamp(file)) for file in (path, given.mask) if file is not None]
-            if transform is not None or not files[0][1:] or is_large(path):
-                return self._read_into_frame(tuple(files), given.modality, transform)
-            kept, case = self._framed_file(tuple(files), given.modality)
+        read = [Path(file) for file in (given.image, given.mask) if isinstance(file, Path | str)]
+        from_files = len(read) == 1 + (given.mask is not None)
+        if from_files and transform is None and read[0].is_file() and not is_large(read[0]):
+            kept, case = self._framed_file(tuple((file, *_stamp(file)) for file in read), given.modality)
             # A copy when it is written to, so that nobody changes what is kept.
             return sitk.Image(kept), case
-        image = image_from(*given.image) if isinstance(given.image, tuple) else given.image
-        return self._bring_into_frame(usable(image, role), role, given.modality, given.mask, transform)
+        return self._bring_into_frame(given, role, transform)
 
     def _read_into_frame(
-        self, files: tuple[tuple[Any, ...], ...], modality: str | int, transform: CaseTransform | None = None
+        self, files: tuple[tuple[Any, ...], ...], modality: str | int
     ) -> tuple[sitk.Image, FramedCase]:
         """``files``: the image and, where there is one, its mask, each with what tells a rewritten file."""
-        path, *mask = (file[0] for file in files)
-        return self._bring_into_frame(read_image(path), str(path), modality, mask[0] if mask else None, transform)
+        return self._bring_into_frame(ImageInput(files[0][0], modality, *(file[0] for file in files[1:])))
 
     def _bring_into_frame(
-        self, image: sitk.Image, name: str, modality: str | int, mask: Path | None, transform: CaseTransform | None
+        self, given: ImageInput, role: str = "", transform: CaseTransform | None = None
     ) -> tuple[sitk.Image, FramedCase]:
+        modality = given.modality
+        assert modality is not None
+        image, name = _opened(given.image, role)
         check_values(image, name)
+        foreground = None
+        if given.mask is not None:
+            mask, mask_name = _opened(given.mask, f"{role}'s mask")
+            foreground = check_mask(mask, mask_name, image, Path(name).name)
         template = self._templates.get(modality) if isinstance(modality, int) else None
-        foreground = None if mask is None else read_mask(mask, image, Path(name).name)
         guides = Guides(self._reference, template, foreground, transform)
         framed = bring_into_frame(image, self._normalization(modality), self.plans, guides, name)
         if (framed.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
@@ -335,6 +337,13 @@ class Predictor:
                 f"{framed.transform.uncertainty_mm:.0f} mm off: look at the result, or give an initial_transform."
             )
         return image, framed
+
+
+def _opened(given: ImageLike, role: str) -> tuple[sitk.Image, str]:
+    """An image, and what errors call it."""
+    if isinstance(given, Path | str):
+        return read_image(Path(given)), str(given)
+    return usable(image_from(*given) if isinstance(given, tuple) else given, role), role
 
 
 def is_large(path: Path) -> bool:

@@ -65,7 +65,7 @@ class Registration:
         fixed_transform: how the fixed case was placed: frame point -> fixed point.
         moving_transform: the same for the moving case.
         deformation: the network's part, in the frame and a margin in which it fades to zero.
-        inverse_deformation: its inverse, where it is known without searching for it.
+        near_inverse: what its inverse is close to, which shortens the search; None where nothing is known.
         spread: standard deviation of the deformation over folds or samples, mm, on the frame; None when not asked for.
         refined: the refinement's objective before and after; None without one.
     """
@@ -75,7 +75,7 @@ class Registration:
     fixed_transform: CaseTransform
     moving_transform: CaseTransform
     deformation: DisplacementField
-    inverse_deformation: DisplacementField | None = None
+    near_inverse: DisplacementField | None = None
     spread: sitk.Image | None = None
     refined: tuple[float, float] | None = None
 
@@ -133,10 +133,11 @@ class Registration:
 
     @cached_property
     def _inverse(self) -> Registration:
-        back = self.inverse_deformation or inverse(self.deformation)
-        return Registration(
-            self.moving, self.fixed, self.moving_transform, self.fixed_transform, back, self.deformation
-        )
+        back = inverse(self.deformation, self.near_inverse)
+        turned = Registration(self.moving, self.fixed, self.moving_transform, self.fixed_transform, back)
+        # Turned about twice it is the same pair, and nothing to search for.
+        vars(turned)["_inverse"] = self
+        return turned
 
     def warp_image(
         self,

@@ -69,10 +69,9 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[
     return CaseImages(image, label, mask), problems
 
 
-def read_mask(path: Path, image: sitk.Image, image_name: str) -> sitk.Image:
-    """A mask that belongs to an image. Raises UserError when it cannot be read or lies on another grid."""
-    mask = read_image(path)
-    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), path, image_name)
+def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name: str) -> sitk.Image:
+    """The mask, which belongs to the image. Raises UserError when it lies on another grid."""
+    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), name, image_name)
     if problems:
         raise UserError(problems[0])
     return mask
@@ -89,7 +88,7 @@ def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
         return None
 
 
-def _grid_problems(found: Grid, expected: Grid, path: Path, image: str) -> list[str]:
+def _grid_problems(found: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
     difference = _difference(found, expected)
     if not difference:
         return []

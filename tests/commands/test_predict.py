@@ -18,9 +18,10 @@ from tiny_study import NAME, model, refused, training
 
 from llmreg import Grid, ImageInput, Options, Predictor
 from llmreg.commands import evaluate, predict, train
+from llmreg.errors import UserError
 from llmreg.geometry import formats
 from llmreg.geometry.field import jacobian_determinant, resample_image
-from llmreg.geometry.io import array_of, read_field, read_image, write_image
+from llmreg.geometry.io import array_of, image_from, read_field, read_image, write_image
 from llmreg.inference import predictor as predicting
 from llmreg.inference import registration
 
@@ -194,7 +195,7 @@ def test_a_velocity_model_trains_and_its_inverse_is_the_negated_velocity(environ
     fixed, moving = images(environment)[:2]
     found = Predictor.from_folder(own, device="cpu").predict(fixed, moving)
     shutil.rmtree(own)
-    assert found.inverse_deformation is not None
+    assert found.near_inverse is not None
     assert jacobian_determinant(found.deformation).min() > 0
     points = found.deformation.grid.points_inside(5) / 2
     back = found.inverse().warp_points(found.warp_points(points))
@@ -221,6 +222,37 @@ def test_files_images_and_arrays_register_alike(environment: Path) -> None:
         found = predictor.predict(*given)
         np.testing.assert_array_equal(found.field.vectors, expected.vectors)
     assert Grid.from_image(found.warped).same_as(Grid.from_image(loaded[0]))
+
+
+def test_masks_may_be_files_images_and_arrays(environment: Path, tmp_path: Path) -> None:
+    fixed, moving = images(environment)[:2]
+    predictor = Predictor.from_folder(model(environment), folds=[0], device="cpu")
+    without = predictor.predict(fixed, moving).field
+    image = sitk.ReadImage(str(fixed))
+    values = np.zeros(Grid.from_image(image).shape, np.uint8)
+    values[4:12, 4:12, 4:12] = 1
+    mask, path = image_from(values, Grid.from_image(image)), tmp_path / "mask.nii.gz"
+    sitk.WriteImage(mask, str(path))
+    given = [(image, mask), (fixed, path), (fixed, (values, Grid.from_image(image))), (image, str(path))]
+    fields = [predictor.predict(ImageInput(one, mask=own), moving).field.vectors for one, own in given]
+    assert not np.array_equal(fields[0], without.vectors)
+    for other in fields[1:]:
+        np.testing.assert_array_equal(other, fields[0])
+    elsewhere = image_from(values[:-1], Grid.from_image(mask[:, :, :-1]))
+    with pytest.raises(UserError, match="The fixed image's mask is not on the grid"):
+        predictor.predict(ImageInput(fixed, mask=elsewhere), moving)
+
+
+def test_what_a_killed_prediction_has_left_is_removed(environment: Path, tmp_path: Path) -> None:
+    arguments = ["-i", str(environment / "raw" / NAME / "imagesTs"), "-o", str(tmp_path), "-m", str(model(environment))]
+    assert predict.main([*arguments, "-f", "0", "--save", "field"]) == 0
+    name = rows(tmp_path)[0]["field"]
+    left, others = (tmp_path / f".partial-abcd_12x-{file}" for file in (name, "disp_another.nii.gz"))
+    for path in (left, others):
+        path.write_bytes(b"half a field")
+    assert predict.main([*arguments, "-f", "0", "--save", "field", "--overwrite"]) == 0
+    assert not left.exists()
+    assert others.exists()
 
 
 def test_one_fold_samples_its_uncertainty(environment: Path) -> None:
