@@ -17,6 +17,7 @@ EXAMPLES = """\
   llmreg_train 1 fold0
   llmreg_train 1 fold0 --continue
   llmreg_train 1 all -c full --epochs 200
+  llmreg_train 1 fold0 --minutes 60
   llmreg_train 1 fold0 --ablation no-lora
   llmreg_train 1 fold0 -num_gpus 4
   llmreg_train 1 fold0 --pretrained results/Dataset002_Other/llm_morph__default__half/fold_0
@@ -34,6 +35,7 @@ def action(options: argparse.Namespace) -> None:
         start_processes(options.num_gpus, options.device, options.arguments)
     run = Run(
         epochs=options.epochs,
+        minutes=options.minutes,
         go_on=options.go_on,
         workers=options.workers,
         compile=options.compile,
@@ -92,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="train without a part of the network: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()),
     )
-    parser.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
+    length.add_argument(
+        "--minutes", type=shell.positive_number, metavar="M", help="as many epochs as fit into M minutes of steps"
+    )
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
     parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="start from a model folder or checkpoint")

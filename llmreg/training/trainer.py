@@ -18,8 +18,9 @@ from llmreg.dataset import Pair
 from llmreg.errors import Interrupted, UserError
 from llmreg.network.compilation import compiled
 from llmreg.network.factory import build_network
-from llmreg.preprocessing.plans import Plans
+from llmreg.preprocessing.plans import Plans, Training
 from llmreg.training import checkpoint
+from llmreg.training.budget import TRIAL_STEPS, epochs_within, seconds_per_step
 from llmreg.training.environment import write_debug
 from llmreg.training.finetuning import take_over
 from llmreg.training.interruption import noted_signals
@@ -61,6 +62,7 @@ class Run:
 
     Attributes:
         epochs: instead of the plans' number.
+        minutes: as many epochs as fit into them, instead of a number; measured when the training starts.
         go_on: with the checkpoint that the folder holds.
         workers: processes that load and augment.
         compile: whether to compile the network.
@@ -69,6 +71,7 @@ class Run:
     """
 
     epochs: int | None = None
+    minutes: float | None = None
     go_on: bool = False
     workers: int = 1
     compile: bool = False
@@ -98,12 +101,6 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
         processes=ranks.world,
     )
     state = _started(fold.folder, state, network, optimizer, run)
-    loggers: list[Logger] = []
-    if ranks.first:
-        described = plans.model_dump(mode="json")
-        loggers = open_loggers(fold.folder, (state.epoch, state.epochs), run.loggers, described)
-        write_debug(fold.folder, ranks.device, {"processes": ranks.world, "plans": described})
-        _clean(fold.folder, state)
     pairs = _training_pairs(plans, configuration_name, fold)
     samples = validation_samples(plans, configuration, fold.validation_pairs, fold.volumes, ranks)
     initial = validate(None, samples, plans, configuration.downsampling, ranks)
@@ -115,6 +112,14 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
     if run.compile:
         called = compiled(network, configuration.network_shape[::-1], ranks.device, settings.autocast)
     learner = Learner(plans, configuration.downsampling, ranks.wrapped(called), optimizer, ranks.device)
+    if run.minutes is not None and not (state.epoch or state.step):
+        state = _fitted(state, run.minutes, learner, optimizer, pairs, settings, ranks)
+    loggers: list[Logger] = []
+    if ranks.first:
+        described = plans.model_dump(mode="json")
+        loggers = open_loggers(fold.folder, (state.epoch, state.epochs), run.loggers, described)
+        write_debug(fold.folder, ranks.device, {"processes": ranks.world, "plans": described})
+        _clean(fold.folder, state)
 
     steps = range(state.epoch * settings.steps_per_epoch + state.step, state.epochs * settings.steps_per_epoch)
     loading = batches(pairs, numbered(steps, settings, ranks), run.workers, ranks.device.type == "cuda")
@@ -207,6 +212,25 @@ def _started(
     # Without a new number, a training goes on to the one it was started with.
     epochs = max(run.epochs or stored.epochs, stored.epoch)
     return stored.model_copy(update={"epochs": epochs, "processes": fresh.processes})
+
+
+def _fitted(
+    state: checkpoint.State,
+    minutes: float,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    pairs: TrainingPairs,
+    settings: Training,
+    ranks: Ranks,
+) -> checkpoint.State:
+    """The state with as many epochs as fit into some minutes."""
+    trial = batches(pairs, numbered(range(TRIAL_STEPS), settings, ranks), workers=0)
+    seconds = seconds_per_step(learner, optimizer, trial)
+    # Processes that train together do the same steps.
+    (epochs,) = ranks.largest(epochs_within(minutes, seconds, settings.steps_per_epoch))
+    if ranks.first:
+        log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, settings.steps_per_epoch)
+    return state.model_copy(update={"epochs": epochs})
 
 
 def _clean(folder: Path, state: checkpoint.State) -> None:

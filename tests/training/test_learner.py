@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmreg.preprocessing.plans import Loss, Training
+from llmreg.training import budget
 from llmreg.training.learner import Learner, NotFinite, added, means
 from llmreg.training.objective import Predicted, terms, total
 
@@ -88,3 +90,22 @@ def test_sums_of_values_that_are_not_always_known() -> None:
     together = added([{"a": (1.0, 1), "b": (2.0, 1)}, {"a": (3.0, 2)}, {}])
     assert together == {"a": (4.0, 3), "b": (2.0, 1)}
     assert means(together) == {"a": 4 / 3, "b": 2.0}
+
+
+def test_the_time_of_a_step_is_measured_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Shift()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    learner = Learner(Settings(), 1, network, optimizer, torch.device("cpu"))  # type: ignore[arg-type]
+    before, state = network.shift.detach().clone(), torch.get_rng_state()
+    clock = iter((0.0, 50.0, 100.0, 102.0, 200.0, 203.0, 300.0, 304.0, 400.0, 409.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # Without the first, 2, 3, 4 and 9 seconds.
+    assert budget.seconds_per_step(learner, optimizer, map(batch, range(budget.TRIAL_STEPS))) == 3.5
+    assert torch.equal(network.shift, before)
+    assert not optimizer.state
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(10, 4), (9.9, 3), (0.01, 1)])
+def test_epochs_that_fit(minutes: float, expected: int) -> None:
+    assert budget.epochs_within(minutes, 3.0, 50) == expected

@@ -1,0 +1,94 @@
+"""All methods of all tables of a study, scored and written out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from llmreg.benchmark.figures import boxes, layers
+from llmreg.benchmark.methods import Method
+from llmreg.benchmark.study import Failed, Study, initial, of_labels, scores
+from llmreg.benchmark.tables import Table, as_frame, as_latex, as_markdown, compared
+from llmreg.errors import UserError
+from llmreg.files import write_json, write_text, written_whole
+
+log = logging.getLogger(__name__)
+
+TITLES = {
+    "table1": "Comparison of methods (the paper's table 1)",
+    "table2": "Ablations (the paper's table 2)",
+    "table3": "Language models (the paper's table 3)",
+    "figure4": "Layers of the language model (the paper's figure 4)",
+    "comparison": "Comparison of methods",
+}
+BENCHMARK_FILE = "benchmark.json"
+
+
+def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) -> list[Table]:
+    """Score every method and write each table as CSV, Markdown and LaTeX, and box plots.
+
+    Args:
+        study: what is compared on.
+        wanted: methods by table (:func:`llmreg.benchmark.methods.chosen`).
+        output: where everything goes.
+
+    Returns:
+        The tables, in the order of ``wanted``.
+
+    Raises:
+        UserError: no method could be scored.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    failed: dict[str, str] = {}
+    methods = {method.name: method for several in wanted.values() for method in several if method.kind != "initial"}
+    for number, method in enumerate(methods.values(), start=1):
+        log.info("%d of %d: %s", number, len(methods), method.title)
+        try:
+            found[method.name] = scores(study, method, output)
+        except Failed as error:
+            failed[method.name] = str(error)
+            log.error("%s is left out: %s", method.title, error)
+        # After each, so that there is something to look at before the last one is trained.
+        tables = [_written(name, several, study, found, failed, output) for name, several in wanted.items() if found]
+    if not found:
+        raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
+    return tables
+
+
+def _written(
+    name: str,
+    methods: Sequence[Method],
+    study: Study,
+    found: Mapping[str, pd.DataFrame],
+    failed: Mapping[str, str],
+    output: Path,
+) -> Table:
+    """A table of those of its methods that are scored by now."""
+    own = [method for method in methods if method.name in found]
+    figures = {method.title: found[method.name] for method in own}
+    if any(method.kind == "initial" for method in methods) and figures:
+        figures = {"Initial": initial(list(figures.values()))} | figures
+    why = {method.title: failed[method.name] for method in methods if method.name in failed}
+    table = compared(TITLES[name], figures, why)
+    with written_whole(output / f"{name}.csv") as temporary:
+        as_frame(table).to_csv(temporary, index=False)
+    write_text(output / f"{name}.md", as_markdown(table))
+    write_text(output / f"{name}.tex", as_latex(table))
+    if own:
+        by_label = {method.title: of_labels(study, method, output) for method in own}
+        boxes(by_label, output / f"{name}_structures.png")
+    if name == "figure4" and len(own) > 1:
+        layers({method.title: found[method.name]["dice"] for method in own}, output / "figure4.png")
+    write_json(
+        output / BENCHMARK_FILE,
+        {
+            "dataset": study.dataset,
+            "folds": list(study.folds),
+            "methods": {method.name: method.title for several in [own] for method in several},
+            "failed": dict(failed),
+        },
+    )
+    return table

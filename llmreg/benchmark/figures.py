@@ -1,0 +1,66 @@
+"""Plots of compared methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from llmreg.files import written_whole
+
+# Structures in a row of box plots: more cannot be told apart.
+_PER_ROW = 12
+
+
+def boxes(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Dice of each structure over pairs, a box a method (the paper's figure 2).
+
+    Args:
+        tables: by the methods' titles, columns ``name`` and ``dice`` (a fraction), a row a pair and structure.
+        path: of the PNG.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    structures = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
+    rows = [structures[start : start + _PER_ROW] for start in range(0, len(structures), _PER_ROW)]
+    figure = Figure(figsize=(13, 0.8 + 3.0 * len(rows)), layout="constrained")
+    colours = colormaps["tab20"](np.arange(len(tables)) % 20)
+    width = 0.8 / len(tables)
+    for axis, names in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows, strict=True):
+        for index, (table, colour) in enumerate(zip(tables.values(), colours, strict=True)):
+            values = [100 * table.loc[table["name"] == name, "dice"].dropna() for name in names]
+            places = np.arange(len(names)) + (index - (len(tables) - 1) / 2) * width
+            drawn = axis.boxplot(
+                values, positions=places, widths=0.9 * width, patch_artist=True, flierprops={"markersize": 2},
+                medianprops={"color": "black"},
+            )  # fmt: skip
+            for box in drawn["boxes"]:
+                box.set_facecolor(colour)
+        axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
+        axis.set_xlim(-0.5, min(_PER_ROW, len(structures)) - 0.5)
+        axis.set_ylabel("Dice (%)")
+        axis.grid(axis="y", alpha=0.3)
+    handles = [Patch(facecolor=colour, label=title) for title, colour in zip(tables, colours, strict=True)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(tables)), fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def layers(dice: Mapping[str, pd.Series[float]], path: Path) -> None:
+    """Mean Dice (given as fractions) by the layers that the blocks hold (the paper's figure 4), with SD over pairs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    means, sds = ([100 * float(f(values)) for values in dice.values()] for f in (np.mean, np.std))
+    bars = axis.bar(list(dice), means, yerr=sds, capsize=4, color="tab:blue", width=0.6)
+    axis.bar_label(bars, fmt="%.2f", label_type="center", color="white")
+    axis.set_ylim(bottom=max(0.0, min(means) - 4 * max(sds)))
+    axis.set_ylabel("Dice (%)")
+    axis.tick_params(axis="x", labelsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)

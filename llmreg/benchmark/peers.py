@@ -1,0 +1,189 @@
+"""Classical methods run on pairs: a process for each, so that a crash is a row and not the end.
+
+    python -m llmreg.benchmark.peers METHOD FIXED MOVING FIELD
+
+registers two images that share a grid and writes the field; it is what the others are run by.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from llmreg.benchmark.classical import CLASSICAL, on_one_grid
+from llmreg.errors import UserError
+from llmreg.files import read_json, write_json, written_whole
+from llmreg.geometry.field import DisplacementField, chained
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import read_field, read_image, write_field, write_image, write_with_itk
+from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.registration import file_name
+
+_RECORDS = ".pairs"
+# Of what a method says before it fails, so much is kept.
+_LAST_WORDS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class PeerPair:
+    """Two images, their label maps, and where the moving one starts from.
+
+    Attributes:
+        name: ``<fixed case>_<moving case>``.
+        fixed_case: name of the fixed case.
+        moving_case: name of the moving case.
+        fixed: file of the fixed image.
+        moving: file of the moving image.
+        fixed_label: its label map's file.
+        moving_label: the moving one's.
+        prealignment: linear, fixed points -> moving points; all methods start from it, as networks do.
+    """
+
+    name: str
+    fixed_case: str
+    moving_case: str
+    fixed: Path
+    moving: Path
+    fixed_label: Path
+    moving_label: Path
+    prealignment: sitk.Transform
+
+
+def missing(method: str) -> str | None:
+    """Why a method cannot be run here, and what to do; None when it can."""
+    peer = CLASSICAL[method]
+    if find_spec(peer.module) is not None:
+        return None
+    return f"{method} is not installed: pip install {peer.package}, or all with pip install 'llmreg[peers]'."
+
+
+def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds: float) -> Path:
+    """Register pairs into a folder that ``llmreg_evaluate`` scores like predictions; those that are there are kept.
+
+    Args:
+        method: a name of :data:`llmreg.benchmark.classical.CLASSICAL`.
+        pairs: what is registered.
+        folder: fields, pre-alignments and ``predict.json`` go there.
+        seconds: how long a pair may take.
+
+    Returns:
+        ``predict.json``; pairs that failed are listed in it with the reason.
+
+    Raises:
+        UserError: the method is not installed.
+    """
+    problem = missing(method)
+    if problem:
+        raise UserError(problem)
+    rows = []
+    with logging_redirect_tqdm():
+        for pair in tqdm(pairs, desc=f"Register ({method})", unit="pair"):
+            record = folder / _RECORDS / f"{pair.name}.json"
+            row = read_json(record) if record.exists() else None
+            if row is None or "failed" in row:
+                row = _registered(method, pair, folder, seconds)
+                write_json(record, row)
+            rows.append(row)
+    failed = [row for row in rows if "failed" in row]
+    done = [row for row in rows if "failed" not in row]
+    write_json(folder / PREDICT_FILE, {"model": method, "pairs": done} | ({"failed": failed} if failed else {}))
+    return folder / PREDICT_FILE
+
+
+def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> dict[str, Any]:
+    """The pair's row of ``predict.json``."""
+    named = {"pair_id": pair.name, "fixed": pair.fixed_case, "moving": pair.moving_case}
+    files = {output: file_name(output, pair.name, "itk") for output in ("field", "prealignment")}
+    fixed, moving = read_image(pair.fixed), read_image(pair.moving)
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        paths = [work / f"{what}.nii.gz" for what in ("fixed", "moving", "field")]
+        write_image(fixed, paths[0])
+        write_image(on_one_grid(fixed, moving, pair.prealignment), paths[1])
+        began = time.monotonic()
+        failed, memory = _run([method, *map(str, paths)], work, seconds)
+        took = time.monotonic() - began
+        if failed:
+            return named | {"failed": f"{method}: {failed}"}
+        found = read_field(paths[2])
+    whole = chained(found.to_transform(), pair.prealignment)
+    write_field(DisplacementField.from_transform(whole, Grid.from_image(fixed)), folder / files["field"])
+    with written_whole(folder / files["prealignment"]) as temporary:
+        write_with_itk(pair.prealignment, temporary)
+    return (
+        named
+        | files
+        | {
+            "format": "itk",
+            "fixed_label": str(pair.fixed_label.resolve()),
+            "moving_label": str(pair.moving_label.resolve()),
+            "seconds": round(took, 2),
+            "peak_memory_gb": round(memory, 3),
+        }
+    )
+
+
+def _run(arguments: Sequence[str], work: Path, seconds: float) -> tuple[str | None, float]:
+    """Why the process failed, if it did, and its peak memory (GB)."""
+    said = work / "said.txt"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmreg.benchmark.peers", *arguments],
+            stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                pid, status, used = os.wait4(process.pid, os.WNOHANG)
+                if pid:
+                    break
+                if time.monotonic() > deadline:
+                    return f"took longer than {seconds:g} s", 0.0
+                time.sleep(0.05)
+        finally:
+            # Its children, too; and after Ctrl-C.
+            _end_group(process.pid)
+            process.wait()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode < 0:
+        return f"ended by {signal.Signals(-process.returncode).name}", 0.0
+    if process.returncode:
+        words = " ".join(said.read_text(errors="replace").split())
+        return f"ended with exit code {process.returncode}: {words[-_LAST_WORDS:]}", 0.0
+    # Linux counts kilobytes, macOS bytes.
+    return None, used.ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+
+
+def _end_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        return  # macOS, of processes that have ended.
+
+
+def main(arguments: Sequence[str]) -> None:
+    method, fixed, moving, field = arguments
+    with tempfile.TemporaryDirectory() as work:
+        found = CLASSICAL[method].register(Path(fixed), Path(moving), Path(work))
+    if not found.grid.same_as(Grid.from_image(read_image(Path(fixed)))):
+        raise SystemExit(f"{method} returned a field on another grid")
+    write_field(found, Path(field))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

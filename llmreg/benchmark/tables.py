@@ -1,0 +1,188 @@
+"""Tables of compared methods: mean and SD over pairs, the best in bold, and whether others are significantly worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+# What was scored before anything was registered: shown, but not among those that are ranked.
+INITIAL_TITLE = "Initial"
+# Below, a difference is called significant.
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a pair.
+
+    Attributes:
+        title: what tables call it.
+        more_is_better: None where neither is.
+        scale: what it is multiplied by.
+        digits: after the point.
+        tested: whether methods are tested against the best in it.
+    """
+
+    title: str
+    more_is_better: bool | None
+    scale: float = 1.0
+    digits: int = 2
+    tested: bool = False
+
+
+COLUMNS = {
+    "dice": Column("Dice (%)", True, 100, tested=True),
+    "folding_percent": Column("|J| <= 0 (%)", False, digits=3),
+    "hd95_mm": Column("HD95 (mm)", False, tested=True),
+    "assd_mm": Column("ASSD (mm)", False),
+    "tre_mm": Column("TRE (mm)", False),
+    "sdlogj": Column("SDlogJ", None, digits=3),
+    "seconds": Column("s a pair", None, digits=1),
+    "peak_memory_gb": Column("peak GB", None),
+}
+# What cannot be better or worse than others before anything was registered.
+_OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and SD (n - 1) over pairs, whether it is the best, and Holm's p against the best; None where there is none."""
+
+    mean: float
+    sd: float
+    best: bool = False
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    title: what it shows.
+    pairs: how many all methods were scored on.
+    rows: by the methods' titles, cells by keys of :data:`COLUMNS`.
+    failed: by title, why a method is missing.
+    """
+
+    title: str
+    pairs: int
+    rows: Mapping[str, Mapping[str, Cell]]
+    failed: Mapping[str, str]
+
+
+def compared(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[str, str] | None = None) -> Table:
+    """A table from scores by method, a row a pair (index), columns among :data:`COLUMNS`.
+
+    Methods are compared on the pairs that all of them have. Each is tested against the best of a column by Wilcoxon's
+    signed-rank test over pairs, and the p values are Holm's for that many tests; "initial" is not among them.
+    """
+    shared = sorted(set.intersection(*(set(table.index) for table in scores.values()))) if scores else []
+    on_shared = {method: table.loc[shared] for method, table in scores.items()}
+    rows: dict[str, dict[str, Cell]] = {method: {} for method in scores}
+    for key, column in COLUMNS.items():
+        known = {
+            method: table[key]
+            for method, table in on_shared.items()
+            if key in table and table[key].notna().any() and not (method == INITIAL_TITLE and key in _OF_FIELDS)
+        }
+        best = _best(known, column)
+        p = _holm({m: _p(known[m], known[best]) for m in known if m not in (best, INITIAL_TITLE)}) if best else {}
+        for method, values in known.items():
+            tested = p.get(method) if column.tested else None
+            rows[method][key] = Cell(float(values.mean()), float(values.std(ddof=1)), method == best, tested)
+    return Table(title, len(shared), rows, dict(failed or {}))
+
+
+def _best(known: Mapping[str, pd.Series[float]], column: Column) -> str | None:
+    means = {method: float(values.mean()) for method, values in known.items() if method != INITIAL_TITLE}
+    if column.more_is_better is None or not means:
+        return None
+    return (max if column.more_is_better else min)(means, key=lambda method: means[method])
+
+
+def _p(one: pd.Series[float], other: pd.Series[float]) -> float:
+    apart = (one - other).dropna()
+    return float(wilcoxon(apart).pvalue) if apart.any() else 1.0
+
+
+def _holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction: A simple sequentially rejective multiple test procedure, Scand J Stat 1979."""
+    found: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        found[name] = largest
+    return found
+
+
+def as_frame(table: Table) -> pd.DataFrame:
+    """A row a method, columns ``<key>_mean``, ``_sd`` and, where tested, ``_p``; numbers as they are scored."""
+    lines = []
+    for method, cells in table.rows.items():
+        line: dict[str, float | str] = {"method": method}
+        for key, cell in cells.items():
+            line |= {f"{key}_mean": cell.mean, f"{key}_sd": cell.sd}
+            if COLUMNS[key].tested:
+                line[f"{key}_p"] = np.nan if cell.p is None else cell.p
+        lines.append(line)
+    lines += [{"method": method, "failed": why} for method, why in table.failed.items()]
+    return pd.DataFrame(lines)
+
+
+def as_markdown(table: Table) -> str:
+    head, body = _texts(table, bold="**{}**")
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
+    lines += [f"| {method} | {why} |" + " |" * (len(head) - 2) for method, why in table.failed.items()]
+    return f"{_caption(table)}\n\n" + "\n".join(lines) + "\n"
+
+
+def as_latex(table: Table) -> str:
+    """For the packages booktabs and nothing else."""
+    head, body = _texts(table, bold=r"\textbf{{{}}}")
+    rows = [[_escaped(cell) for cell in line] for line in body]
+    rows += [
+        [_escaped(method), rf"\multicolumn{{{len(head) - 1}}}{{l}}{{{_escaped(why)}}}"]
+        for method, why in table.failed.items()
+    ]
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{_escaped(_caption(table))}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
+        " & ".join(map(_escaped, head)) + r" \\", r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule", r"\end{tabular}", r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _caption(table: Table) -> str:
+    return (
+        f"{table.title}: mean (SD) over {table.pairs} pairs, the best in bold. * differs significantly from it "
+        f"(Wilcoxon's signed-rank test, Holm's correction, p < {SIGNIFICANT:g})."
+    )
+
+
+def _texts(table: Table, bold: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows; columns that nobody has are left out."""
+    keys = [key for key in COLUMNS if any(key in cells for cells in table.rows.values())]
+    body = [
+        [method, *(_text(cells.get(key), COLUMNS[key], bold) for key in keys)] for method, cells in table.rows.items()
+    ]
+    return ["", *(COLUMNS[key].title for key in keys)], body
+
+
+def _text(cell: Cell | None, column: Column, bold: str) -> str:
+    if cell is None:
+        return "-"
+    mean, sd = (f"{column.scale * value:.{column.digits}f}" for value in (cell.mean, cell.sd))
+    text = mean if np.isnan(cell.sd) else f"{mean} ({sd})"
+    star = "*" if cell.p is not None and cell.p < SIGNIFICANT else ""
+    return (bold.format(text) if cell.best else text) + star
+
+
+def _escaped(text: str) -> str:
+    for raw, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("|J| <= 0", r"$|J| \leq 0$")):
+        text = text.replace(raw, safe)
+    return text

@@ -1,0 +1,96 @@
+"""llmreg_benchmark: the paper's tables on a dataset, with every method."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmreg.commands import shell
+
+EXAMPLES = """\
+  llmreg_benchmark -d 2
+  llmreg_benchmark -d 2 --methods table1 table2 --folds 0 1 --minutes 15
+  llmreg_benchmark -d 2 --methods initial ants convexadam llm_morph
+  llmreg_benchmark -d 1 --methods table3 figure4 --llms qwen3-0.6b /models/Llama-3-8B --minutes 60
+
+methods:
+  table1      every method: ants greedy elastix convexadam, voxelmorph-small voxelmorph dual_pyramid transmorph
+              mambamorph, llm_morph
+  table2      llm_morph and its ablations: no-blocks vit one-block no-lora random-weights adapters-only
+  table3      language models (--llms), without LoRA
+  figure4     pairs of the language model's layers, without LoRA
+  or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE
+
+What is trained, predicted or scored already is kept: run the command again to go on.
+"""
+log = logging.getLogger(__name__)
+
+
+def action(options: argparse.Namespace) -> None:
+    from llmreg import paths
+    from llmreg.benchmark.comparison import compare
+    from llmreg.benchmark.methods import chosen
+    from llmreg.benchmark.study import BENCHMARK_FOLDER, Study, layers_of, llm_morph_of
+    from llmreg.benchmark.tables import as_markdown
+    from llmreg.preprocessing import pipeline
+
+    study = Study(
+        options.dataset,
+        tuple(options.folds),
+        options.plans,
+        options.configuration,
+        options.minutes,
+        60 * options.peer_minutes,
+        options.device,
+        options.workers,
+    )
+    layers = layers_of(study) if "figure4" in options.methods else 0
+    wanted = chosen(options.methods, llm_morph_of(study), layers, options.llms)
+    name = pipeline.preprocessed_dataset(options.dataset).name
+    output = options.output or paths.results_folder() / name / BENCHMARK_FOLDER
+    for table in compare(study, wanted, output):
+        sys.stdout.write(f"\n{as_markdown(table)}")
+    sys.stdout.write(f"\nTables (.csv, .md, .tex), box plots and all predictions are in {output}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = shell.parser(
+        "Compare methods on a dataset's validation pairs: train or reuse, predict, score, and write the paper's tables.",
+        EXAMPLES,
+    )
+    parser.add_argument("-d", "--dataset", required=True, help="dataset id or whole name")
+    parser.add_argument(
+        "--methods", nargs="+", default=["table1"], metavar="METHOD", help="tables or single methods (default: table1)"
+    )
+    parser.add_argument(
+        "--folds",
+        nargs="+",
+        type=shell.whole,
+        default=[0],
+        metavar="K",
+        help="whose validation pairs count (default: 0)",
+    )
+    parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
+    parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")
+    parser.add_argument(
+        "--minutes", type=shell.positive_number, metavar="M",
+        help="of training for each learned method and fold (default: the plans' number of epochs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peer_minutes", type=shell.positive_number, default=15.0, metavar="M",
+        help="how long another program may take for a pair (default: 15)",
+    )  # fmt: skip
+    parser.add_argument("--llms", nargs="+", default=[], metavar="SOURCE", help="language models of table3")
+    parser.add_argument("-o", "--output", type=Path, help="default: benchmark/ in the dataset's folder of results")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
+    parser.add_argument(
+        "--workers", type=shell.whole, default=1, metavar="N", help="processes that load and augment (0: none)"
+    )
+    return shell.run(action, parser, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
