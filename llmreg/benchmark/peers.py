@@ -114,7 +114,7 @@ def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> di
         write_image(fixed, paths[0])
         write_image(on_one_grid(fixed, moving, pair.prealignment), paths[1])
         began = time.monotonic()
-        failed, memory = _run([method, *map(str, paths)], work, seconds)
+        failed, memory = _run(_command(method, paths), work, seconds)
         took = time.monotonic() - began
         if failed:
             return named | {"failed": f"{method}: {failed}"}
@@ -136,14 +136,18 @@ def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> di
     )
 
 
-def _run(arguments: Sequence[str], work: Path, seconds: float) -> tuple[str | None, float]:
-    """Why the process failed, if it did, and its peak memory (GB)."""
+def _command(method: str, paths: Sequence[Path]) -> list[str]:
+    """What registers the fixed and the moving image at ``paths`` and writes the field to the last of them."""
+    return [sys.executable, "-m", "llmreg.benchmark.peers", method, *map(str, paths)]
+
+
+def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None, float]:
+    """Why a process failed, if it did, and its peak memory (GB)."""
     said = work / "said.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "llmreg.benchmark.peers", *arguments],
-            stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + seconds
         try:
             while True:

@@ -50,7 +50,7 @@ _OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb")
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and SD (n - 1) over pairs, whether it is the best, and Holm's p against the best; None where there is none."""
+    """Mean and SD (n - 1) over pairs, whether it is the best, and Holm's p against the best, where it was tested."""
 
     mean: float
     sd: float
@@ -134,6 +134,8 @@ def as_frame(table: Table) -> pd.DataFrame:
 
 def as_markdown(table: Table) -> str:
     head, body = _texts(table, bold="**{}**")
+    # A bar would end the cell.
+    head = [cell.replace("|J| <= 0", "det J <= 0") for cell in head]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     lines += [f"| {method} | {why} |" + " |" * (len(head) - 2) for method, why in table.failed.items()]
     return f"{_caption(table)}\n\n" + "\n".join(lines) + "\n"

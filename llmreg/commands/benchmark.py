@@ -58,7 +58,7 @@ def action(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = shell.parser(
-        "Compare methods on a dataset's validation pairs: train or reuse, predict, score, and write the paper's tables.",
+        "Compare methods on the validation pairs: train or reuse, predict, score, and write the paper's tables.",
         EXAMPLES,
     )
     parser.add_argument("-d", "--dataset", required=True, help="dataset id or whole name")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=shell.whole,
         default=[0],
         metavar="K",
-        help="whose validation pairs count (default: 0)",
+        help="whose validation pairs (default: 0)",
     )
     parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
     parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from smooth import smooth_noise
+
+from llmreg.benchmark import peers
+from llmreg.benchmark.classical import CLASSICAL
+from llmreg.benchmark.peers import PeerPair, register_pairs
+from llmreg.errors import UserError
+from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.geometry.field import resample_image
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_of, image_from, read_field
+
+GRID = Grid(
+    size=(36, 40, 32), spacing=(2.0, 2.0, 2.5), origin=(30.0, 20.0, -50.0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)
+)
+ELSEWHERE = sitk.TranslationTransform(3, (400.0, -300.0, 250.0))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> PeerPair:
+    """A ball with structure, and the same 6 mm further left, posterior and superior, in a scanner's other corner."""
+    folder = tmp_path_factory.mktemp("peers")
+    distance = np.linalg.norm(GRID.physical_points() - GRID.centre, axis=-1)
+    noise = smooth_noise(np.random.default_rng(0), GRID.shape, 2.0)
+    image = image_from((np.where(distance < 26, 2 + noise, 0)).astype(np.float32), GRID)
+    label = image_from((distance < 26).astype(np.uint8) + (distance < 12).astype(np.uint8), GRID)
+    moved = sitk.TranslationTransform(3, (-6.0, -6.0, -6.0))
+    there = Grid(GRID.size, GRID.spacing, tuple(np.add(GRID.origin, ELSEWHERE.GetOffset())), GRID.direction)
+    files = {"fixed": image, "fixed_label": label}
+    for name, source, how in (("moving", image, "linear"), ("moving_label", label, "nearest")):
+        shifted = resample_image(source, GRID, moved, how)
+        shifted.SetOrigin(there.origin)
+        files[name] = shifted
+    paths = {name: folder / f"{name}.nii.gz" for name in files}
+    for name, path in paths.items():
+        sitk.WriteImage(files[name], str(path))
+    return PeerPair(
+        "A_B", "A", "B", paths["fixed"], paths["moving"], paths["fixed_label"], paths["moving_label"], ELSEWHERE
+    )
+
+
+def made(code: str):
+    """A command that runs code, to which the paths are given."""
+    return lambda method, paths: [sys.executable, "-c", code, *map(str, paths)]
+
+
+SHIFT = """
+import sys, numpy, SimpleITK as sitk
+fixed = sitk.ReadImage(sys.argv[1])
+field = sitk.GetImageFromArray(numpy.full((*fixed.GetSize()[::-1], 3), 6, numpy.float32), isVector=True)
+field.CopyInformation(fixed)
+sitk.WriteImage(field, sys.argv[3])
+"""
+
+
+def test_a_field_and_the_prealignment_are_composed_and_scored(
+    pair: PeerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "missing", lambda method: None)
+    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    file = register_pairs("ants", [pair], tmp_path, 60)
+    (row,) = json.loads(file.read_text())["pairs"]
+    vectors = read_field(tmp_path / row["field"]).vectors
+    np.testing.assert_allclose(vectors, np.broadcast_to(np.add(ELSEWHERE.GetOffset(), 6), vectors.shape), atol=1e-3)
+    assert 0 < row["peak_memory_gb"] < 2
+    assert row["seconds"] > 0
+    metrics = evaluate_folder(tmp_path)["metrics"]
+    assert metrics["dice"]["mean"] > 0.95
+    assert metrics["prealigned_dice"]["mean"] < 0.9
+    assert metrics["initial_dice"]["mean"] == 0
+
+
+def test_what_is_there_is_kept_and_what_failed_is_tried_again(
+    pair: PeerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "missing", lambda method: None)
+    monkeypatch.setattr(peers, "_command", made("raise SystemExit('no luck today')"))
+    failed = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
+    assert failed["pairs"] == []
+    assert "ended with exit code 1: no luck today" in failed["failed"][0]["failed"]
+    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
+    monkeypatch.setattr(peers, "_command", made("raise SystemExit('not called')"))
+    assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
+
+
+def test_a_crash_and_a_method_that_takes_too_long_are_sentences(tmp_path: Path) -> None:
+    crash = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    assert peers._run(crash, tmp_path, 60)[0] == "ended by SIGSEGV"
+    # A child of the child would go on for a minute.
+    endless = "import subprocess, sys; print('started', flush=True); subprocess.run(['sleep', '60'])"
+    began = time.monotonic()
+    assert peers._run([sys.executable, "-c", endless], tmp_path, 0.5)[0] == "took longer than 0.5 s"
+    assert time.monotonic() - began < 20
+
+
+def test_what_is_not_installed_says_how_to_install_it(pair: PeerPair, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"elastix is not installed: pip install itk-elastix"):
+        register_pairs("elastix", [pair], tmp_path, 60)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", CLASSICAL)
+def test_a_method_that_is_installed_finds_a_shift(method: str, pair: PeerPair, tmp_path: Path) -> None:
+    """Which way its field points, in which units, and where it lies."""
+    if find_spec(CLASSICAL[method].module) is None:
+        pytest.skip(f"{CLASSICAL[method].package} is not installed")
+    listed = json.loads(register_pairs(method, [pair], tmp_path, 300).read_text())
+    assert "failed" not in listed
+    found = read_field(tmp_path / listed["pairs"][0]["field"])
+    inside = array_of(sitk.ReadImage(str(pair.fixed_label))) == 2
+    error = found.vectors[inside] - np.add(ELSEWHERE.GetOffset(), 6)
+    assert np.linalg.norm(error.mean(axis=0)) < 1.5
