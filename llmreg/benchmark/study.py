@@ -110,7 +110,7 @@ def _of_fold(study: Study, method: Method, fold: int, folder: Path) -> pd.DataFr
         if method.kind == "learned":
             _predict(study, method, fold, folder, dataset)
         else:
-            register_pairs(method.name, _peer_pairs(study, fold, dataset), folder, study.peer_seconds)
+            register_pairs(method.name, peer_pairs(study, fold, dataset), folder, study.peer_seconds)
         if not (folder / METRICS_FILE).exists():
             evaluate_folder(folder, dataset.folder)
     except UserError as error:
@@ -128,7 +128,7 @@ def _predict(study: Study, method: Method, fold: int, folder: Path, dataset: Dat
         return
     # Of another training, or not finished.
     shutil.rmtree(folder, ignore_errors=True)
-    _write_pairs(folder / PAIRS_FILE, _pairs(study, fold), dataset)
+    write_pairs(folder / PAIRS_FILE, _pairs(study, fold), dataset)
     began = time.monotonic()
     command = ["predict", "-i", str(folder / PAIRS_FILE), "-o", str(folder), "-m", str(model), "-f", str(fold)]
     _run([*command, "--save", "field", "warped", "prealignment", *_on(study)])
@@ -186,7 +186,8 @@ def _pairs(study: Study, fold: int) -> tuple[Pair, ...]:
     return tuple(folds[fold].validation_pairs)
 
 
-def _write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
+    """A table for ``llmreg_predict -i`` of a dataset's pairs, with their label maps and masks."""
     rows = []
     for pair in pairs:
         row: dict[str, Any] = {}
@@ -199,9 +200,11 @@ def _write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
+    return path
 
 
-def _peer_pairs(study: Study, fold: int, dataset: Dataset) -> list[PeerPair]:
+def peer_pairs(study: Study, fold: int, dataset: Dataset) -> list[PeerPair]:
+    """A fold's validation pairs that are labelled, each with the pre-alignment that networks start from."""
     folder = pipeline.preprocessed_dataset(study.dataset)
     volumes = volumes_folder(folder, pipeline.find_plans(folder, study.plans))
     found = []
@@ -212,11 +215,8 @@ def _peer_pairs(study: Study, fold: int, dataset: Dataset) -> list[PeerPair]:
         there, back = (_placed(volumes, case.name).to_sitk() for case in (moving, fixed))
         start = CaseTransform.from_sitk(chained(back.GetInverse(), there), "prealignment").to_sitk()
         found.append(
-            PeerPair(
-                f"{fixed.name}_{moving.name}", fixed.name, moving.name, fixed.image, moving.image,
-                fixed.label, moving.label, start,
-            )
-        )  # fmt: skip
+            PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)
+        )
     return found
 
 
