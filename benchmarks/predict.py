@@ -42,7 +42,7 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     listed = write_pairs(work / "pairs.csv", [pair.cases for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"
-        command = ["-i", str(listed), "-o", str(folder), "-m", str(options.model), "-f", str(options.fold)]
+        command = ["-i", str(listed), "-o", str(folder), "-m", str(options.model), "-f", options.fold]
         command += ["--save", "field", "warped", "prealignment", *flags.split()]
         began = time.perf_counter()
         subprocess.run(
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dataset", default="2")
     parser.add_argument("-m", "--model", type=Path, required=True, help="a trained model folder")
-    parser.add_argument("-f", "--fold", type=int, default=0)
+    parser.add_argument("-f", "--fold", default="0")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--methods", nargs="*", choices=CLASSICAL, default=list(CLASSICAL))
     parser.add_argument(

@@ -39,7 +39,7 @@ def action(options: argparse.Namespace) -> None:
 
     study = Study(
         options.dataset,
-        tuple(options.folds),
+        tuple(dict.fromkeys(options.folds)),
         options.plans,
         options.configuration,
         options.minutes,
@@ -66,13 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods", nargs="+", default=["table1"], metavar="METHOD", help="tables or single methods (default: table1)"
     )
     parser.add_argument(
-        "--folds",
-        nargs="+",
-        type=shell.whole,
-        default=[0],
-        metavar="K",
-        help="whose validation pairs (default: 0)",
-    )
+        "--folds", nargs="+", default=["0"], metavar="K",
+        help="whose validation pairs count; test: the dataset's test pairs, by a training on all else (default: 0)",
+    )  # fmt: skip
     parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
     parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")
     parser.add_argument(
