@@ -141,7 +141,7 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
         "-f",
         _trained_fold(fold),
     ]
-    _run([*command, "--save", "field", "warped", "prealignment", *_on(study)])
+    _run([*command, "--save", "field", "warped", "prealignment", *method.flags, *_on(study)])
     took = (time.monotonic() - began) / len(read_json(folder / PREDICT_FILE)["pairs"])
     write_json(done, about | {"seconds": round(took, 2)})
 
@@ -154,7 +154,7 @@ def _trained(study: Study, method: Method, fold: str) -> Path:
         changes.append(f"training.steps_per_epoch={STEPS_PER_EPOCH}")
         name = f"{name}_{study.minutes:g}min".strip("_")
     if method.changes:
-        name = f"{name}_{method.name}".strip("_")
+        name = f"{name}_{method.trained_as}".strip("_")
     trained = _trained_fold(fold)
     command = ["train", study.dataset, trained, "-p", study.plans, "--continue", "--workers", str(study.workers)]
     command += _on(study)

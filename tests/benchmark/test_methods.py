@@ -47,3 +47,11 @@ def test_every_method_of_a_group_is_known(name: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no method 'demons': choose among table1, .*convexadam.*vit"):
         chosen(["demons"], SETTINGS, 0)
+
+
+def test_a_refined_method_is_the_same_training_predicted_otherwise() -> None:
+    plain, refined = (method(name, SETTINGS) for name in ("no-lora", "no-lora+refine"))
+    assert (refined.changes, refined.trained_as) == (plain.changes, plain.trained_as)
+    assert refined.flags == ("--refine", "50")
+    with pytest.raises(UserError, match="no method"):
+        method("ants+refine", SETTINGS)
