@@ -9,7 +9,8 @@ import torch
 from tqdm import tqdm
 
 from llmreg.dataset import Dataset, Pair
-from llmreg.evaluation.evaluate import Row, evaluate_pair, write_results
+from llmreg.evaluation.pair import Row, evaluate_pair
+from llmreg.evaluation.summary import write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.io import read_image
 from llmreg.inference.models import model_in

@@ -10,7 +10,9 @@ import SimpleITK as sitk
 
 from llmreg.commands.evaluate import main
 from llmreg.errors import UserError
-from llmreg.evaluation.evaluate import evaluate_folder, evaluate_pair, summarise, write_results
+from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.summary import summarise, write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
