@@ -46,7 +46,7 @@ def evaluate_folder(
         labels: folder with a label map ``<case name>.nii.gz`` for each case, or a dataset's folder; used for cases
             whose label map ``predict.json`` does not give.
         output: where ``metrics.csv``, ``summary.json`` and ``learn2reg.json`` go; the predictions folder by default.
-        num_processes: pairs scored at the same time.
+        num_processes: pairs scored at the same time; labels, where there are fewer pairs.
         label_interpolation: how moving label maps are warped.
         keypoints: folder with landmarks ``<case name>.csv``, used for cases whose landmarks ``predict.json`` does not
             give.
@@ -61,7 +61,8 @@ def evaluate_folder(
     found = find_pairs(predictions, labels, keypoints)
     output = output or predictions
     check_writable(output)
-    score = partial(_score, interpolation=label_interpolation, convention=convention)
+    threads = max(1, num_processes // len(found.pairs))
+    score = partial(_score, interpolation=label_interpolation, convention=convention, threads=threads)
     rows: list[Row] = []
     errors: dict[str, list[float]] = {}
     for pair, (scored, of_points) in zip(
@@ -84,7 +85,7 @@ def evaluate_folder(
 
 
 def _score(
-    pair: PairFiles, interpolation: LabelInterpolation, convention: Convention
+    pair: PairFiles, interpolation: LabelInterpolation, convention: Convention, threads: int
 ) -> tuple[list[Row], list[float] | None]:
     """The pair's rows, and Learn2Reg's error of each landmark."""
     fixed, moving = read_image(pair.fixed_label), read_image(pair.moving_label)
@@ -103,7 +104,7 @@ def _score(
         of_pair |= {metric: float(values.mean()) for metric, values in errors.items()}
         of_points = errors["tre_l2r"].tolist()
     named = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
-    rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation)
+    rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
     return [named | row | of_pair for row in rows], of_points
 
 

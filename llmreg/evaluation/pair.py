@@ -41,6 +41,7 @@ def evaluate_pair(
     annotated: Collection[int] | None = None,
     initial: sitk.Transform | None = None,
     interpolation: LabelInterpolation = "nearest",
+    threads: int = 1,
 ) -> list[Row]:
     """Score one pair on the fixed image's grid.
 
@@ -54,6 +55,7 @@ def evaluate_pair(
             ``prealigned_...``.
         interpolation: how the moving label map is warped, see :func:`llmreg.geometry.labels.resample_labels`;
             ``dice_l2r`` and ``hd95_l2r`` are always of nearest neighbours, as Learn2Reg finds them.
+        threads: labels scored at the same time.
 
     Returns:
         A row per label. What belongs to the field (:data:`FIELD_METRICS`) is the same in every row.
@@ -77,7 +79,7 @@ def evaluate_pair(
     for stage, transform in transforms.items():
         warped = array_of(resample_labels(image, grid, transform, interpolation))
         columns[stage + "dice"] = dice_per_label(warped, fixed, ids, unwarped=moving)
-        distances = surface_distances_per_label(warped, fixed, ids, grid.spacing)
+        distances = surface_distances_per_label(warped, fixed, ids, grid.spacing, threads)
         columns[stage + "hd95_mm"] = {i: found.hd95 for i, found in distances.items()}
         columns[stage + "assd_mm"] = {i: found.assd for i, found in distances.items()}
         if stage == "":
@@ -85,7 +87,7 @@ def evaluate_pair(
             columns["dice_l2r"] = dice_per_label(warped, fixed, ids, unwarped=moving)
         elif interpolation != "nearest":
             warped = array_of(resample_labels(image, grid, transform, "nearest"))
-        columns[stage + "hd95_l2r"] = hd95_learn2reg_per_label(warped, fixed, ids, moving)
+        columns[stage + "hd95_l2r"] = hd95_learn2reg_per_label(warped, fixed, ids, moving, threads)
     of_field = field_metrics(field)
     return [
         {"label": i, "name": table[i]}

@@ -6,10 +6,12 @@ that are weighted by their area, as Google's surface-distance has it and Learn2R
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from scipy.spatial import cKDTree
 from llmreg.evaluation.metrics import Array, checked_ids, clipped_ids
 
 Mask = NDArray[np.bool_]
+Masks = tuple[Mask, Mask]
+Score = TypeVar("Score")
 Distances = NDArray[np.float64]
 _VOXELS = np.ones(3)
 # Marching cubes' area for each connected piece of up to four corners of a cube, told apart by the sum over its corners
@@ -48,7 +52,7 @@ class SurfaceDistances:
 
 
 def surface_distances_per_label(
-    warped: Array, fixed: Array, labels: Iterable[int], spacing_xyz_mm: Sequence[float]
+    warped: Array, fixed: Array, labels: Iterable[int], spacing_xyz_mm: Sequence[float], threads: int = 1
 ) -> dict[int, SurfaceDistances]:
     """HD95 and ASSD of each label.
 
@@ -62,25 +66,28 @@ def surface_distances_per_label(
         fixed: (z, y, x) the fixed label map.
         labels: positive ids.
         spacing_xyz_mm: voxel size in ITK's order x, y, z.
+        threads: labels scored at the same time.
 
     Raises:
         ValueError: when the shapes differ or an id is not positive.
     """
     spacing = np.asarray(spacing_xyz_mm, dtype=np.float64)[::-1]
-    found = {}
-    for i, both in _in_boxes(warped, fixed, labels):
+
+    def score(_: int, both: Masks | None) -> SurfaceDistances:
         if both is None:
-            found[i] = SurfaceDistances(np.nan, np.nan)
-            continue
+            return SurfaceDistances(np.nan, np.nan)
         # The box's outside counts as outside, so eroding the crop is eroding the whole.
         a, b = (inside & ~binary_erosion(inside) for inside in both)
         there, back = _distances(a, b, spacing), _distances(b, a, spacing)
         hd95 = max(float(np.percentile(one, 95)) for one in (there, back))
-        found[i] = SurfaceDistances(hd95, float((there.sum() + back.sum()) / (there.size + back.size)))
-    return found
+        return SurfaceDistances(hd95, float((there.sum() + back.sum()) / (there.size + back.size)))
+
+    return _in_boxes(score, warped, fixed, checked_ids(warped, fixed, labels), threads)
 
 
-def hd95_learn2reg_per_label(warped: Array, fixed: Array, labels: Iterable[int], unwarped: Array) -> dict[int, float]:
+def hd95_learn2reg_per_label(
+    warped: Array, fixed: Array, labels: Iterable[int], unwarped: Array, threads: int = 1
+) -> dict[int, float]:
     """95th percentile of the distances between surface elements of each label in voxels, as Learn2Reg reports it.
 
     A surface element lies between the eight voxels around a corner when some but not all of them are in the label,
@@ -93,6 +100,7 @@ def hd95_learn2reg_per_label(warped: Array, fixed: Array, labels: Iterable[int],
         fixed: (z, y, x) the fixed label map.
         labels: positive ids.
         unwarped: the moving label map before warping, on any grid.
+        threads: labels scored at the same time.
 
     Returns:
         NaN where the fixed or the unwarped map lacks the label, infinity where warping lost it.
@@ -102,36 +110,36 @@ def hd95_learn2reg_per_label(warped: Array, fixed: Array, labels: Iterable[int],
     """
     ids = checked_ids(warped, fixed, labels)
     in_fixed, ever = (_present(array, ids) for array in (fixed, unwarped))
-    found = {}
-    for i, both in _in_boxes(warped, fixed, ids):
+
+    def score(i: int, both: Masks | None) -> float:
         if i not in in_fixed or i not in ever:
-            found[i] = np.nan
-        elif both is None:
-            found[i] = np.inf
-        else:
-            (a, area_a), (b, area_b) = (_elements(inside) for inside in both)
-            found[i] = max(
-                _at_share_of_area(_distances(a, b, _VOXELS), area_a, 0.95),
-                _at_share_of_area(_distances(b, a, _VOXELS), area_b, 0.95),
-            )
-    return found
+            return np.nan
+        if both is None:
+            return np.inf
+        (a, area_a), (b, area_b) = (_elements(inside) for inside in both)
+        there, back = _distances(a, b, _VOXELS), _distances(b, a, _VOXELS)
+        return max(_at_share_of_area(there, area_a, 0.95), _at_share_of_area(back, area_b, 0.95))
+
+    return _in_boxes(score, warped, fixed, ids, threads)
 
 
-def _in_boxes(a: Array, b: Array, labels: Iterable[int]) -> Iterator[tuple[int, tuple[Mask, Mask] | None]]:
-    """Each label's two masks, cropped to the box that holds both; None where either map lacks it."""
-    ids = checked_ids(a, b, labels)
-    if not ids:
-        return
-    size = max(ids) + 2
+def _in_boxes(
+    score: Callable[[int, Masks | None], Score], a: Array, b: Array, ids: Sequence[int], threads: int
+) -> dict[int, Score]:
+    """Score each label by its two masks, cropped to the box that holds both; by None where either map lacks it."""
+    size = max(ids, default=0) + 2
     compact = [clipped_ids(array, size).reshape(array.shape) for array in (a, b)]
-    boxes_a, boxes_b = (find_objects(array, max_label=size - 2) for array in compact)
-    for i in ids:
-        box_a, box_b = boxes_a[i - 1], boxes_b[i - 1]
+    boxes = [find_objects(array, max_label=size - 2) for array in compact]
+
+    def score_label(i: int) -> Score:
+        box_a, box_b = (found[i - 1] for found in boxes)
         if box_a is None or box_b is None:
-            yield i, None
-            continue
+            return score(i, None)
         box = tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(box_a, box_b, strict=True))
-        yield i, (compact[0][box] == i, compact[1][box] == i)
+        return score(i, (compact[0][box] == i, compact[1][box] == i))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(ids, pool.map(score_label, ids), strict=True))
 
 
 def _present(array: Array, ids: Sequence[int]) -> set[int]:
@@ -144,7 +152,7 @@ def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> Distances:
     apart = ~to[of]
     if apart.any():
         # A balanced tree takes longer to build than it saves on surfaces.
-        tree = cKDTree(np.argwhere(to) * spacing, compact_nodes=False, balanced_tree=False)
+        tree = cKDTree(np.argwhere(to) * spacing, leafsize=32, compact_nodes=False, balanced_tree=False)
         found[apart] = tree.query(np.argwhere(of & ~to) * spacing)[0]
     return found
 
