@@ -6,7 +6,7 @@ definitions with those of Learn2Reg (https://github.com/MDL-UzL/L2R, ``evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,9 @@ def dice_per_label(
     ids = checked_ids(moving, fixed, labels)
     if not ids:
         return {}
-    in_moving, in_fixed = (_counts(array, ids) for array in (moving, fixed))
-    in_both = _counts(moving[moving == fixed], ids)
-    ever = in_fixed if unwarped is None else _counts(unwarped, ids)
+    in_moving, in_fixed = (sizes_of(array, ids) for array in (moving, fixed))
+    in_both = sizes_of(moving[moving == fixed], ids)
+    ever = in_fixed if unwarped is None else sizes_of(unwarped, ids)
     return {
         i: float(2 * in_both[i] / (in_moving[i] + in_fixed[i])) if in_fixed[i] and ever[i] else float("nan")
         for i in ids
@@ -89,15 +89,16 @@ def checked_ids(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]
     return ids
 
 
+def sizes_of(array: Array, ids: Sequence[int]) -> NDArray[np.intp]:
+    """How many voxels have each id, as an array that the ids index."""
+    size = max(ids, default=0) + 2
+    # Background is most of an image, and left out at once.
+    return np.bincount(clipped_ids(array[array > 0], size), minlength=size)
+
+
 def clipped_ids(array: Array, size: int) -> NDArray[np.intp]:
     """Flat ids; everything that is not in 1 .. size - 2 ends up at 0 or size - 1, which no label uses."""
     return np.clip(np.ravel(array), 0, size - 1).astype(np.intp)
-
-
-def _counts(array: Array, ids: list[int]) -> NDArray[np.intp]:
-    """How many voxels have each id up to the largest. Background is most of an image, and left out at once."""
-    size = max(ids) + 2
-    return np.bincount(clipped_ids(array[array > 0], size), minlength=size)
 
 
 def _interior(determinant: Array, mask: Array | None, margin: int) -> NDArray[np.float64]:

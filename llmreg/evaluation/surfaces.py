@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects, label
 from scipy.spatial import cKDTree
 
-from llmreg.evaluation.metrics import Array, checked_ids, clipped_ids
+from llmreg.evaluation.metrics import Array, checked_ids, clipped_ids, sizes_of
 
 Mask = NDArray[np.bool_]
 Masks = tuple[Mask, Mask]
@@ -109,10 +109,10 @@ def hd95_learn2reg_per_label(
         ValueError: when the shapes differ or an id is not positive.
     """
     ids = checked_ids(warped, fixed, labels)
-    in_fixed, ever = (_present(array, ids) for array in (fixed, unwarped))
+    in_fixed, ever = (sizes_of(array, ids) for array in (fixed, unwarped))
 
     def score(i: int, both: Masks | None) -> float:
-        if i not in in_fixed or i not in ever:
+        if not in_fixed[i] or not ever[i]:
             return np.nan
         if both is None:
             return np.inf
@@ -140,10 +140,6 @@ def _in_boxes(
 
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(ids, pool.map(score_label, ids), strict=True))
-
-
-def _present(array: Array, ids: Sequence[int]) -> set[int]:
-    return set(np.flatnonzero(np.bincount(clipped_ids(array, max(ids, default=0) + 2))).tolist())
 
 
 def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> Distances:

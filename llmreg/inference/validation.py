@@ -15,6 +15,7 @@ from llmreg.evaluation.table import format_summary
 from llmreg.geometry.io import read_image
 from llmreg.inference.models import model_in
 from llmreg.inference.predictor import ImageInput, Predictor
+from llmreg.machine import available_cores
 from llmreg.preprocessing.fingerprint import annotated_in
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def validate_fold(
             dataset.labels,
             annotated,
             found.prealignment,
+            threads=available_cores(),
         )
         rows += [
             {"pair_id": f"{fixed.name}_{moving.name}", "fixed": fixed.name, "moving": moving.name} | row
