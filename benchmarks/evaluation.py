@@ -34,6 +34,8 @@ from llmreg.geometry.io import array_of, image_from
 from llmreg.geometry.labels import resample_labels
 from llmreg.machine import available_cores, peak_memory_gb
 
+# What computes the same figures as a peer.
+RIVALS = {"monai": "ours-surfaces", "surface-distance": "ours-learn2reg"}
 METHODS = ("ours", "ours-surfaces", "monai", "ours-learn2reg", "surface-distance")
 
 
@@ -115,13 +117,16 @@ def main() -> None:
         sys.stdout.write(json.dumps(figures))
         return
     sys.stdout.write(f"{arguments.labels} labels on {'x'.join(map(str, arguments.shape))}\n")
+    seconds = {}
     for method in METHODS:
         if method == "surface-distance" and importlib.util.find_spec("surface_distance") is None:
             continue
         command = [sys.executable, __file__, *sys.argv[1:], "--only", method]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         figures = f"{found['seconds']:8.2f} s, {found['cpu']:8.2f} s of CPU, {found['gib']:6.2f} GiB at its peak"
-        sys.stdout.write(f"{method:18}{figures}\n")
+        seconds[method] = found["seconds"]
+        ratio = f", {seconds[method] / seconds[RIVALS[method]]:.1f} times ours" if method in RIVALS else ""
+        sys.stdout.write(f"{method:18}{figures}{ratio}\n")
         sys.stdout.flush()
 
 

@@ -141,3 +141,4 @@ def test_labels_end_at_the_centres_of_the_outermost_voxels() -> None:
     assert (found[..., 0] == 0).all()
     assert (found[..., 1:] == 3).all()
     assert found.dtype == np.uint16
+    np.testing.assert_array_equal(learn2reg.warp_labels(moving, DisplacementField.identity(GRID), GRID), moving)
