@@ -149,12 +149,10 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
 def _trained(study: Study, method: Method, fold: str) -> Path:
     """The folder of the method's model, which is trained on the fold if it is not."""
     changes = list(method.changes)
-    name = "" if study.plans == "default" else study.plans
+    length = [] if study.minutes is None else [f"{study.minutes:g}min"]
     if study.minutes is not None:
         changes.append(f"training.steps_per_epoch={STEPS_PER_EPOCH}")
-        name = f"{name}_{study.minutes:g}min".strip("_")
-    if method.changes:
-        name = f"{name}_{method.trained_as}".strip("_")
+    name = "_".join([*([] if study.plans == "default" else [study.plans]), method.trained_as, *length])
     trained = _trained_fold(fold)
     command = ["train", study.dataset, trained, "-p", study.plans, "--continue", "--workers", str(study.workers)]
     command += _on(study)
