@@ -4,7 +4,7 @@ import pytest
 
 from llmreg.errors import UserError
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans, write_plans
 
@@ -12,7 +12,7 @@ from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans,
 @pytest.fixture
 def plans() -> Plans:
     budget = Budget(Machine("cpu", 16, 2, False))
-    full, half = (plan_configuration((80, 96, 80), factor, NetworkSettings(), budget) for factor in (1, 2))
+    full, half = (plan_configuration((80, 96, 80), factor, LLMMorphSettings(), budget) for factor in (1, 2))
     return Plans.model_validate(
         {
             "dataset_name": "Dataset001_X", "plans_name": "default", "spacing": (2, 2, 2), "size": (80, 96, 80),
