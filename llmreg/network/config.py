@@ -157,9 +157,9 @@ class DualPyramidSettings(_Settings):
     field: Literal["displacement"] = "displacement"
 
 
-def _name(settings: Any) -> Any:
+def _name(settings: Any) -> str:
     """Which network settings are of: LLM-Morph where a file does not say."""
-    return settings.get("name", "llm_morph") if isinstance(settings, dict) else getattr(settings, "name", None)
+    return str(settings.get("name", "llm_morph") if isinstance(settings, dict) else getattr(settings, "name", None))
 
 
 NetworkSettings: TypeAlias = Annotated[

@@ -1,4 +1,4 @@
-"""Training one fold of LLM-Morph."""
+"""Training one fold."""
 
 from __future__ import annotations
 

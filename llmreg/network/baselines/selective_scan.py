@@ -15,7 +15,7 @@ from llmreg.network.recomputation import recomputed
 # Steps that are taken one after the other; chunks of so many are computed side by side.
 CHUNK = 32
 # States that are held at once, in numbers.
-_HELD = 2**22
+_HELD = 2**21
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

@@ -108,16 +108,19 @@ def test_fields_are_in_voxels_along_x_y_and_z(name: str, field: str) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_leaving_features_out_changes_the_field(name: str) -> None:
-    network = built(name)
-    modules = network.feature_modules()
-    shapes = []
-    handles = [module.register_forward_hook(lambda *given: shapes.append(given[-1].shape)) for module in modules]
+    network, pair = built(name), images()
+
+    def without_the_first(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        kept = torch.ones(output.shape[:2])
+        kept[:, 0] = 0
+        return output * kept[..., None, None, None]
+
     with torch.no_grad():
-        network(*images())
-    for handle in handles:
-        handle.remove()
-    assert modules
-    assert all(len(shape) == 5 for shape in shapes)
+        whole = network.raw(*pair)
+        for module in network.feature_modules():
+            handle = module.register_forward_hook(without_the_first)
+            assert not torch.allclose(network.raw(*pair), whole, rtol=1e-3, atol=0)
+            handle.remove()
 
 
 @pytest.mark.parametrize(
