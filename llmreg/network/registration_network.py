@@ -23,7 +23,7 @@ class RegistrationNetwork(nn.Module, ABC):
         shape: (z, y, x).
         velocity: whether :meth:`raw` is a stationary velocity and not the displacement.
         recompute: in training, what the finest level computes is not kept but computed again in the backward pass: less
-            memory for more time. The gradients are the same up to rounding.
+            memory for more time, and the same gradients up to rounding. Ignored where it would not lower the peak.
         llm_sha256: digest of its frozen layers, which checkpoints hold; empty where it has none.
         multiple: images are padded with zeros, at the far end of each axis, to multiples of this.
 

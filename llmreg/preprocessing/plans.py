@@ -281,9 +281,11 @@ def parse_plans(content: Any, where: str) -> Plans:
         return Plans.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        # Of the network, pydantic says which one it is before it names the key.
-        parts = [part for place, part in enumerate(first["loc"]) if place != 1 or part not in NETWORKS]
-        key = ".".join(str(part) for part in parts) or "the whole file"
+        parts = [str(part) for part in first["loc"]]
+        # Pydantic says which network it is before it names the key.
+        if parts[:1] == ["network"] and set(parts[1:2]) & NETWORKS.keys():
+            del parts[1]
+        key = ".".join(parts) or "the whole file"
         raise UserError(f"{where}: {key}: {first['msg']}. Mend that key, or plan again with --overwrite.") from error
 
 

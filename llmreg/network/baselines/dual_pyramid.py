@@ -12,7 +12,6 @@ from llmreg.geometry import warping
 from llmreg.network.config import DualPyramidSettings
 from llmreg.network.decoder import FieldHead
 from llmreg.network.encoder import ConvBlock
-from llmreg.network.recomputation import recomputed
 from llmreg.network.registration_network import RegistrationNetwork
 
 
@@ -52,20 +51,15 @@ class DualPyramid(RegistrationNetwork):
         features = torch.cat([moving, fixed])
         skips: list[Tensor] = []
         for conv in self.down:
-            features = recomputed(conv, features, when=self.sparing and not skips)
+            features = conv(features)
             skips.append(features)
         features = skips.pop()
-        coarse: Tensor | None = None
-        for level in range(3):
-            features = self.up[level](_finer(features), skips.pop())
-            coarse = warping.upsample(self._refined(level, features, coarse))
-        flow: Tensor = recomputed(self._at_full_resolution, features, skips.pop(), coarse, when=self.sparing)
-        return flow
-
-    def _at_full_resolution(self, features: Tensor, skip: Tensor, coarse: Tensor) -> Tensor:
-        features = self.up[3](_finer(features), skip)
-        coarse = self._refined(3, features, coarse)
-        return self._refined(4, self.up[4](features), coarse)
+        flow: Tensor | None = None
+        for level in range(4):
+            finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
+            features = self.up[level](finer, skips.pop())
+            flow = self._refined(level, features, None if flow is None else warping.upsample(flow))
+        return self._refined(4, self.up[4](features), flow)
 
     def _refined(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
         """The field from a level's features, moving before fixed, and from the field of the levels before."""
@@ -78,7 +72,3 @@ class DualPyramid(RegistrationNetwork):
 
     def feature_modules(self) -> list[nn.Module]:
         return list(self.up)
-
-
-def _finer(features: Tensor) -> Tensor:
-    return F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)

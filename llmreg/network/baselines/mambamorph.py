@@ -14,6 +14,7 @@ from llmreg.network.baselines.skip_decoder import SkipDecoder
 from llmreg.network.baselines.token_pyramid import PATCH, TokenPyramid, stage_widths
 from llmreg.network.baselines.unet import UNet
 from llmreg.network.config import MambaMorphSettings
+from llmreg.network.recomputation import recomputed
 from llmreg.network.registration_network import RegistrationNetwork
 
 _STAGES, _STATES, _KERNEL, _EXPANSION = 3, 16, 4, 2
@@ -77,7 +78,8 @@ class MambaStage(nn.Module):
 class MambaMorph(RegistrationNetwork):
     """MambaMorph with 7,590,531 parameters, or 7,305,459 without its feature extractor.
 
-    The published 7,594,646 count a head for contrastive learning that registration does not use.
+    The published 7,594,646 count a head for contrastive learning that registration does not use. To ``recompute``, the
+    feature extractor's activations are not kept.
     Reference: Guo et al., MambaMorph: a Mamba-based framework for medical MR-CT deformable registration, 2024.
 
     Args:
@@ -96,9 +98,9 @@ class MambaMorph(RegistrationNetwork):
 
     def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
         if self.features is not None:
-            moving, fixed = (self.features(image, self.sparing) for image in (moving, fixed))
+            moving, fixed = (recomputed(self.features, image, when=self.sparing) for image in (moving, fixed))
         images = torch.cat([moving, fixed], dim=1)
-        flow: Tensor = self.decoder(images, self.encoder(images), self.sparing)
+        flow: Tensor = self.decoder(images, self.encoder(images))
         return flow
 
     def feature_modules(self) -> list[nn.Module]:

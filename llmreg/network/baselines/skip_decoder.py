@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from llmreg.network.decoder import FieldHead
 from llmreg.network.encoder import ConvBlock
-from llmreg.network.recomputation import recomputed
 
 _FINEST = 16
 
@@ -56,22 +55,18 @@ class SkipDecoder(nn.Module):
         self.blocks = nn.ModuleList(UpBlock(a, b, b) for a, b in zip(before, outgoing, strict=False))
         self.head = FieldHead(_FINEST)
 
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor], recompute: bool = False) -> Tensor:
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """The field (B, 3, z, y, x), float32.
 
         Args:
             images: (B, incoming, z, y, x).
             pyramid: (B, width, z / 4, y / 4, x / 4) and so on, finest first.
-            recompute: as in the networks.
         """
         # A mean of 3 x 3 x 3 voxels, as published, whose border counts zeros in.
-        skips = [self.half_skip(F.avg_pool3d(images, 3, stride=2, padding=1)), *pyramid[:-1]]
+        half = F.avg_pool3d(images, 3, stride=2, padding=1)
+        skips = [self.full_skip(images), self.half_skip(half), *pyramid[:-1]]
         features = pyramid[-1]
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             features = block(features, skips.pop())
-        flow: Tensor = recomputed(self._at_full_resolution, features, images, when=recompute)
-        return flow
-
-    def _at_full_resolution(self, features: Tensor, images: Tensor) -> Tensor:
-        flow: Tensor = self.head(self.blocks[-1](features, self.full_skip(images)))
+        flow: Tensor = self.head(features)
         return flow

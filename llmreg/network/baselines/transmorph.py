@@ -79,7 +79,7 @@ class TransMorph(RegistrationNetwork):
 
     def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
         images = torch.cat([moving, fixed], dim=1)
-        flow: Tensor = self.decoder(images, self.encoder(images), self.sparing)
+        flow: Tensor = self.decoder(images, self.encoder(images))
         return flow
 
     def feature_modules(self) -> list[nn.Module]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmreg.network.encoder import ConvBlock
-from llmreg.network.recomputation import recomputed
 
 
 class UNet(nn.Module):
@@ -32,20 +31,16 @@ class UNet(nn.Module):
             ConvBlock(before[i] + (skips[levels] if i == levels else 0), up[i], "none") for i in range(levels, len(up))
         )
 
-    def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
-        """(B, incoming, z, y, x), multiples of 2^levels, to (B, up[-1], z, y, x); ``recompute`` as in the networks."""
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, incoming, z, y, x), multiples of 2^levels, to (B, up[-1], z, y, x)."""
         skips: list[Tensor] = []
         features = image
         for conv in self.down:
-            skips.append(recomputed(conv, features, when=recompute and not skips))
+            skips.append(conv(features))
             features = F.max_pool3d(skips[-1], 2)
         parts: tuple[Tensor, ...] = (features,)
         for conv in self.up:
             parts = F.interpolate(conv(*parts), scale_factor=2.0, mode="nearest"), skips.pop()
-        found: Tensor = recomputed(self._at_full_resolution, *parts, when=recompute)
-        return found
-
-    def _at_full_resolution(self, *parts: Tensor) -> Tensor:
         for conv in self.finest:
             parts = (conv(*parts),)
         return parts[0]

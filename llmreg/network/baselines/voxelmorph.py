@@ -42,7 +42,7 @@ class VoxelMorph(RegistrationNetwork):
         self.head = FieldHead(up[-1])
 
     def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1), self.sparing))
+        flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
         # Halves of values on half the grid, and back: what is left is smooth.
         return warping.upsample(warping.downsample_image(flow, 2) / 2) if self.velocity else flow
 

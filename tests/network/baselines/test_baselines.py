@@ -66,20 +66,13 @@ def test_any_size_gives_a_field_near_zero_for_each_pair_alone(name: str) -> None
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_gradients_reach_every_parameter_whatever_is_computed_twice(name: str) -> None:
+def test_gradients_reach_every_parameter(name: str) -> None:
     network = built(name)
     for head in network.modules():
         if isinstance(head, FieldHead):
             nn.init.normal_(head.weight, std=0.05)
-    pair, found = images(), []
-    for recompute in (False, True):
-        network.recompute = recompute
-        network.zero_grad(set_to_none=True)
-        (network(*pair) - 1).square().mean().backward()
-        found.append({key: parameter.grad for key, parameter in network.named_parameters()})
-    assert not [key for key, gradient in found[0].items() if gradient is None or not gradient.any()]
-    for key, gradient in found[0].items():
-        torch.testing.assert_close(found[1][key], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max()))
+    (network(*images()) - 1).square().mean().backward()
+    assert not [key for key, own in network.named_parameters() if own.grad is None or not own.grad.any()]
 
 
 @pytest.mark.parametrize("field", ["displacement", "velocity"])

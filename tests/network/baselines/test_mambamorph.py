@@ -9,8 +9,9 @@ import torch
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from llmreg.network.baselines.mambamorph import Mamba, MambaStage
+from llmreg.network.baselines.mambamorph import Mamba, MambaMorph, MambaStage
 from llmreg.network.baselines.positions import sinusoidal_positions
+from llmreg.network.config import network_settings
 
 
 def test_a_mamba_block_is_the_one_of_transformers() -> None:
@@ -38,6 +39,21 @@ def test_tokens_see_those_before_them_x_fastest() -> None:
     place = 1 * 12 + 0 * 4 + 2
     assert not differ.flatten()[:place].any()
     assert differ.flatten()[place:].all()
+
+
+def test_computing_features_twice_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    network = MambaMorph(network_settings("mambamorph"), (16, 16, 16))
+    torch.nn.init.normal_(network.decoder.head.weight, std=0.05)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
+    gradients = []
+    for recompute in (False, True):
+        network.recompute = recompute
+        loss = (network(moving, fixed) - 1).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(network.features.parameters())))
+    for own, other in zip(*gradients, strict=True):
+        assert own.any()
+        torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("channels", [96, 12, 10])
