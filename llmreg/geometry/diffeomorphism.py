@@ -35,11 +35,20 @@ def nearest_velocity(flow: Tensor) -> Tensor:
     for sigma in SIGMAS:
         velocity = _smooth(flow.float(), sigma)
         for _ in range(ROUNDS):
-            velocity = _smooth(velocity + flow - warping.exponential(velocity), sigma)
-        if warping.jacobian_determinant(warping.exponential(velocity)).min() > LEAST_DETERMINANT:
-            return velocity
+            followed = warping.exponential(velocity)
+            # What folds on the way folds at its end.
+            if _folds(followed):
+                break
+            velocity = _smooth(velocity + flow - followed, sigma)
+        else:
+            if not _folds(warping.exponential(velocity)):
+                return velocity
     log.warning("A field folds even when it is smoothed over %.1f voxels: what is left of it may still fold.", sigma)
     return velocity
+
+
+def _folds(flow: Tensor) -> bool:
+    return bool(warping.jacobian_determinant(flow).min() <= LEAST_DETERMINANT)
 
 
 def _smooth(flow: Tensor, sigma: float) -> Tensor:

@@ -28,7 +28,7 @@ _STAGES = (4, 2)
 _RATE, _LEAST_RATE = 0.4, 0.025
 _GAIN, _PATIENCE = 1e-3, 2
 # The plan's weights, but no less: labels hold a network's field where the images alone would let it go.
-_LEAST_SMOOTHNESS, _LEAST_FOLDING = 1.0, 1.0
+_LEAST_SMOOTHNESS, _LEAST_FOLDING = 1.0, 2.0
 # Determinants below this cost. It is above zero since a field folds between the centres of blocks before it does there.
 _LEAST_DETERMINANT = 0.3
 
