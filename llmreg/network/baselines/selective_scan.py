@@ -74,7 +74,8 @@ def _block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Ten
     """y and the last state of a block, from the state before it."""
     decay = torch.exp(delta[..., None] * a)
     states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)
-    return (states @ c[..., None])[..., 0], states[:, -1]
+    # A view of the last state would keep all of them.
+    return (states @ c[..., None])[..., 0], states[:, -1].clone()
 
 
 class _Recurrence(torch.autograd.Function):
