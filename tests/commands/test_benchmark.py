@@ -1,0 +1,75 @@
+"""llmreg_benchmark on the tiny study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_study import NAME, model, refused
+
+from llmreg.benchmark import peers, study
+from llmreg.commands import benchmark
+
+
+@pytest.fixture
+def output(environment: Path) -> Path:
+    folder = environment / "results" / NAME / "benchmark"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def written(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.glob("*/fold_*/*.nii.gz")}
+
+
+def test_trained_models_are_reused_and_what_cannot_run_is_a_row(
+    environment: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "--methods", "initial", "greedy", "llm_morph"]
+    assert benchmark.main(arguments) == 0
+    shown = capfd.readouterr().out
+    assert "greedy is not installed: pip install picsl-greedy" in shown
+    table = pd.read_csv(output / "comparison.csv").set_index("method")
+    assert list(table.index) == ["Initial", "LLM-Morph", "greedy"]
+    scored = pd.read_csv(output / "llm_morph" / "fold_0" / "metrics.csv").groupby("pair_id").mean(numeric_only=True)
+    assert table.loc["LLM-Morph", "dice_mean"] == pytest.approx(scored["dice"].mean())
+    assert table.loc["Initial", "dice_mean"] == pytest.approx(scored["initial_dice"].mean())
+    assert table.loc["LLM-Morph", "seconds_mean"] > 0
+    for suffix in (".md", ".tex", "_structures.png"):
+        assert (output / f"comparison{suffix}").stat().st_size > 0
+    kept = json.loads((output / "benchmark.json").read_text())
+    assert kept["failed"].keys() == {"greedy"}
+    # Again, nothing is done twice.
+    before = written(output)
+    assert before
+    assert benchmark.main(arguments) == 0
+    assert written(output) == before
+    # Of a training that was changed since, everything is.
+    checkpoint = model(environment) / "fold_0" / "checkpoint_final.safetensors"
+    checkpoint.touch()
+    assert benchmark.main(arguments) == 0
+    assert written(output) != before
+
+
+def test_a_method_is_trained_for_some_minutes(environment: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "STEPS_PER_EPOCH", 2)
+    arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "--workers", "0", "--minutes", "0.0001"]
+    assert benchmark.main([*arguments, "--methods", "voxelmorph-small", "voxelmorph-small+refine"]) == 0
+    folder = environment / "results" / NAME / "voxelmorph__tiny_voxelmorph-small_0.0001min__half"
+    assert len((folder / "fold_0" / "training_log.jsonl").read_text().splitlines()) == 1
+    assert json.loads((folder / "plans.json").read_text())["network"]["size"] == "small"
+    table = pd.read_csv(output / "comparison.csv").set_index("method")
+    assert list(table.index) == ["VoxelMorph (small)", "VoxelMorph (small), refined"]
+    shutil.rmtree(folder)
+
+
+def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> None:
+    assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "demons"]) == 2
+    refused(capsys, "There is no method 'demons'")
+    assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "llm_morph", "--folds", "test"]) == 2
+    refused(capsys, "No method could be scored", "no labelled pairs to judge by in fold test")
+    assert not list(output.glob("*/fold_*/*.nii.gz"))
