@@ -10,21 +10,13 @@ import pandas as pd
 
 from llmreg.benchmark.figures import boxes, layers
 from llmreg.benchmark.methods import Method
-from llmreg.benchmark.study import Failed, Study, initial, of_labels, scores
-from llmreg.benchmark.tables import Table, as_frame, as_latex, as_markdown, compared
+from llmreg.benchmark.scored import BENCHMARK_FILE, initial
+from llmreg.benchmark.study import Failed, Study, of_labels, scores
+from llmreg.benchmark.tables import TITLES, Table, as_frame, as_latex, as_markdown, compared
 from llmreg.errors import UserError
 from llmreg.files import write_json, write_text, written_whole
 
 log = logging.getLogger(__name__)
-
-TITLES = {
-    "table1": "Comparison of methods (the paper's table 1)",
-    "table2": "Ablations (the paper's table 2)",
-    "table3": "Language models (the paper's table 3)",
-    "figure4": "Layers of the language model (the paper's figure 4)",
-    "comparison": "Comparison of methods",
-}
-BENCHMARK_FILE = "benchmark.json"
 
 
 def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) -> list[Table]:

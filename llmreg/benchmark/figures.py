@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from llmreg.files import written_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Structures in a row of box plots: more cannot be told apart.
 _PER_ROW = 12
 
 
 def boxes(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Write :func:`box_plots` as PNG."""
+    figure = box_plots(tables)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def box_plots(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Dice of each structure over pairs, a box a method (the paper's figure 2).
 
     Args:
         tables: by the methods' titles, columns ``name`` and ``dice`` (a fraction), a row a pair and structure.
-        path: of the PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -46,8 +56,7 @@ def boxes(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     handles = [Patch(facecolor=colour, label=title) for title, colour in zip(tables, colours, strict=True)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(tables)), fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure
 
 
 def layers(dice: Mapping[str, pd.Series[float]], path: Path) -> None:

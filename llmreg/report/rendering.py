@@ -1,0 +1,156 @@
+"""Volumes to pictures: upright slices, contours, warped grids and colour maps as WebP."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import zoom
+
+# Which axis of an array (z, y, x) a plane is across.
+PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+# What lies at a picture's left, right, top and bottom: patients are looked at from their feet, front and left.
+SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+# Lines are drawn in so many times a slice's resolution.
+FINER = 2
+DASH = 3
+# log2 of the Jacobian's determinant at either end of its colours: half and twice the volume.
+JACOBIAN_SPAN = 1.0
+FOLDED = (0, 0, 0)
+GRID_LINE = (125, 225, 255)
+_GREY_QUALITY, _COLOUR_QUALITY = 55, 65
+
+Pixels = NDArray[np.uint8]
+
+
+def slice_of(volume: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
+    """A slice (rows, columns) of a volume (z, y, x) in LPS order, as it is shown: front or head up, right on the left.
+
+    Axial slices are seen from the feet, coronal ones from the front, sagittal ones from the left.
+    """
+    found = np.take(volume, index, axis=PLANES[plane])
+    return found if plane == "axial" else found[::-1]
+
+
+def outlines(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The innermost pixels of each label's border, in :data:`FINER` times the resolution; 0 elsewhere.
+
+    Args:
+        labels: a slice (rows, columns), 0 is background.
+    """
+    fine = np.repeat(np.repeat(labels, FINER, axis=0), FINER, axis=1)
+    around = np.pad(fine, 1, mode="edge")
+    border = np.zeros(fine.shape, bool)
+    for neighbour in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
+        border |= neighbour != fine
+    return np.where(border, fine, 0)
+
+
+def contours(labels: NDArray[np.int32], dashed: bool) -> Pixels:
+    """Outlines in the labels' colours, RGBA, transparent elsewhere."""
+    lines = outlines(labels)
+    if dashed:
+        rows, columns = np.indices(lines.shape)
+        lines = np.where((rows + columns) // DASH % 2, lines, 0)
+    picture = np.zeros((*lines.shape, 4), np.uint8)
+    for label in np.unique(lines[lines != 0]).tolist():
+        picture[lines == label] = (*colour_of(label), 255)
+    return picture
+
+
+def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float) -> NDArray[np.bool_]:
+    """Where the moving image's straight grid comes to lie, in :data:`FINER` times the resolution.
+
+    Args:
+        flow: (3, z, y, x), components (x, y, z), in voxels.
+        plane: which slices.
+        index: of the slice.
+        step: voxels between lines.
+    """
+    axes = [axis for axis in range(3) if axis != PLANES[plane]]
+    lines = None
+    for axis in axes:
+        component = flow[2 - axis]
+        place = np.arange(component.shape[axis]).reshape([-1 if k == axis else 1 for k in range(3)])
+        across = np.take(component, [index], axis=PLANES[plane])
+        # Edges of voxels, so that lines and voxels of a resting grid have the same borders.
+        looked_up = slice_of(across + place + 0.5, plane, 0)
+        cell = np.floor(zoom(looked_up, FINER, order=1, mode="nearest", grid_mode=True) / step)
+        found = np.zeros(cell.shape, bool)
+        found[1:] |= cell[1:] != cell[:-1]
+        found[:, 1:] |= cell[:, 1:] != cell[:, :-1]
+        lines = found if lines is None else lines | found
+    assert lines is not None
+    return lines
+
+
+def grid_picture(lines: NDArray[np.bool_]) -> Pixels:
+    """Lines in one colour, RGBA, transparent elsewhere."""
+    picture = np.zeros((*lines.shape, 4), np.uint8)
+    picture[lines] = (*GRID_LINE, 255)
+    return picture
+
+
+def jacobian_picture(determinant: NDArray[np.float32]) -> Pixels:
+    """Blue where the moving image is locally smaller than the fixed one, red where it is larger, folding black; RGB."""
+    log = np.log2(np.clip(determinant, 1e-3, None))
+    picture = palette("RdBu_r")[_levels(log / JACOBIAN_SPAN / 2 + 0.5)]
+    picture[determinant <= 0] = FOLDED
+    return picture
+
+
+def uncertainty_picture(uncertainty: NDArray[np.float32], top: float) -> Pixels:
+    """From 0 to ``top`` (mm), RGB."""
+    return palette("magma")[_levels(uncertainty / top)]
+
+
+@cache
+def palette(name: str) -> Pixels:
+    """A colour map of matplotlib, (256, 3)."""
+    from matplotlib import colormaps
+
+    return np.asarray(np.round(255 * colormaps[name](np.arange(256))[:, :3]), np.uint8)
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """A bright colour; neighbouring numbers differ by the golden angle in hue."""
+    import colorsys
+
+    hue = (0.02 + 0.618034 * label) % 1.0
+    red, green, blue = colorsys.hls_to_rgb(hue, 0.5 + 0.12 * (label % 2), 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def grey_webp(pixels: Pixels) -> bytes:
+    """A slice of grey values."""
+    return _webp(Image.fromarray(pixels), quality=_GREY_QUALITY)
+
+
+def colour_webp(pixels: Pixels) -> bytes:
+    """A slice of colours, RGB."""
+    return _webp(Image.fromarray(pixels), quality=_COLOUR_QUALITY)
+
+
+def line_webp(pixels: Pixels) -> bytes:
+    """Lines on a transparent ground, RGBA; nothing is lost."""
+    return _webp(Image.fromarray(pixels), lossless=True, quality=40)
+
+
+def text_of(content: bytes) -> str:
+    """Base64."""
+    return base64.b64encode(content).decode("ascii")
+
+
+def _webp(image: Image.Image, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="WEBP", method=4, **options)
+    return stream.getvalue()
+
+
+def _levels(share: NDArray[Any]) -> NDArray[np.intp]:
+    return np.clip(255 * share, 0, 255).astype(np.intp)
