@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ def box_plots(tables: Mapping[str, pd.DataFrame]) -> Figure:
     from matplotlib.patches import Patch
 
     structures = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
-    rows = [structures[start : start + _PER_ROW] for start in range(0, len(structures), _PER_ROW)]
+    length = math.ceil(len(structures) / math.ceil(len(structures) / _PER_ROW))
+    rows = [structures[start : start + length] for start in range(0, len(structures), length)]
     figure = Figure(figsize=(13, 0.8 + 3.0 * len(rows)), layout="constrained")
     colours = colormaps["tab20"](np.arange(len(tables)) % 20)
     width = 0.8 / len(tables)
@@ -51,7 +53,7 @@ def box_plots(tables: Mapping[str, pd.DataFrame]) -> Figure:
             for box in drawn["boxes"]:
                 box.set_facecolor(colour)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-        axis.set_xlim(-0.5, min(_PER_ROW, len(structures)) - 0.5)
+        axis.set_xlim(-0.5, length - 0.5)
         axis.set_ylabel("Dice (%)")
         axis.grid(axis="y", alpha=0.3)
     handles = [Patch(facecolor=colour, label=title) for title, colour in zip(tables, colours, strict=True)]

@@ -176,15 +176,24 @@ def _stages(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     if not scored:
         return {}
     registered = pd.concat(scored)
-    stages = {INITIAL_TITLE: before(registered, "initial_"), PREALIGNED_TITLE: before(registered, "prealigned_")}
-    return {title: table for title, table in stages.items() if "dice" in table} | {REGISTERED_TITLE: registered}
+    stages = {INITIAL_TITLE: before(registered, "initial_")}
+    if _is_prealigned(registered):
+        stages[PREALIGNED_TITLE] = before(registered, "prealigned_")
+    return stages | {REGISTERED_TITLE: registered}
 
 
 def _stages_of_labels(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     columns = {INITIAL_TITLE: "initial_dice", PREALIGNED_TITLE: "prealigned_dice", REGISTERED_TITLE: "dice"}
     if scores.empty:
         return {}
-    return {title: _dice_of(scores, column) for title, column in columns.items() if column in scores}
+    if not _is_prealigned(scores):
+        del columns[PREALIGNED_TITLE]
+    return {title: _dice_of(scores, column) for title, column in columns.items()}
+
+
+def _is_prealigned(scores: pd.DataFrame) -> bool:
+    """Whether pre-alignment is known, and changed anything."""
+    return "prealigned_dice" in scores and not scores["prealigned_dice"].equals(scores["initial_dice"])
 
 
 def _initial_of_labels(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
