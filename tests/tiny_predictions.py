@@ -19,8 +19,7 @@ NAMES = {1: EVIL, 2: "organ"}
 
 
 def balls(grid: Grid, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    """An image with a bright corner at the left, back and top, and two labelled balls ``shift`` mm apart from the middle
-    to the left."""
+    """An image whose left, back and upper corner is bright, and two labelled balls, moved ``shift`` mm to the left."""
     points = grid.physical_points() - grid.centre
     labels = np.zeros(grid.shape, np.uint8)
     for label, centre in ((1, (-6.0 + shift, 0.0, 0.0)), (2, (6.0 + shift, 2.0, 4.0))):
@@ -37,8 +36,8 @@ def write_predictions(
 ) -> Path:
     """A scored folder with a pair for each shift (mm), which the field undoes to some share.
 
-    Pairs are called ``pair 0``, ``pair 1`` and so on, their cases ``F_0000_0000`` and ``M_0000_0001``; images lie in ``images`` beside
-    the folder, the moving ones on a grid of their own.
+    Pairs are called ``pair 0``, ``pair 1`` and so on, their cases ``F_0000_0000`` and ``M_0000_0001``; images lie in
+    ``images`` beside the folder, the moving ones on a grid of their own.
     """
     images = folder.parent / "images"
     moving = Grid.axis_aligned((34, 32, 30), (1.2, 1.3, 1.4), fixed.centre)
@@ -62,10 +61,16 @@ def write_predictions(
             row["uncertainty"] = f"uncertainty_{number}.nii.gz"
             write_image(image_from(np.abs(vectors[..., 0]) + 0.5, fixed), folder / row["uncertainty"])
         rows.append(row)
-        about = {"pair_id": row["pair_id"], **names}
-        scores += [about | score for score in evaluate_pair(maps["fixed"], maps["moving"], field, NAMES)]
+        named = {"pair_id": row["pair_id"], **names}
+        scores += [named | score for score in evaluate_pair(maps["fixed"], maps["moving"], field, NAMES)]
     failed = [{"pair_id": "pair 99", "fixed": "F", "moving": "M", "failed": f"no {EVIL}"}]
-    content = {"model": "Dataset999_Demo/tiny", "folds": ["0"], "options": {"refine": 30}, "pairs": rows, "failed": failed}
+    content = {
+        "model": "Dataset999_Demo/tiny",
+        "folds": ["0"],
+        "options": {"refine": 30},
+        "pairs": rows,
+        "failed": failed,
+    }
     (folder / "predict.json").write_text(json.dumps(content))
     write_results(scores, folder)
     return folder

@@ -47,11 +47,11 @@ def write_report(path: Path, dataset: Dataset, fingerprint: Fingerprint, plans: 
         _dataset(fingerprint),
         "<h2>Intensities</h2><p>Histograms over the foreground of some cases, and over the annotated structures where "
         "there are any. Grey: what is clipped.</p>",
-        _picture(_histograms(dataset, plans), "Histograms of the intensities of each modality, and where they are clipped"),
+        _picture(_histograms(dataset, plans), "Histograms of each modality's intensities and clipping"),
         "<h2>The common frame</h2><p>A case of each modality, centred in the frame (pre-alignment comes later). "
         f"Yellow: the frame. Thin lines: the tokens of the configuration {plans.default_configuration}, which reach "
         "beyond the frame where it is padded.</p>",
-        _picture(_grids(dataset, fingerprint, plans), "Slices of a case of each modality under the frame and the tokens"),
+        _picture(_grids(dataset, fingerprint, plans), "Slices of each modality under the frame and the tokens"),
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Plans</title><style>{pages.style()}</style>'
     write_text(path, page + "\n".join(parts) + "</html>\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,8 @@ from scipy.ndimage import zoom
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 # What lies at a picture's left, right, top and bottom: patients are looked at from their feet, front and left.
 SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-# Lines are drawn in so many times a slice's resolution.
-FINER = 2
+# Lines are drawn finer than voxels where those are large on the page: about so many pixels along the longest side.
+_LINE_PIXELS = 340
 DASH = 3
 # log2 of the Jacobian's determinant at either end of its colours: half and twice the volume.
 JACOBIAN_SPAN = 1.0
@@ -37,13 +38,19 @@ def slice_of(volume: NDArray[Any], plane: str, index: int) -> NDArray[Any]:
     return found if plane == "axial" else found[::-1]
 
 
-def outlines(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The innermost pixels of each label's border, in :data:`FINER` times the resolution; 0 elsewhere.
+def fineness(size: Sequence[int]) -> int:
+    """How many pixels a voxel of a volume of that size is wide where lines are drawn."""
+    return max(1, round(_LINE_PIXELS / max(size)))
+
+
+def outlines(labels: NDArray[np.int32], finer: int) -> NDArray[np.int32]:
+    """The innermost pixels of each label's border; 0 elsewhere.
 
     Args:
         labels: a slice (rows, columns), 0 is background.
+        finer: pixels a voxel (:func:`fineness`).
     """
-    fine = np.repeat(np.repeat(labels, FINER, axis=0), FINER, axis=1)
+    fine = np.repeat(np.repeat(labels, finer, axis=0), finer, axis=1)
     around = np.pad(fine, 1, mode="edge")
     border = np.zeros(fine.shape, bool)
     for neighbour in (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]):
@@ -51,9 +58,9 @@ def outlines(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.where(border, fine, 0)
 
 
-def contours(labels: NDArray[np.int32], dashed: bool) -> Pixels:
+def contours(labels: NDArray[np.int32], finer: int, dashed: bool) -> Pixels:
     """Outlines in the labels' colours, RGBA, transparent elsewhere."""
-    lines = outlines(labels)
+    lines = outlines(labels, finer)
     if dashed:
         rows, columns = np.indices(lines.shape)
         lines = np.where((rows + columns) // DASH % 2, lines, 0)
@@ -63,14 +70,15 @@ def contours(labels: NDArray[np.int32], dashed: bool) -> Pixels:
     return picture
 
 
-def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float) -> NDArray[np.bool_]:
-    """Where the moving image's straight grid comes to lie, in :data:`FINER` times the resolution.
+def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float, finer: int) -> NDArray[np.bool_]:
+    """Where the moving image's straight grid comes to lie.
 
     Args:
         flow: (3, z, y, x), components (x, y, z), in voxels.
         plane: which slices.
         index: of the slice.
         step: voxels between lines.
+        finer: pixels a voxel (:func:`fineness`).
     """
     axes = [axis for axis in range(3) if axis != PLANES[plane]]
     lines = None
@@ -80,7 +88,7 @@ def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float) -
         across = np.take(component, [index], axis=PLANES[plane])
         # Edges of voxels, so that lines and voxels of a resting grid have the same borders.
         looked_up = slice_of(across + place + 0.5, plane, 0)
-        cell = np.floor(zoom(looked_up, FINER, order=1, mode="nearest", grid_mode=True) / step)
+        cell = np.floor(zoom(looked_up, finer, order=1, mode="nearest", grid_mode=True) / step)
         found = np.zeros(cell.shape, bool)
         found[1:] |= cell[1:] != cell[:-1]
         found[:, 1:] |= cell[:, 1:] != cell[:, :-1]

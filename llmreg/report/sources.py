@@ -79,7 +79,11 @@ def read_source(path: Path, predictions: Path | None = None) -> Source:
 def _of_predictions(path: Path) -> Source:
     made = read_predictions(REGISTERED_TITLE, [path])
     options = made.about.get("options")
-    used = [f"{key} {value}" for key, value in options.items() if value] if isinstance(options, dict) else []
+    used = (
+        [key if value is True else f"{key} {value}" for key, value in options.items() if value]
+        if isinstance(options, dict)
+        else []
+    )
     folds = made.about.get("folds")
     about = [
         ("Model", str(made.about.get("model", "unknown"))),

@@ -119,7 +119,8 @@ def _shared_layers(scene: Scene, plane: str, index: int) -> Layers:
 
 def _layers(scene: Scene, result: Result, top: float | None, plane: str, index: int) -> Layers:
     layers = _stage_layers("warped", result.warped, plane, index, dashed=True)
-    lines = rendering.grid_lines(result.flow, plane, index, max(scene.grid.size) / GRID_LINES)
+    size = scene.grid.size
+    lines = rendering.grid_lines(result.flow, plane, index, max(size) / GRID_LINES, rendering.fineness(size))
     layers["grid"] = _text(rendering.line_webp(rendering.grid_picture(lines)))
     picture = rendering.jacobian_picture(slice_of(result.jacobian, plane, index))
     layers["jacobian"] = _text(rendering.colour_webp(picture))
@@ -132,7 +133,8 @@ def _layers(scene: Scene, result: Result, top: float | None, plane: str, index: 
 def _stage_layers(name: str, stage: Stage, plane: str, index: int, dashed: bool) -> Layers:
     layers = {name: _text(rendering.grey_webp(np.ascontiguousarray(slice_of(stage.image, plane, index))))}
     if stage.labels is not None:
-        lines = rendering.contours(slice_of(stage.labels, plane, index), dashed)
+        finer = rendering.fineness(stage.labels.shape)
+        lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed)
         layers[f"{name}_contours"] = _text(rendering.line_webp(lines))
     return layers
 

@@ -19,10 +19,10 @@ from llmreg.report.predictions import Prediction, ShownPair
 
 # Pixels of a picture's longest side.
 LONGEST = 256
-# Grey values (HU) between which soft tissue lies, and a value that only CT falls below.
-SOFT_TISSUE, BELOW_MR = (-160.0, 240.0), -500.0
-# Of other images the foreground's percentiles.
-PERCENTILES = (1.0, 99.5)
+# HU between which soft tissue lies, the fewest that are told apart, and a value that only CT falls below.
+SOFT_TISSUE, NARROWEST, BELOW_MR = (-160.0, 240.0), 60.0, -500.0
+# Of the foreground, or of soft tissue.
+PERCENTILES, CT_PERCENTILES = (1.0, 99.5), (5.0, 99.5)
 
 Grey = NDArray[np.uint8]
 Labels = NDArray[np.int32]
@@ -130,15 +130,18 @@ def read_result(scene: Scene, made: Prediction) -> Result:
 
 
 def window(values: NDArray[Any]) -> tuple[float, float]:
-    """Which values of an image are shown black and white: soft tissue in CT, percentiles of the foreground else."""
+    """Which values of an image are black and white: percentiles of the foreground, in CT those of soft tissue."""
     lowest = float(values.min())
     if lowest < BELOW_MR:
-        return SOFT_TISSUE
-    foreground = values[values > lowest]
+        below, above = SOFT_TISSUE
+        foreground, percentiles, narrowest = values[(values > below) & (values < above)], CT_PERCENTILES, NARROWEST
+    else:
+        foreground, percentiles, narrowest = values[values > lowest], PERCENTILES, 1e-6
     if not foreground.size:
         return lowest, lowest + 1
-    low, high = np.percentile(foreground.astype(np.float64), PERCENTILES)
-    return float(low), float(max(high, low + 1e-6))
+    low, high = np.percentile(foreground.astype(np.float64), percentiles).tolist()
+    wider = max(0.0, narrowest - (high - low)) / 2
+    return low - wider, high + wider
 
 
 def _stage(

@@ -9,7 +9,9 @@ from PIL import Image
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.report import rendering
-from llmreg.report.rendering import FINER, PLANES, SIDES
+from llmreg.report.rendering import PLANES, SIDES
+
+FINER = 3
 
 
 def test_planes_are_seen_as_radiologists_see_them() -> None:
@@ -26,7 +28,7 @@ def test_outlines_are_the_pixels_of_a_label_beside_others() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (6, 7)).astype(np.int32)
     labels[2:5, 2:6] = 2
-    found = rendering.outlines(labels)
+    found = rendering.outlines(labels, FINER)
     fine = labels.repeat(FINER, 0).repeat(FINER, 1)
     for row, column in np.ndindex(fine.shape):
         beside = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
@@ -35,11 +37,15 @@ def test_outlines_are_the_pixels_of_a_label_beside_others() -> None:
         assert found[row, column] == (fine[row, column] if border else 0)
 
 
+def test_small_volumes_have_finer_lines() -> None:
+    assert [rendering.fineness((length, 40, 50)) for length in (300, 256, 192, 96, 60)] == [1, 1, 2, 4, 6]
+
+
 def test_contours_have_their_labels_colours_and_dashes_are_a_part_of_them() -> None:
     labels = np.zeros((20, 20), np.int32)
     labels[4:16, 3:12], labels[6:9, 12:18] = 1, 5
-    solid, dashed = (rendering.contours(labels, dashed) for dashed in (False, True))
-    lines = rendering.outlines(labels)
+    solid, dashed = (rendering.contours(labels, FINER, dashed) for dashed in (False, True))
+    lines = rendering.outlines(labels, FINER)
     for label in (1, 5):
         assert (solid[lines == label] == (*rendering.colour_of(label), 255)).all()
     assert (solid[lines == 0] == 0).all()
@@ -54,7 +60,7 @@ def test_grid_lines_lie_where_the_field_looks_up_the_moving_grid(plane: str, alo
     flow = np.zeros((3, *shape), np.float32)
 
     def columns_and_rows() -> tuple[set[int], set[int]]:
-        lines = rendering.grid_lines(flow, plane, 3, step)
+        lines = rendering.grid_lines(flow, plane, 3, step, FINER)
         rows = np.flatnonzero(lines.mean(axis=1) > 0.9)
         return set(np.flatnonzero(lines.mean(axis=0) > 0.9).tolist()), set(rows.tolist())
 
@@ -65,7 +71,9 @@ def test_grid_lines_lie_where_the_field_looks_up_the_moving_grid(plane: str, alo
     # Looking a voxel further along brings the moving lines a voxel back.
     flow[along] = 1
     columns, rows = columns_and_rows()
-    assert columns == {line - FINER for line in whole[0]} | ({FINER * (size[along] - 1)} if size[along] % step == 0 else set())
+    assert columns == {line - FINER for line in whole[0]} | (
+        {FINER * (size[along] - 1)} if size[along] % step == 0 else set()
+    )
     assert rows == whole[1]
     # What happens across the slice is not seen in it.
     flow[:] = 0
@@ -76,7 +84,7 @@ def test_grid_lines_lie_where_the_field_looks_up_the_moving_grid(plane: str, alo
 def test_a_stretched_grid_has_wider_cells() -> None:
     flow = np.zeros((3, 4, 40, 40), np.float32)
     flow[0] = -0.5 * np.arange(40)
-    lines = rendering.grid_lines(flow, "axial", 0, 5)
+    lines = rendering.grid_lines(flow, "axial", 0, 5, FINER)
     columns = np.flatnonzero(lines.mean(axis=0) > 0.9)
     np.testing.assert_allclose(np.diff(columns), 5 * FINER / 0.5, atol=1)
 
@@ -100,7 +108,7 @@ def test_uncertainty_gets_brighter_to_its_top() -> None:
 def test_pictures_are_webp_and_lines_lose_nothing() -> None:
     labels = np.zeros((20, 30), np.int32)
     labels[4:16, 3:12] = 1
-    lines = rendering.contours(labels, dashed=True)
+    lines = rendering.contours(labels, FINER, dashed=True)
     opened = Image.open(io.BytesIO(rendering.line_webp(lines)))
     assert opened.format == "WEBP"
     decoded = np.asarray(opened.convert("RGBA"))
@@ -116,7 +124,7 @@ def test_the_lines_of_a_real_field_pass_where_its_inverse_says() -> None:
     x = np.arange(24)
     vectors = np.zeros((*grid.shape, 3), np.float32)
     vectors[..., 0] = 1.5 * np.sin(x / 5)
-    lines = rendering.grid_lines(DisplacementField(vectors, grid).to_flow(), "axial", 1, 6)
+    lines = rendering.grid_lines(DisplacementField(vectors, grid).to_flow(), "axial", 1, 6, FINER)
     columns = np.flatnonzero(lines.mean(axis=0) > 0.9) / FINER
     # Edges of voxels have half a voxel added.
     wanted = np.interp(np.arange(6, 24, 6), x + 1.5 * np.sin(x / 5) + 0.5, x + 0.5)

@@ -12,7 +12,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, image_from, oriented_lps, read_image, write_with_itk
 from llmreg.report.predictions import Prediction, ShownPair, chosen, read_predictions
 from llmreg.report.rendering import slice_of
-from llmreg.report.volumes import SOFT_TISSUE, Scene, read_result, read_scene, shown_grid, window
+from llmreg.report.volumes import NARROWEST, Scene, read_result, read_scene, shown_grid, window
 
 
 def pairs_in(folder: Path) -> list[ShownPair]:
@@ -98,10 +98,16 @@ def test_a_prealignment_is_shown_where_it_moves_something(tmp_path: Path, wide: 
     assert (scene.prealigned.labels == result.warped.labels).mean() > 0.999
 
 
-def test_windows() -> None:
+def test_windows_show_the_foreground_and_of_ct_soft_tissue() -> None:
     rng = np.random.default_rng(0)
-    ct = np.concatenate([np.full(1000, -1000.0), rng.normal(40, 30, 1000)])
-    assert window(ct) == SOFT_TISSUE
+    body = np.concatenate([np.full(1000, -1000.0), rng.uniform(-120, 200, 1000), rng.uniform(300, 1500, 200)])
+    low, high = window(body)
+    assert -120 < low < -90
+    assert 190 < high < 240
+    brain = np.concatenate([np.full(1000, -1000.0), rng.normal(30, 3, 1000)])
+    low, high = window(brain)
+    assert high - low == pytest.approx(NARROWEST)
+    assert low < 5 < 55 < high
     mr = np.concatenate([np.zeros(5000), rng.uniform(100, 200, 5000), [9000]])
     low, high = window(mr)
     assert 99 < low < 103
@@ -111,7 +117,7 @@ def test_windows() -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     here = {"folder": tmp_path, "pair_id": "a pair", "fixed": "F", "moving": "M"}
-    with pytest.raises(UserError, match="a pair.*fixed image"):
+    with pytest.raises(UserError, match=r"a pair.*fixed image"):
         read_scene(ShownPair("a pair", 1, 1, (Prediction(**here),)))
     with pytest.raises(UserError, match="does not exist"):
         read_scene(ShownPair("a pair", 1, 1, (Prediction(**here, fixed_path="a.nii", moving_path="b.nii"),)))

@@ -33,7 +33,8 @@
   const where = () => `${state.plane} slice ${index() + 1} of ${plane().mm.length}, ${plane().mm[index()]} mm`;
   const shared = () => pictures(state.pair).shared[state.plane];
   const own = (method) => (pictures(state.pair).methods[method] || {})[state.plane];
-  const title = (method) => about.methods[method];
+  const several = about.methods.length > 1;
+  const title = (method) => several ? about.methods[method] : "the field";
 
   const picture = (layers, layer, text, className = "") => layers && layers[layer] ? [element("img", {
     src: `data:image/webp;base64,${layers[layer][index()]}`, alt: `${text}, ${where()}`, className, draggable: false,
@@ -108,7 +109,7 @@
     byId("panels").replaceChildren(
       figure([...picture(shared(), "fixed", `Fixed image ${pair().fixed}`), ...fixedLines()], "Fixed", pair().fixed),
       figure(beforeStack(), state.before === "moving" ? "Moving, as it lies" : "Moving, pre-aligned", pair().moving),
-      figure(afterStack(state.method), "Moving, warped", title(state.method)),
+      figure(afterStack(state.method), "Moving, warped", several ? title(state.method) : ""),
       figure(mapStack(), MAPS[state.map], ""),
     );
     const contours = shared().fixed_contours ? " Contours: solid of the fixed, dashed of the moving label map." : "";
@@ -131,7 +132,7 @@
     }));
   };
   const drawMethods = () => {
-    if (about.methods.length < 2) return;
+    if (!several) return;
     byId("methods").replaceChildren(...about.methods.flatMap((name, number) => {
       const scored = pair().methods[number];
       if (!scored) return [];
@@ -167,7 +168,7 @@
     value: number, textContent: `${fixed} \u2190 ${moving}${place ? ` (${place})` : ""}`,
   })));
   byId("method").append(...about.methods.map((name, number) => element("option", { value: number, textContent: name })));
-  byId("method-label").hidden = about.methods.length < 2;
+  byId("method-label").hidden = !several;
   byId("pair").onchange = (event) => { state.pair = Number(event.target.value); draw(); };
   byId("method").onchange = (event) => { state.method = Number(event.target.value); draw(); };
   byId("slice").oninput = (event) => move(Number(event.target.value) - index());
