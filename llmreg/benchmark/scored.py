@@ -18,13 +18,13 @@ METRICS_FILE = "metrics.csv"
 
 def per_pair(folder: Path) -> pd.DataFrame:
     """Means over labels by pair, with the seconds and the memory it took where ``predict.json`` says so."""
-    table = pd.read_csv(folder / METRICS_FILE)
+    table = pd.read_csv(folder / METRICS_FILE, dtype={"pair_id": str})
     means = table.groupby("pair_id").mean(numeric_only=True).drop(columns="label")
     if not (folder / PREDICT_FILE).exists():
         return means
     predicted = read_json(folder / PREDICT_FILE)
     known = pd.DataFrame(predicted["pairs"]).set_index("pair_id")
-    means["seconds"] = known["seconds"]
+    means["seconds"] = known.get("seconds")
     done = folder / BENCHMARK_FILE
     if done.exists():
         # With the start of the program shared out among the pairs, as other programs start for each.

@@ -78,20 +78,16 @@ def read_source(path: Path, predictions: Path | None = None) -> Source:
 
 def _of_predictions(path: Path) -> Source:
     made = read_predictions(REGISTERED_TITLE, [path])
-    options = made.about.get("options")
-    used = (
-        [key if value is True else f"{key} {value}" for key, value in options.items() if value]
-        if isinstance(options, dict)
-        else []
-    )
-    folds = made.about.get("folds")
+    options, folds = made.about.get("options"), made.about.get("folds")
+    listed = options.items() if isinstance(options, dict) else ()
+    used = [str(key) if value is True else f"{key} {value}" for key, value in listed if value]
     about = [
         ("Model", str(made.about.get("model", "unknown"))),
         ("Folds", ", ".join(map(str, folds)) if isinstance(folds, list) else ""),
         ("Options", ", ".join(used)),
         ("Pairs", str(len(made.pairs))),
     ]
-    stages = _stages([path])
+    stages = {} if made.scores.empty else _stages([path])
     return Source(
         "predictions",
         path.resolve().name,
@@ -110,14 +106,15 @@ def _of_model(path: Path, predictions: Path | None) -> Source:
     validated = [fold / "validation" for fold in folds if (fold / "validation" / METRICS_FILE).is_file()]
     training = {fold.name.replace("_", " "): read_log(fold) for fold in folds if (fold / LOG_FILE).is_file()}
     shown = () if predictions is None else (read_predictions(REGISTERED_TITLE, [predictions]),)
-    stages = _stages(validated)
+    scores = read_scores(validated)
+    stages = {} if scores.empty else _stages(validated)
     return Source(
         "model",
         f"{path.resolve().parent.name}/{path.resolve().name}",
         (*_about_plans(plans, path.name.split("__")[-1]), ("Folds", ", ".join(fold.name[5:] for fold in folds))),
         _stage_table("Validation pairs before and after registration", stages),
         stages,
-        _stages_of_labels(read_scores(validated)),
+        _stages_of_labels(scores),
         shown,
         training,
         tuple(failure for made in shown for failure in made.failed),
@@ -140,12 +137,13 @@ def _of_benchmark(path: Path) -> Source:
         folders = [path / name / f"fold_{fold}" for fold in folds]
         made = read_predictions(title, folders)
         shown.append(made)
-        figures[title] = pd.concat([per_pair(folder) for folder in folders])
+        if not made.scores.empty:
+            figures[title] = _registered(folders)
         failed += [(f"{title}: {pair_id}", why) for pair_id, why in made.failed]
-    by_label = {made.title: made.scores for made in shown}
+    by_label = {made.title: made.scores for made in shown if not made.scores.empty}
     if figures:
         figures = {INITIAL_TITLE: initial(list(figures.values()))} | figures
-        by_label = {INITIAL_TITLE: _initial_of_labels([made.scores for made in shown])} | by_label
+        by_label = {INITIAL_TITLE: _initial_of_labels(list(by_label.values()))} | by_label
     about = [
         ("Dataset", str(content.get("dataset", ""))),
         ("Validation folds", ", ".join(map(str, folds))),
@@ -174,12 +172,14 @@ def _benchmark_tables(path: Path, figures: Mapping[str, pd.DataFrame]) -> list[T
     return tables or ([compared(TITLES["comparison"], figures)] if figures else [])
 
 
+def _registered(folders: Sequence[Path]) -> pd.DataFrame:
+    """Figures by pair of the folders that are scored."""
+    return pd.concat([per_pair(folder) for folder in folders if (folder / METRICS_FILE).is_file()])
+
+
 def _stages(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """One method's figures by pair: before, pre-aligned where that is known, and registered."""
-    scored = [per_pair(folder) for folder in folders if (folder / METRICS_FILE).is_file()]
-    if not scored:
-        return {}
-    registered = pd.concat(scored)
+    registered = _registered(folders)
     stages = {INITIAL_TITLE: before(registered, "initial_")}
     if _is_prealigned(registered):
         stages[PREALIGNED_TITLE] = before(registered, "prealigned_")

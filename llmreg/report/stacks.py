@@ -15,6 +15,8 @@ from llmreg.report.volumes import Result, Scene, Stage
 # Characters of the page that a pair's pictures may take: ten pairs are to stay below 15 MB.
 BUDGET = 1_350_000
 MOST_SLICES, FEWEST_SLICES = 40, 3
+# Slices of a plane from which their size is estimated.
+PROBES = 4
 # With fewer axial slices than these, the other planes are left out.
 ENOUGH_SLICES = 12
 # Grid lines along the longest side.
@@ -89,15 +91,13 @@ def _extent(scene: Scene, plane: str) -> tuple[int, int]:
 def _cost(
     scene: Scene, results: Sequence[Result | None], tops: Sequence[float | None], plane: str, extent: tuple[int, int]
 ) -> int:
-    """Characters of the middle slice, which is about the largest."""
-    middle = sum(extent) // 2
-    layers = [_shared_layers(scene, plane, middle)]
-    layers += [
-        _layers(scene, result, top, plane, middle)
-        for result, top in zip(results, tops, strict=True)
-        if result is not None
-    ]
-    return sum(len(text) for own in layers for text in own.values())
+    """Characters of a slice with all its layers, the mean of some."""
+    probed = np.linspace(*extent, PROBES + 2)[1:-1].round().astype(int).tolist()
+    layers = [_shared_layers(scene, plane, index) for index in probed]
+    for result, top in zip(results, tops, strict=True):
+        if result is not None:
+            layers += [_layers(scene, result, top, plane, index) for index in probed]
+    return sum(len(text) for own in layers for text in own.values()) // PROBES
 
 
 def _about(scene: Scene, plane: str, indices: Sequence[int]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Failures = list[tuple[str, str]]
 @dataclass(frozen=True, eq=False)
 class Viewer:
     """Attributes:
-    about: JSON-able: ``methods`` (titles), ``labels`` (id -> name, colour), ``pairs`` (what is known of each).
+    about: JSON-able: ``methods`` (titles), ``best`` (its number), ``labels`` (id -> name, colour), ``pairs``.
     pictures: JSON-able, of each pair: ``shared`` and ``methods`` of :class:`llmreg.report.stacks.Stacks`.
     failed: (what, why) of pairs and methods that could not be drawn.
     """
@@ -49,7 +49,13 @@ def viewer_of(methods: Sequence[Predictions], pairs: Sequence[ShownPair], proces
         if stacks is not None:
             shown.append(_about(pair, stacks, methods))
             pictures.append({"shared": stacks.shared, "methods": stacks.methods})
-    about = {"methods": [method.title for method in methods], "labels": _labels(methods), "pairs": shown}
+    dice = [method.scores["dice"].mean() for method in methods]
+    about = {
+        "methods": [method.title for method in methods],
+        "best": int(np.argmax(np.nan_to_num(np.array(dice, float), nan=-1.0))),
+        "labels": _labels(methods),
+        "pairs": shown,
+    }
     return Viewer(about, pictures, tuple(failed))
 
 

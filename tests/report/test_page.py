@@ -169,6 +169,14 @@ def test_unscored_predictions_are_shown_without_numbers(predictions: Path, tmp_p
     assert pair["methods"][0]["labels"] == []
 
 
+def test_predictions_that_all_failed_say_so(tmp_path: Path) -> None:
+    failed = [{"pair_id": "a pair", "failed": "too dark"}]
+    (tmp_path / "predict.json").write_text(json.dumps({"pairs": [], "failed": failed}))
+    page = checked(write_report(tmp_path))
+    assert "too dark" in page.text
+    assert not page.scripts
+
+
 def test_a_pair_that_cannot_be_drawn_is_listed_with_its_reason(predictions: Path, tmp_path: Path) -> None:
     shutil.copytree(predictions, tmp_path / "out")
     (tmp_path / "out" / "disp_0.nii.gz").unlink()

@@ -15,12 +15,15 @@
   };
   const NOTES = {
     grid: "Where the moving image's straight grid comes to lie, over the warped moving image.",
-    jacobian: "Jacobian determinant of the field: red, the moving image is larger there and shrinks; blue, it grows; black, it folds.",
+    jacobian: "Jacobian determinant of the field. Red: the moving image is larger there and shrinks; blue: it grows.",
     checkerboard: "Squares of the fixed and the warped moving image in turn.",
     difference: "Absolute difference of the grey values as shown, which means little between modalities.",
     uncertainty: "Standard deviation of the displacement in mm.",
   };
-  const state = { pair: 0, method: 0, plane: "axial", share: 0.5, map: "grid", before: "moving", fixedLines: true, movingLines: true };
+  const state = {
+    pair: 0, method: about.best, plane: "axial", share: 0.5, map: "grid", before: "moving", fixedLines: true,
+    movingLines: true,
+  };
 
   const element = (tag, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), properties);
@@ -65,17 +68,17 @@
     ...picture(own(method), "warped", `Moving image ${pair().moving} warped by ${title(method)}`), ...fixedLines(),
     ...(state.movingLines ? picture(own(method), "warped_contours", `Contours warped by ${title(method)}`) : []),
   ];
-  const mapStack = () => {
-    const layers = own(state.method);
+  const mapStack = (method) => {
+    const layers = own(method);
     const fixed = () => picture(shared(), "fixed", `Fixed image ${pair().fixed}`);
     const warped = (className, what) => picture(layers, "warped", `${what} of the fixed and the warped image`, className);
     switch (state.map) {
       case "grid": return [
-        ...picture(layers, "warped", `Warped moving image under the grid of ${title(state.method)}`, "dimmed"),
-        ...picture(layers, "grid", `Warped grid of ${title(state.method)}`)];
+        ...picture(layers, "warped", `Warped moving image under the grid of ${title(method)}`, "dimmed"),
+        ...picture(layers, "grid", `Warped grid of ${title(method)}`)];
       case "checkerboard": return [...fixed(), ...warped("checkerboard", "Checkerboard")];
       case "difference": return [...fixed(), ...warped("difference", "Difference")];
-      default: return [...picture(layers, state.map, `${MAPS[state.map]} of ${title(state.method)}`), ...fixedLines()];
+      default: return [...picture(layers, state.map, `${MAPS[state.map]} of ${title(method)}`), ...fixedLines()];
     }
   };
 
@@ -110,7 +113,7 @@
       figure([...picture(shared(), "fixed", `Fixed image ${pair().fixed}`), ...fixedLines()], "Fixed", pair().fixed),
       figure(beforeStack(), state.before === "moving" ? "Moving, as it lies" : "Moving, pre-aligned", pair().moving),
       figure(afterStack(state.method), "Moving, warped", several ? title(state.method) : ""),
-      figure(mapStack(), MAPS[state.map], ""),
+      figure(mapStack(state.method), MAPS[state.map], ""),
     );
     const contours = shared().fixed_contours ? " Contours: solid of the fixed, dashed of the moving label map." : "";
     byId("note").textContent = NOTES[state.map] + contours;
@@ -138,7 +141,10 @@
       if (!scored) return [];
       const dice = scored.numbers.length ? `${scored.numbers[0][0]} ${scored.numbers[0][2]}` : "";
       const made = element("button", { type: "button", onclick: () => { state.method = number; draw(name, "methods"); } },
-        element("figure", {}, stack(afterStack(number), false), element("figcaption", {}, element("b", { textContent: name }), dice)));
+        element("figure", {},
+          element("div", { className: "two" }, ...[afterStack(number), mapStack(number)].filter((own) => own.length)
+            .map((own) => stack(own, false))),
+          element("figcaption", {}, element("b", { textContent: name }), dice)));
       made.dataset.key = name;
       made.setAttribute("aria-pressed", String(number === state.method));
       return [made];
