@@ -35,7 +35,7 @@ class Stacks:
 
     Attributes:
         planes: by name, what the viewer must know: ``width`` and ``height`` in pixels, ``mm`` along the axis across,
-            ``sides``.
+            ``start``, the slice to begin with, ``sides``.
         shared: by plane, then by layer, a picture a slice.
         methods: the same of each method; None where it failed.
         uncertainty_mm: the brightest colour's of each method; None without uncertainty.
@@ -106,7 +106,22 @@ def _about(scene: Scene, plane: str, indices: Sequence[int]) -> dict[str, Any]:
     points = np.zeros((len(indices), 3))
     points[:, component] = indices
     places = scene.grid.index_to_physical(points)[:, component]
-    return {"width": columns, "height": rows, "mm": places.round(1).tolist(), "sides": SIDES[plane]}
+    return {
+        "width": columns,
+        "height": rows,
+        "mm": places.round(1).tolist(),
+        "start": _richest(scene, plane, indices),
+        "sides": SIDES[plane],
+    }
+
+
+def _richest(scene: Scene, plane: str, indices: Sequence[int]) -> int:
+    """Which of the slices shows several large structures rather than one huge or many tiny ones."""
+    labels = scene.fixed.labels
+    if labels is None or not labels.any():
+        return len(indices) // 2
+    slices = [slice_of(labels, plane, index) for index in indices]
+    return int(np.argmax([np.sqrt(np.unique(own[own > 0], return_counts=True)[1]).sum() for own in slices]))
 
 
 def _shared_layers(scene: Scene, plane: str, index: int) -> Layers:

@@ -46,6 +46,7 @@ def test_slices_are_spread_over_the_structures(drawn: tuple[Scene, Result]) -> N
         assert (np.diff(places) > 0).all()
         assert places.min() > labelled[:, component].min() - 0.1
         assert places.max() < labelled[:, component].max() + 0.1
+        assert 0 < stacks.planes[plane]["start"] < len(places) - 1
         assert np.ptp(places) > 0.6 * np.ptp(labelled[:, component])
 
 

@@ -21,7 +21,7 @@
     uncertainty: "Standard deviation of the displacement in mm.",
   };
   const state = {
-    pair: 0, method: about.best, plane: "axial", share: 0.5, map: "grid", before: "moving", fixedLines: true,
+    pair: 0, method: about.best, plane: "axial", shares: {}, map: "grid", before: "moving", fixedLines: true,
     movingLines: true,
   };
 
@@ -32,7 +32,9 @@
   };
   const pair = () => about.pairs[state.pair];
   const plane = () => pair().planes[state.plane];
-  const index = () => Math.min(plane().mm.length - 1, Math.floor(state.share * plane().mm.length));
+  // Where somebody scrolled to in a plane, as a share of the way, which other pairs have, too.
+  const share = () => state.shares[state.plane] ?? (plane().start + 0.5) / plane().mm.length;
+  const index = () => Math.min(plane().mm.length - 1, Math.floor(share() * plane().mm.length));
   const where = () => `${state.plane} slice ${index() + 1} of ${plane().mm.length}, ${plane().mm[index()]} mm`;
   const shared = () => pictures(state.pair).shared[state.plane];
   const own = (method) => (pictures(state.pair).methods[method] || {})[state.plane];
@@ -164,7 +166,7 @@
   };
   const move = (steps) => {
     const wanted = Math.max(0, Math.min(plane().mm.length - 1, index() + steps));
-    state.share = (wanted + 0.5) / plane().mm.length;
+    state.shares[state.plane] = (wanted + 0.5) / plane().mm.length;
     drawControls();
     drawPanels();
     drawMethods();
