@@ -21,7 +21,7 @@ import numpy as np
 
 from llmreg.dataset import Pair
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import AugmentationSettings
 from llmreg.training.pairs import Sampling, TrainingPairs, batches
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    configuration = plan_configuration(SHAPE, 1, NetworkSettings(), Budget(Machine("cpu", 16, 2, False)))
+    configuration = plan_configuration(SHAPE, 1, LLMMorphSettings(), Budget(Machine("cpu", 16, 2, False)))
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
         pairs = TrainingPairs(

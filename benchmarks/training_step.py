@@ -29,7 +29,7 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from llmreg.devices import autocast, has_bfloat16
-from llmreg.network.config import LLMSettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings
 from llmreg.network.convolution import Conv3d
 from llmreg.network.encoder import ConvBlock
 from llmreg.network.factory import DTYPES
@@ -89,7 +89,7 @@ def measure(which: str, case: Case, width: int, steps: int) -> None:
     plain = which == "plain float32"
     in_bfloat16 = not plain and has_bfloat16(torch.device("cpu"))
     torch.manual_seed(0)
-    settings = NetworkSettings(llm=LLMSettings(dtype="bfloat16" if in_bfloat16 else "float32"))
+    settings = LLMMorphSettings(llm=LLMSettings(dtype="bfloat16" if in_bfloat16 else "float32"))
     network = LLMMorph(settings, case.shape, layers_of(width, DTYPES[settings.llm.dtype]))
     network.recompute = not plain
     if plain:

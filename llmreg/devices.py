@@ -7,6 +7,7 @@ import os
 import torch
 
 from llmreg.errors import UserError
+from llmreg.machine import peak_memory_gb
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -41,3 +42,11 @@ def has_bfloat16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
     return False
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has held so far, GiB: its own, and PyTorch's on a GPU."""
+    found = {"peak_memory_gb": peak_memory_gb()}
+    if device.type == "cuda":
+        found["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return {name: round(value, 3) for name, value in found.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,3 +67,10 @@ def ram_gb() -> float:
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return min(ram, int(limit) if limit.isdecimal() else ram) / 2**30
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held so far, GiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB.
+    return most / 2**30 if sys.platform == "darwin" else most / 2**20

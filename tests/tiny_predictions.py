@@ -81,6 +81,6 @@ def write_benchmark(folder: Path, fixed: Grid, shifts: Sequence[float]) -> Path:
     for name, share in (("half", 0.5), ("whole", 1.0)):
         write_predictions(folder / name / "fold_0", fixed, shifts, share, uncertainty=name == "whole")
     methods = {"half": f"Half {EVIL}", "whole": "Whole"}
-    content = {"dataset": "2", "folds": [0], "methods": methods, "failed": {"ants": "ANTs is not installed"}}
+    content = {"dataset": "2", "folds": ["0"], "methods": methods, "failed": {"ants": "ANTs is not installed"}}
     (folder / "benchmark.json").write_text(json.dumps(content))
     return folder

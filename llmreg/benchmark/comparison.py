@@ -44,6 +44,9 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
             failed[method.name] = str(error)
             log.error("%s is left out: %s", method.title, error)
         # After each, so that there is something to look at before the last one is trained.
+        titles = {name: methods[name].title for name in found}
+        about = {"dataset": study.dataset, "folds": list(study.folds), "methods": titles, "failed": failed}
+        write_json(output / BENCHMARK_FILE, about)
         tables = [_written(name, several, study, found, failed, output) for name, several in wanted.items() if found]
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
@@ -74,13 +77,4 @@ def _written(
         boxes(by_label, output / f"{name}_structures.png")
     if name == "figure4" and len(own) > 1:
         layers({method.title: found[method.name]["dice"] for method in own}, output / "figure4.png")
-    write_json(
-        output / BENCHMARK_FILE,
-        {
-            "dataset": study.dataset,
-            "folds": list(study.folds),
-            "methods": {method.name: method.title for several in [own] for method in several},
-            "failed": dict(failed),
-        },
-    )
     return table

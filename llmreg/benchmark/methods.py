@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmreg.benchmark.classical import CLASSICAL
@@ -15,6 +15,9 @@ from llmreg.network.config import LLMMorphSettings
 Kind = Literal["initial", "classical", "learned"]
 
 INITIAL, OURS = "initial", "llm_morph"
+REFINED = "+refine"
+# As documentation/refinement.md measures it.
+_REFINEMENT = ("--refine", "50")
 _NO_LORA = "network.llm.lora=null"
 
 
@@ -23,11 +26,12 @@ class Method:
     """One row of a table.
 
     Attributes:
-        name: as it is asked for; also of its folder and, where it changes them, of its plans.
+        name: as it is asked for; also of its folder.
         title: what tables call it.
         kind: whether it is trained, another program, or nothing at all.
         network: a baseline's; None for LLM-Morph.
         changes: of the plans, ``key=value``.
+        flags: of ``llmreg_predict``.
     """
 
     name: str
@@ -35,6 +39,12 @@ class Method:
     kind: Kind
     network: str | None = None
     changes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def trained_as(self) -> str:
+        """Name of what is trained, which differently predicted methods share."""
+        return self.name.removesuffix(REFINED)
 
 
 _NETWORKS = {
@@ -57,7 +67,8 @@ _TITLES = {
 _PLACES = (0.0, 7 / 31, 15 / 31, 23 / 31, 30 / 31)
 GROUPS = {
     "table1": (
-        INITIAL, *CLASSICAL, "voxelmorph-small", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph", OURS
+        INITIAL, *CLASSICAL, "voxelmorph-small", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph", OURS,
+        OURS + REFINED,
     ),
     "table2": (INITIAL, "no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only", OURS),
     "table3": (INITIAL, "no-lora"),
@@ -100,6 +111,8 @@ def method(name: str, settings: LLMMorphSettings) -> Method:
     """Raises UserError when there is none of that name."""
     if name == INITIAL:
         return Method(INITIAL, "Initial", "initial")
+    if name.endswith(REFINED) and (base := method(name.removesuffix(REFINED), settings)).kind == "learned":
+        return replace(base, name=name, title=f"{base.title}, refined", flags=_REFINEMENT)
     if name in CLASSICAL:
         return Method(name, _TITLES[name], "classical")
     if name in _NETWORKS:

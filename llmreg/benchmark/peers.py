@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.benchmark.classical import CLASSICAL, on_one_grid
+from llmreg.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, chained
@@ -43,8 +44,7 @@ class PeerPair:
 
     Attributes:
         name: ``<fixed case>_<moving case>``.
-        fixed_case: name of the fixed case.
-        moving_case: name of the moving case.
+        cases: names of the fixed and the moving case.
         fixed: file of the fixed image.
         moving: file of the moving image.
         fixed_label: its label map's file.
@@ -53,8 +53,7 @@ class PeerPair:
     """
 
     name: str
-    fixed_case: str
-    moving_case: str
+    cases: Pair
     fixed: Path
     moving: Path
     fixed_label: Path
@@ -105,7 +104,7 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
 
 def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> dict[str, Any]:
     """The pair's row of ``predict.json``."""
-    named = {"pair_id": pair.name, "fixed": pair.fixed_case, "moving": pair.moving_case}
+    named = {"pair_id": pair.name, "fixed": pair.cases.fixed, "moving": pair.cases.moving}
     files = {output: file_name(output, pair.name, "itk") for output in ("field", "prealignment")}
     fixed, moving = read_image(pair.fixed), read_image(pair.moving)
     with tempfile.TemporaryDirectory() as name:

@@ -28,7 +28,6 @@ from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import chained
-from llmreg.inference.models import model_in
 from llmreg.inference.pairs import PAIRS_FILE
 from llmreg.inference.predict import PREDICT_FILE
 from llmreg.network.config import LLMMorphSettings
@@ -40,6 +39,7 @@ from llmreg.training.checkpoint import path_of
 
 log = logging.getLogger(__name__)
 
+TEST = "test"
 # An epoch, where the length of training is a time: short, so that whole ones fill it well.
 STEPS_PER_EPOCH = 50
 
@@ -50,7 +50,7 @@ class Study:
 
     Attributes:
         dataset: id or whole name.
-        folds: whose validation pairs count.
+        folds: whose validation pairs count; ``test`` for the dataset's test pairs, predicted by a training on all else.
         plans: name of the plans that all learned methods start from.
         configuration: ``full`` or ``half``; the plans' when None.
         minutes: of training for each learned method and fold; the plans' number of epochs when None.
@@ -60,7 +60,7 @@ class Study:
     """
 
     dataset: str
-    folds: tuple[int, ...] = (0,)
+    folds: tuple[str, ...] = ("0",)
     plans: str = "default"
     configuration: str | None = None
     minutes: float | None = None
@@ -95,13 +95,13 @@ def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
     )
 
 
-def _of_fold(study: Study, method: Method, fold: int, folder: Path) -> pd.DataFrame:
+def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFrame:
     dataset = load_dataset(paths.find_dataset_folder(study.dataset, paths.raw_folder()))
     try:
         if method.kind == "learned":
             _predict(study, method, fold, folder, dataset)
         else:
-            register_pairs(method.name, _peer_pairs(study, fold, dataset), folder, study.peer_seconds)
+            register_pairs(method.name, peer_pairs(study, fold, dataset), folder, study.peer_seconds)
         if not (folder / METRICS_FILE).exists():
             evaluate_folder(folder, dataset.folder)
     except UserError as error:
@@ -109,34 +109,43 @@ def _of_fold(study: Study, method: Method, fold: int, folder: Path) -> pd.DataFr
     return per_pair(folder)
 
 
-def _predict(study: Study, method: Method, fold: int, folder: Path, dataset: Dataset) -> None:
+def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dataset) -> None:
     """Train where that is not done, and predict the fold's validation pairs."""
     model = _trained(study, method, fold)
-    checkpoint = path_of(model / f"fold_{fold}", "final")
+    checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final")
     about = {"checkpoint": [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns]}
     done = folder / BENCHMARK_FILE
     if done.exists() and read_json(done).items() >= about.items():
         return
     # Of another training, or not finished.
     shutil.rmtree(folder, ignore_errors=True)
-    _write_pairs(folder / PAIRS_FILE, _pairs(study, fold), dataset)
+    write_pairs(folder / PAIRS_FILE, _pairs(study, fold, dataset), dataset)
     began = time.monotonic()
-    command = ["predict", "-i", str(folder / PAIRS_FILE), "-o", str(folder), "-m", str(model), "-f", str(fold)]
-    _run([*command, "--save", "field", "warped", "prealignment", *_on(study)])
+    command = [
+        "predict",
+        "-i",
+        str(folder / PAIRS_FILE),
+        "-o",
+        str(folder),
+        "-m",
+        str(model),
+        "-f",
+        _trained_fold(fold),
+    ]
+    _run([*command, "--save", "field", "warped", "prealignment", *method.flags, *_on(study)])
     took = (time.monotonic() - began) / len(read_json(folder / PREDICT_FILE)["pairs"])
     write_json(done, about | {"seconds": round(took, 2)})
 
 
-def _trained(study: Study, method: Method, fold: int) -> Path:
+def _trained(study: Study, method: Method, fold: str) -> Path:
     """The folder of the method's model, which is trained on the fold if it is not."""
     changes = list(method.changes)
-    name = "" if study.plans == "default" else study.plans
+    length = [] if study.minutes is None else [f"{study.minutes:g}min"]
     if study.minutes is not None:
         changes.append(f"training.steps_per_epoch={STEPS_PER_EPOCH}")
-        name = f"{name}_{study.minutes:g}min".strip("_")
-    if method.changes:
-        name = f"{name}_{method.name}".strip("_")
-    command = ["train", study.dataset, f"fold{fold}", "-p", study.plans, "--continue", "--workers", str(study.workers)]
+    name = "_".join([*([] if study.plans == "default" else [study.plans]), method.trained_as, *length])
+    trained = _trained_fold(fold)
+    command = ["train", study.dataset, trained, "-p", study.plans, "--continue", "--workers", str(study.workers)]
     command += _on(study)
     if study.configuration is not None:
         command += ["-c", study.configuration]
@@ -149,9 +158,8 @@ def _trained(study: Study, method: Method, fold: int) -> Path:
     preprocessed = pipeline.preprocessed_dataset(study.dataset)
     plans = experiment.planned(preprocessed, study.plans, changes, name if changes else None, network=method.network)
     model = experiment.model_folder(preprocessed.name, plans, study.configuration or plans.default_configuration)
-    if not path_of(model / f"fold_{fold}", "final").exists():
+    if not path_of(model / f"fold_{trained}", "final").exists():
         _run(command)
-    model_in(model, [str(fold)])
     return model
 
 
@@ -169,15 +177,28 @@ def _on(study: Study) -> list[str]:
     return [] if study.device is None else ["--device", study.device]
 
 
-def _pairs(study: Study, fold: int) -> tuple[Pair, ...]:
-    folder = pipeline.preprocessed_dataset(study.dataset)
-    folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
-    if fold not in range(len(folds)):
-        raise UserError(f"There is no fold {fold}: choose among 0 to {len(folds) - 1}.")
-    return tuple(folds[fold].validation_pairs)
+def _trained_fold(fold: str) -> str:
+    return "all" if fold == TEST else fold
 
 
-def _write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
+def _pairs(study: Study, fold: str, dataset: Dataset) -> tuple[Pair, ...]:
+    """The labelled pairs that a fold is judged by. Raises UserError when there are none."""
+    if fold == TEST:
+        pairs = dataset.registration_test or dataset.registration_val
+    else:
+        file = pipeline.preprocessed_dataset(study.dataset) / pipeline.SPLITS_FILE
+        folds = splits.read_splits(file)
+        number = splits.parse_fold(fold, range(len(folds)))
+        pairs = (splits.split_all(dataset) if number == "all" else folds[number]).validation_pairs
+    cases = [(pair, dataset.case(pair.fixed), dataset.case(pair.moving)) for pair in pairs]
+    labelled = tuple(pair for pair, fixed, moving in cases if fixed.label is not None and moving.label is not None)
+    if not labelled:
+        raise UserError(f"{dataset.name} has no labelled pairs to judge by in fold {fold}: choose other --folds.")
+    return labelled
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
+    """A table for ``llmreg_predict -i`` of a dataset's pairs, with their label maps and masks."""
     rows = []
     for pair in pairs:
         row: dict[str, Any] = {}
@@ -190,24 +211,23 @@ def _write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
+    return path
 
 
-def _peer_pairs(study: Study, fold: int, dataset: Dataset) -> list[PeerPair]:
+def peer_pairs(study: Study, fold: str, dataset: Dataset) -> list[PeerPair]:
+    """A fold's validation pairs that are labelled, each with the pre-alignment that networks start from."""
     folder = pipeline.preprocessed_dataset(study.dataset)
     volumes = volumes_folder(folder, pipeline.find_plans(folder, study.plans))
     found = []
-    for pair in _pairs(study, fold):
+    for pair in _pairs(study, fold, dataset):
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
-        if fixed.label is None or moving.label is None:
-            continue
+        assert fixed.label is not None
+        assert moving.label is not None
         there, back = (_placed(volumes, case.name).to_sitk() for case in (moving, fixed))
         start = CaseTransform.from_sitk(chained(back.GetInverse(), there), "prealignment").to_sitk()
         found.append(
-            PeerPair(
-                f"{fixed.name}_{moving.name}", fixed.name, moving.name, fixed.image, moving.image,
-                fixed.label, moving.label, start,
-            )
-        )  # fmt: skip
+            PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)
+        )
     return found
 
 

@@ -18,11 +18,12 @@ EXAMPLES = """\
 
 methods:
   table1      every method: ants greedy elastix convexadam, voxelmorph-small voxelmorph dual_pyramid transmorph
-              mambamorph, llm_morph
+              mambamorph, llm_morph llm_morph+refine
   table2      llm_morph and its ablations: no-blocks vit one-block no-lora random-weights adapters-only
   table3      language models (--llms), without LoRA
   figure4     pairs of the language model's layers, without LoRA
-  or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE
+  or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, a learned
+  method's fields are refined (llmreg_predict --refine 50)
 
 What is trained, predicted or scored already is kept: run the command again to go on.
 """
@@ -40,7 +41,7 @@ def action(options: argparse.Namespace) -> None:
 
     study = Study(
         options.dataset,
-        tuple(options.folds),
+        tuple(dict.fromkeys(options.folds)),
         options.plans,
         options.configuration,
         options.minutes,
@@ -67,13 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods", nargs="+", default=["table1"], metavar="METHOD", help="tables or single methods (default: table1)"
     )
     parser.add_argument(
-        "--folds",
-        nargs="+",
-        type=shell.whole,
-        default=[0],
-        metavar="K",
-        help="whose validation pairs (default: 0)",
-    )
+        "--folds", nargs="+", default=["0"], metavar="K",
+        help="whose validation pairs count; test: the dataset's test pairs, by a training on all else (default: 0)",
+    )  # fmt: skip
     parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
     parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``llmreg_evaluate``: Dice, HD95, folding and SDlogJ of a predictions folder, before and after."""
+"""``llmreg_evaluate``: overlap, distances and folding of a predictions folder, before and after."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from llmreg.commands import shell
 _EXAMPLES = """
   llmreg_evaluate -i predictions -l $llmreg_raw/Dataset002_BrainMRCT/labelsTr
   llmreg_evaluate -i predictions -l labels -o scores --num_processes 4
+  llmreg_evaluate -i predictions -l labels --keypoints landmarks --convention voxel
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = shell.parser(
-        "Compare the label maps of every predicted pair before and after registration: Dice, HD95 (mm), share of "
-        "folded voxels and SDlogJ. Writes metrics.csv and summary.json.",
+        "Compare the label maps and landmarks of every predicted pair before and after registration: Dice, HD95, ASSD "
+        "and TRE (mm), share of folded voxels, SDlogJ, and Learn2Reg's figures as it computes them. Writes "
+        "metrics.csv, summary.json and learn2reg.json.",
         _EXAMPLES,
     )
     arguments.add_argument("-i", "--input", type=Path, required=True, help="folder that llmreg_predict wrote")
@@ -29,6 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     arguments.add_argument("-o", "--output", type=Path, help="where the results go (default: the input folder)")
     arguments.add_argument(
+        "--label_interpolation", choices=("nearest", "linear"), default="nearest",
+        help="how label maps are warped (default: nearest); linear: the label that weighs most, less jagged",
+    )  # fmt: skip
+    arguments.add_argument(
+        "--keypoints", type=Path, metavar="FOLDER",
+        help="landmarks <case name>.csv, .fcsv or .mrk.json, the same places in one order in both images of a pair; "
+        "may be left out when predict.json names them",
+    )  # fmt: skip
+    arguments.add_argument(
+        "--convention", choices=("lps", "ras", "voxel"), default="lps",
+        help="coordinates of .csv landmarks: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
+    )  # fmt: skip
+    arguments.add_argument(
         "--num_processes", type=shell.positive, default=2, help="pairs scored at the same time (default: 2)"
     )
     return shell.run(_evaluate, arguments, argv)
@@ -38,9 +53,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from llmreg.evaluation.evaluate import evaluate_folder
     from llmreg.evaluation.table import format_summary
 
-    summary = evaluate_folder(options.input, options.labels, options.output, options.num_processes)
+    summary = evaluate_folder(
+        options.input, options.labels, options.output, options.num_processes, options.label_interpolation,
+        options.keypoints, options.convention,
+    )  # fmt: skip
     output = options.output or options.input
-    sys.stdout.write(f"\n{format_summary(summary)}\nmetrics.csv and summary.json are in {output}\n")
+    sys.stdout.write(f"\n{format_summary(summary)}\nmetrics.csv, summary.json and learn2reg.json are in {output}\n")
 
 
 if __name__ == "__main__":

@@ -95,22 +95,25 @@ def add_layers(made: argparse.ArgumentParser) -> None:
 
 def add_model(made: argparse._ActionsContainer, purpose: str) -> None:
     """The flags that choose a trained model and its folds."""
+    from llmreg.network.config import NETWORKS
+
     made.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
     made.add_argument("-c", "--configuration", help="full or half")
     made.add_argument("-p", "--plans", help="name of the plans")
+    made.add_argument("--network", choices=NETWORKS, help="of which network, where several were trained")
     made.add_argument("-f", "--folds", nargs="+", help=f"folds to {purpose} (default: all trained)")
-    made.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c and -p")
+    made.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c, -p and --network")
 
 
 def chosen_model(options: argparse.Namespace) -> Model:
     """The model that the flags of :func:`add_model` name."""
     from llmreg.inference.models import find_model, model_in
 
-    if options.model and (options.dataset or options.configuration or options.plans):
-        raise UserError("-m names the model by itself: leave out -d, -c and -p.")
+    if options.model and (options.dataset or options.configuration or options.plans or options.network):
+        raise UserError("-m names the model by itself: leave out -d, -c, -p and --network.")
     if options.model:
         return model_in(options.model, options.folds)
-    return find_model(options.dataset, options.configuration, options.plans, options.folds)
+    return find_model(options.dataset, options.configuration, options.plans, options.folds, options.network)
 
 
 def positive(text: str) -> int:

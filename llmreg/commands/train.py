@@ -12,6 +12,7 @@ from typing import NoReturn
 from llmreg.commands import shell
 from llmreg.errors import UserError
 from llmreg.network.ablations import ABLATIONS
+from llmreg.network.config import NETWORKS
 
 EXAMPLES = """\
   llmreg_train 1 fold0
@@ -19,6 +20,7 @@ EXAMPLES = """\
   llmreg_train 1 all -c full --epochs 200
   llmreg_train 1 fold0 --minutes 60
   llmreg_train 1 fold0 --ablation no-lora
+  llmreg_train 1 fold0 --network voxelmorph
   llmreg_train 1 fold0 -num_gpus 4
   llmreg_train 1 fold0 --pretrained results/Dataset002_Other/llm_morph__default__half/fold_0
   llmreg_train 1 0 --set loss.smoothness=0.3 network.llm.rotary=1d --as smoother
@@ -51,6 +53,7 @@ def action(options: argparse.Namespace) -> None:
         changes=options.set,
         name=options.name,
         ablation_name=options.ablation,
+        network=options.network,
         device_name=options.device,
     )
     if done is not None:
@@ -93,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--ablation",
         metavar="NAME",
         help="train without a part of the network: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()),
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="train another network than the plans', with its default settings: "
+        + "; ".join(f"{name}: {what}" for name, what in NETWORKS.items()),
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")

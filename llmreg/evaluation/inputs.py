@@ -1,4 +1,4 @@
-"""Finds what is needed to score a predictions folder: fields, label maps, label names, annotated labels."""
+"""Finds what is needed to score a predictions folder: fields, label maps, label names, annotated labels, landmarks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
+from llmreg.evaluation.keypoints import SUFFIXES
 from llmreg.files import read_json
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairFiles:
-    """One pair to score; ``labels`` is id -> name (None: the ids found), ``annotated`` the ids both images have."""
+    """One pair to score.
+
+    Attributes:
+        format: of the field, one of :data:`llmreg.geometry.formats.FORMATS`.
+        labels: id -> name; None: the ids found.
+        annotated: the ids that both images have.
+        keypoints: files of the fixed and of the moving image's landmarks.
+        seconds: what the prediction took.
+    """
 
     pair_id: str
     fixed: str
@@ -30,6 +39,22 @@ class PairFiles:
     format: str = "itk"
     labels: dict[int, str] | None = None
     annotated: frozenset[int] | None = None
+    keypoints: tuple[Path, Path] | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to score.
+
+    Attributes:
+        name: of the dataset that the label maps belong to, else of the predictions folder.
+        peak_memory: of the prediction, GiB: ``peak_memory_gb``, and ``peak_gpu_memory_gb`` where it used a GPU.
+    """
+
+    name: str
+    pairs: tuple[PairFiles, ...]
+    peak_memory: dict[str, float]
 
 
 class _Pair(BaseModel):
@@ -43,6 +68,9 @@ class _Pair(BaseModel):
     fixed_label: str | None = None
     moving_label: str | None = None
     prealignment: str | None = None
+    fixed_points: str | None = None
+    moving_points: str | None = None
+    seconds: float | None = None
 
 
 class _Predictions(BaseModel):
@@ -50,13 +78,17 @@ class _Predictions(BaseModel):
 
     pairs: list[_Pair]
     failed: list[dict[str, Any]] = []
+    peak_memory_gb: float | None = None
+    peak_gpu_memory_gb: float | None = None
 
 
-def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
+def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = None) -> Found:
     """All pairs of ``predict.json`` with their files.
 
     A label map is the one that ``predict.json`` names, else ``<labels>/<case name>.nii.gz``. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
+    Landmarks are those that ``predict.json`` names, else ``<keypoints>/<case name>`` with one of
+    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none.
 
     Raises:
         UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
@@ -67,20 +99,22 @@ def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
     if not file.is_file():
         raise UserError(f"{file} does not exist: give -i the folder that llmreg_predict wrote.")
     try:
-        predictions_made = _Predictions.model_validate(read_json(file))
+        made = _Predictions.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
             f"{file} is not as llmreg_predict writes it ('{where}': {first['msg']}): run the prediction again."
         ) from None
-    listed, failed = predictions_made.pairs, predictions_made.failed
+    listed, failed = made.pairs, made.failed
     if failed:
         log.warning("%d pairs could not be predicted and do not count in the scores.", len(failed))
     if not listed:
         raise UserError(f"{file} lists no pairs: run llmreg_predict on at least one pair.")
     if labels is not None and not labels.is_dir():
         raise UserError(f"The labels folder {labels} does not exist: give -l the folder with the label maps.")
+    if keypoints is not None and not keypoints.is_dir():
+        raise UserError(f"The folder {keypoints} does not exist: give --keypoints the folder with the landmarks.")
 
     dataset = _dataset_near(labels) if labels is not None else None
     found = []
@@ -106,9 +140,20 @@ def find_pairs(predictions: Path, labels: Path | None) -> list[PairFiles]:
                 format=pair.format,
                 labels=dataset.labels if dataset else None,
                 annotated=_annotated(dataset, pair) if dataset else None,
+                keypoints=_keypoints(predictions, pair, keypoints),
+                seconds=pair.seconds,
             )
         )
-    return found
+    if keypoints is not None and all(pair.keypoints is None for pair in found):
+        raise UserError(
+            f"{keypoints} holds no landmarks of any pair: name the files {listed[0].fixed}.csv, {listed[0].moving}.csv."
+        )
+    used = {"peak_memory_gb": made.peak_memory_gb, "peak_gpu_memory_gb": made.peak_gpu_memory_gb}
+    return Found(
+        name=dataset.name if dataset else predictions.resolve().name,
+        pairs=tuple(found),
+        peak_memory={name: value for name, value in used.items() if value is not None},
+    )
 
 
 def _existing(path: Path, pair_id: str, remedy: str) -> Path:
@@ -142,6 +187,27 @@ def _label_map(predictions: Path, case: str, named: str | None, labels: Path | N
     if not places:
         raise UserError(f"{case} has no label map in predict.json: name the folder that holds {case}.nii.gz with -l.")
     raise UserError(f"{places[0]} does not exist, so {case} cannot be scored: add the label map or correct -l.")
+
+
+def _keypoints(predictions: Path, pair: _Pair, folder: Path | None) -> tuple[Path, Path] | None:
+    found = []
+    for case, named in ((pair.fixed, pair.fixed_points), (pair.moving, pair.moving_points)):
+        places = [predictions / named] if named else []
+        if folder is not None:
+            places += [folder / f"{case}{suffix}" for suffix in SUFFIXES]
+        there = next((place for place in places if place.is_file()), None)
+        if named and there is None:
+            raise UserError(
+                f"{places[0]} of the pair {pair.pair_id} does not exist: add the landmarks, or --keypoints."
+            )
+        found.append(there)
+    fixed, moving = found
+    if fixed is None and moving is None:
+        return None
+    if fixed is None or moving is None:
+        lacking = pair.fixed if fixed is None else pair.moving
+        raise UserError(f"{lacking} of the pair {pair.pair_id} has no landmarks, but its partner has: add them.")
+    return fixed, moving
 
 
 def _annotated(dataset: Dataset, pair: _Pair) -> frozenset[int] | None:

@@ -1,4 +1,4 @@
-"""Dice, HD95, folding and SDlogJ of numpy arrays in index order (z, y, x).
+"""Dice, folding and SDlogJ of numpy arrays in index order (z, y, x).
 
 Label arrays hold whole numbers and lie on the fixed image's grid. ``documentation/evaluation.md`` compares the
 definitions with those of Learn2Reg (https://github.com/MDL-UzL/L2R, ``evaluation/evaluation.py``).
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, find_objects
-from scipy.spatial import cKDTree
 
 Array = NDArray[Any]
 
@@ -36,45 +34,16 @@ def dice_per_label(
     Raises:
         ValueError: when the shapes differ or an id is not positive.
     """
-    ids = _checked(moving, fixed, labels)
+    ids = checked_ids(moving, fixed, labels)
     if not ids:
         return {}
-    size = max(ids) + 2
-    a, b = _clipped(moving, size), _clipped(fixed, size)
-    in_moving, in_fixed = np.bincount(a, minlength=size), np.bincount(b, minlength=size)
-    in_both = np.bincount(a[a == b], minlength=size)
-    ever = in_fixed if unwarped is None else np.bincount(_clipped(unwarped, size), minlength=size)
+    in_moving, in_fixed = (sizes_of(array, ids) for array in (moving, fixed))
+    in_both = sizes_of(moving[moving == fixed], ids)
+    ever = in_fixed if unwarped is None else sizes_of(unwarped, ids)
     return {
         i: float(2 * in_both[i] / (in_moving[i] + in_fixed[i])) if in_fixed[i] and ever[i] else float("nan")
         for i in ids
     }
-
-
-def hd95_per_label(
-    warped: Array, fixed: Array, labels: Iterable[int], spacing_xyz_mm: Sequence[float]
-) -> dict[int, float]:
-    """95th percentile of the surface distances of each label in mm, the larger of the two directions.
-
-    The surface of a label is its voxels with a face neighbour (or the edge of the image) outside it; distances are
-    between voxel centres. Equal to ``monai.metrics.compute_hausdorff_distance(percentile=95, directed=False)``, but
-    each label is cropped to its own box first. NaN where either side lacks the label: a distance to nothing has no
-    value, so read HD95 together with Dice, which is 0 there.
-
-    Args:
-        warped: (z, y, x) the warped moving label map on the fixed grid.
-        fixed: (z, y, x) the fixed label map.
-        labels: positive ids.
-        spacing_xyz_mm: voxel size in ITK's order x, y, z; (1, 1, 1) gives voxels, as Learn2Reg reports.
-
-    Raises:
-        ValueError: when the shapes differ or an id is not positive.
-    """
-    ids = _checked(warped, fixed, labels)
-    if not ids:
-        return {}
-    spacing = np.asarray(spacing_xyz_mm, dtype=np.float64)[::-1]
-    surfaces_warped, surfaces_fixed = (_surfaces(array, ids, spacing) for array in (warped, fixed))
-    return {i: _hd95(surfaces_warped.get(i), surfaces_fixed.get(i)) for i in ids}
 
 
 def folding(determinant: Array, mask: Array | None = None, margin: int = 1) -> float:
@@ -110,7 +79,8 @@ def sd_log_jacobian_learn2reg(determinant: Array, mask: Array | None = None, mar
     return _sd_log(_interior(determinant, mask, margin) + 3)
 
 
-def _checked(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
+def checked_ids(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
+    """The ids as a list. Raises ValueError when the arrays differ in shape or an id is not positive."""
     if moving.shape != fixed.shape:
         raise ValueError(f"the label arrays differ in shape: {moving.shape} and {fixed.shape}")
     ids = [int(label) for label in labels]
@@ -119,30 +89,16 @@ def _checked(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
     return ids
 
 
-def _clipped(array: Array, size: int) -> NDArray[np.intp]:
+def sizes_of(array: Array, ids: Sequence[int]) -> NDArray[np.intp]:
+    """How many voxels have each id, as an array that the ids index."""
+    size = max(ids, default=0) + 2
+    # Background is most of an image, and left out at once.
+    return np.bincount(clipped_ids(array[array > 0], size), minlength=size)
+
+
+def clipped_ids(array: Array, size: int) -> NDArray[np.intp]:
     """Flat ids; everything that is not in 1 .. size - 2 ends up at 0 or size - 1, which no label uses."""
     return np.clip(np.ravel(array), 0, size - 1).astype(np.intp)
-
-
-def _surfaces(array: Array, ids: Sequence[int], spacing: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
-    """Surface points (n, 3) in mm, in the order z, y, x, of each label that is there."""
-    compact = _clipped(array, max(ids) + 2).reshape(array.shape)
-    boxes = find_objects(compact, max_label=max(ids))
-    found = {}
-    for i in ids:
-        box = boxes[i - 1]
-        if box is not None:
-            # Outside its own box a label has no voxel, so eroding the crop is eroding the whole.
-            inside = compact[box] == i
-            surface = np.argwhere(inside & ~binary_erosion(inside))
-            found[i] = (surface + [part.start for part in box]) * spacing
-    return found
-
-
-def _hd95(a: NDArray[np.float64] | None, b: NDArray[np.float64] | None) -> float:
-    if a is None or b is None:
-        return float("nan")
-    return max(float(np.percentile(cKDTree(to).query(of)[0], 95)) for of, to in ((a, b), (b, a)))
 
 
 def _interior(determinant: Array, mask: Array | None, margin: int) -> NDArray[np.float64]:

@@ -59,8 +59,10 @@ class Selection:
 
     def command(self, dataset: str) -> str:
         """What predicts with the best one; ``dataset`` is an id or whole name."""
-        _, plans, configuration = self.candidates[0].model.split("__")
-        return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration}"
+        network, plans, configuration = self.candidates[0].model.split("__")
+        several = len({one.model.split("__")[0] for one in self.candidates}) > 1
+        which = f" --network {network}" if several else ""
+        return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration}{which}"
 
     def table(self) -> str:
         """The candidates as text for a terminal."""

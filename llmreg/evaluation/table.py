@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _STAGES = (("initial", "initial_"), ("prealigned", "prealigned_"), ("registered", ""))
-_FIELD = (
-    ("|J| <= 0 (%)", "folding_percent"),
-    ("SDlogJ", "sdlogj"),
-    ("SDlogJ (Learn2Reg)", "sdlogj_learn2reg"),
+_OTHERS = (
+    ("ASSD (mm)", "assd_mm", 2),
+    ("TRE (mm)", "tre_mm", 2),
+    ("HD95 (Learn2Reg, voxels)", "hd95_l2r", 2),
+    ("|J| <= 0 (%)", "folding_percent", 3),
+    ("|J| <= 0, interior (%)", "folding_interior_percent", 3),
+    ("SDlogJ", "sdlogj", 3),
+    ("SDlogJ (Learn2Reg)", "sdlogj_learn2reg", 3),
 )
+_INTERPOLATIONS = {"nearest": "nearest neighbours", "linear": "the linearly interpolated label that weighs most"}
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Before and after, label by label and together; Dice in percent, HD95 in mm.
+    """Before and after: Dice (percent) and HD95 (mm) label by label, then what else there is of all together.
 
     Args:
-        summary: of :func:`llmreg.evaluation.evaluate.summarise`.
+        summary: of :func:`llmreg.evaluation.summary.write_results` or :func:`~llmreg.evaluation.summary.summarise`.
     """
     metrics = summary["metrics"]
     stages = [(title, prefix) for title, prefix in _STAGES if prefix + "dice" in metrics]
@@ -32,19 +37,45 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     mean = ["mean +- SD over pairs", str(summary["num_pairs"])]
     mean += [_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
     mean += [_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
+    text = _aligned(head, [*lines, mean], 1)
 
-    widths = [max(len(line[column]) for line in (head, *lines, mean)) for column in range(len(head))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    text = [_row(head, widths), rule, *(_row(line, widths) for line in lines), rule, _row(mean, widths), ""]
-    text += [f"{title:<20}{_with_sd(metrics[metric], digits=3)}" for title, metric in _FIELD if metric in metrics]
+    others = [
+        [title]
+        + [_with_sd(metrics[prefix + name], digits=digits) if prefix + name in metrics else "" for _, prefix in stages]
+        for title, name, digits in _OTHERS
+        if name in metrics
+    ]
+    text += ["", *_aligned(["", *(title for title, _ in stages)], others)]
+    text.append("")
     if summary["num_lost"]:
-        text.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95.")
+        text.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD.")
+    if "label_interpolation" in summary:
+        text.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
+    text += _cost(summary)
     return "\n".join(text) + "\n"
 
 
-def _row(cells: list[str], widths: list[int]) -> str:
-    numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([cells[0].ljust(widths[0]), *numbers])
+def _cost(summary: Mapping[str, Any]) -> list[str]:
+    """What the prediction took, in a line, where that is known."""
+    told = []
+    if "seconds" in summary["metrics"]:
+        told.append(f"{_with_sd(summary['metrics']['seconds'], digits=1)} s a pair")
+    for name, where in (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory")):
+        if name in summary:
+            told.append(f"{summary[name]:.1f} GiB of {where} at its peak")
+    return [f"The prediction took {', '.join(told)}."] if told else []
+
+
+def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]], below: int = 0) -> list[str]:
+    """Head and lines in columns, with a rule under the head and one above the last ``below`` lines."""
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    rows = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in (head, *lines)
+    ]
+    last = len(rows) - below
+    return [rows[0], rule, *rows[1:last], *([rule] if below else []), *rows[last:]]
 
 
 def _value(value: float | None, scale: float = 1, digits: int = 2) -> str:

@@ -172,6 +172,9 @@ def to_learn2reg(field: DisplacementField, moving_grid: Grid | None = None) -> N
         moving_grid: the moving image's grid; the fixed one when the images share it, as the challenge assumes.
     """
     moving = field.grid if moving_grid is None else moving_grid
+    if moving == field.grid:
+        # Where nothing moves the step is zero, and not a rounding error that leads just outside the image.
+        return field.to_flow().transpose(3, 2, 1, 0)
     steps = np.empty_like(field.vectors)
     for part, grid in field.grid.slabs():
         target = moving.physical_to_index(grid.physical_points() + field.vectors[part])

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from llmreg.devices import autocast
 from llmreg.errors import UserError
 from llmreg.inference.models import Model
+from llmreg.network.config import language_model
 from llmreg.network.factory import build_network, trainable_state
 from llmreg.network.flow import predict_flow
 from llmreg.network.llm.layer import merge_lora
-from llmreg.network.llm_morph import LLMMorph
+from llmreg.network.registration_network import RegistrationNetwork
 from llmreg.preprocessing.plans import PLANS_FILE, Plans
 from llmreg.training import checkpoint
 
@@ -55,8 +56,8 @@ class Ensemble:
                 raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
             self._states.append({k: v.detach().clone() for k, v in trainable_state(self._network).items()})
         # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
-        llm = plans.network.llm
-        self._may_merge = len(self._states) == 1 and plans.network.blocks == "llm" and llm.lora is not None
+        llm = language_model(plans.network)
+        self._may_merge = len(self._states) == 1 and llm is not None and llm.lora is not None
 
     def flows(self, moving: Tensor, fixed: Tensor) -> Iterator[Tensor]:
         """What each fold makes of a pair.
@@ -105,15 +106,14 @@ class Ensemble:
 
 
 @contextmanager
-def _dropping(network: LLMMorph, seeded: torch.Generator) -> Iterator[None]:
-    """Whole channels of what adapters and decoder stages give are left out at random, and the others scaled up."""
+def _dropping(network: RegistrationNetwork, seeded: torch.Generator) -> Iterator[None]:
+    """Whole channels of what the network's feature modules give are left out at random, and the others scaled up."""
 
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         kept = torch.rand(output.shape[:2], generator=seeded, device=output.device) >= DROPPED
         return output * (kept / (1 - DROPPED)).to(output.dtype)[..., None, None, None]
 
-    parts = [*network.adapters, *network.decoder.stages.values()]
-    handles = [part.register_forward_hook(drop) for part in parts]
+    handles = [part.register_forward_hook(drop) for part in network.feature_modules()]
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llmreg.errors import UserError
 from llmreg.inference.untrusted_zip import MiB
-from llmreg.network.config import LLMSettings
+from llmreg.network.config import LLMSettings, language_model
 from llmreg.network.llm import cache
 from llmreg.network.llm.loading import find_layers
 from llmreg.network.llm.sources import BUILT_IN, is_local
@@ -133,9 +133,9 @@ def needed_layers(plans: Plans, states: Sequence[State]) -> NeededLayers | None:
     Raises:
         UserError: the folds, or the plans, name different ones.
     """
-    if plans.network.blocks != "llm":
+    llm, sha256 = language_model(plans.network), states[0].llm_sha256
+    if llm is None:
         return None
-    llm, sha256 = plans.network.llm, states[0].llm_sha256
     if {state.llm_sha256 for state in states} | ({llm.sha256} - {None}) != {sha256}:
         raise UserError(
             f"The folds and the plans '{plans.plans_name}' name different layers of the language model: choose folds "

@@ -72,6 +72,7 @@ def find_model(
     configuration: str | None = None,
     plans: str | None = None,
     folds: list[str] | None = None,
+    network: str | None = None,
 ) -> Model:
     """The trained model that fits; all of them are looked at when nothing is given.
 
@@ -87,6 +88,7 @@ def find_model(
         if (dataset is None or _is_called(folder.parent.name, dataset))
         and (configuration is None or folder.name.split("__")[-1] == configuration)
         and (plans is None or folder.name.split("__")[1] == plans)
+        and (network is None or folder.name.split("__")[0] == network)
     ]
     if len(fitting) == 1:
         return model_in(fitting[0], folds)
@@ -94,7 +96,9 @@ def find_model(
         listed = ", ".join(f"{f.parent.name}/{f.name}" for f in trained) or "none"
         raise UserError(f"No trained model in {root} fits (trained: {listed}): train one first (llmreg_train).")
     listed = ", ".join(f"{f.parent.name}/{f.name}" for f in fitting)
-    raise UserError(f"Several trained models fit ({listed}): choose with -d, -c or -p, or give the folder with -m.")
+    raise UserError(
+        f"Several trained models fit ({listed}): choose with -d, -c, -p or --network, or give the folder with -m."
+    )
 
 
 def _is_called(folder: str, dataset: str) -> bool:

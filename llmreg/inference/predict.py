@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg import __version__
+from llmreg.devices import peak_memory
 from llmreg.errors import UserError
 from llmreg.files import check_writable, read_json, remove_partial, write_json
 from llmreg.geometry.io import read_image
@@ -123,7 +124,8 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         with logging_redirect_tqdm():
             progress = tqdm(_predicted(predictor, todo, output, job), "Predict", len(todo), unit="pair")
             for pair, row in progress:
-                write_json(_record_of(pair, output), origin | {"asked": _asked(pair), "pair": row})
+                about = {"asked": _asked(pair), "pair": row, "memory": peak_memory(device)}
+                write_json(_record_of(pair, output), origin | about)
     known = [(pair, _record(pair, output)) for pair in pairs]
     rows = [
         one["pair"]
@@ -137,7 +139,8 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         log.info("%d of %d pairs are left to other parts, or to --continue.", len(pairs) - len(rows), len(pairs))
     else:
         failed = [row for row in rows if "failed" in row]
-        write_json(record, origin | {"pairs": done} | ({"failed": failed} if failed else {}))
+        memory = _most([one.get("memory", {}) for _, one in known if one is not None])
+        write_json(record, origin | memory | {"pairs": done} | ({"failed": failed} if failed else {}))
     names = {pair.pair_id for pair in own}
     problem = failures([row for row in rows if "failed" in row and row["pair_id"] in names], len(own))
     if problem and job.launched:
@@ -255,6 +258,12 @@ def _record_of(pair: PairInput, output: Path) -> Path:
 def _record(pair: PairInput, output: Path) -> dict[str, Any] | None:
     path = _record_of(pair, output)
     return read_json(path) if path.exists() else None
+
+
+def _most(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The largest of each figure."""
+    names = dict.fromkeys(name for one in figures for name in one)
+    return {name: max(one[name] for one in figures if name in one) for name in names}
 
 
 def _differs(known: dict[str, Any], origin: dict[str, Any]) -> str | None:

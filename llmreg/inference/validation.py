@@ -9,11 +9,13 @@ import torch
 from tqdm import tqdm
 
 from llmreg.dataset import Dataset, Pair
-from llmreg.evaluation.evaluate import Row, evaluate_pair, write_results
+from llmreg.evaluation.pair import Row, evaluate_pair
+from llmreg.evaluation.summary import write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.io import read_image
 from llmreg.inference.models import model_in
 from llmreg.inference.predictor import ImageInput, Predictor
+from llmreg.machine import available_cores
 from llmreg.preprocessing.fingerprint import annotated_in
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def validate_fold(
             dataset.labels,
             annotated,
             found.prealignment,
+            threads=available_cores(),
         )
         rows += [
             {"pair_id": f"{fixed.name}_{moving.name}", "fixed": fixed.name, "moving": moving.name} | row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from llmreg.errors import UserError
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings, NetworkSettings
 
 ABLATIONS = {
     "no-blocks": "no encoding blocks, the decoder is fed by the skips alone (paper: 1)",
@@ -33,8 +33,10 @@ def ablation(name: str, settings: NetworkSettings) -> list[str]:
         settings: the network that is ablated.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or the network is not LLM-Morph.
     """
+    if not isinstance(settings, LLMMorphSettings):
+        raise UserError(f"Ablations take parts of LLM-Morph away, which {settings.name} has not: leave --network out.")
     if pair := re.fullmatch(r"layers-(\d+)-(\d+)", name):
         return [f"network.llm.layers=[{int(pair[1])},{int(pair[2])}]"]
     if name == "one-block":

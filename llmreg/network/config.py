@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+
+# The networks there are, as commands and settings name them.
+NETWORKS = {
+    "llm_morph": "LLM-Morph, around layers of a language model",
+    "voxelmorph": "a U-Net (327 k parameters; 92 k with network.size=small)",
+    "transmorph": "a Swin transformer and a convolutional decoder (46.8 M; 14.3 M with network.stages=3)",
+    "mambamorph": "Mamba layers and a convolutional decoder (7.6 M; 7.3 M with network.features=false)",
+    "dual_pyramid": "Dual-PRNet's pyramid of both images' features, compared level by level (200 k)",
+}
 
 
 class _Settings(BaseModel):
@@ -54,7 +63,7 @@ class LLMSettings(_Settings):
         return self
 
 
-class NetworkSettings(_Settings):
+class LLMMorphSettings(_Settings):
     """LLM-Morph as built by :func:`llmreg.network.factory.build_network`.
 
     Attributes:
@@ -87,7 +96,92 @@ class NetworkSettings(_Settings):
     llm: LLMSettings = LLMSettings()
 
     @model_validator(mode="after")
-    def _width_shuffles(self) -> NetworkSettings:
+    def _width_shuffles(self) -> LLMMorphSettings:
         if self.reshape == "direct" and self.width % 4:
             raise ValueError("reshape 'direct' needs a width that is a multiple of 4")
         return self
+
+
+class VoxelMorphSettings(_Settings):
+    """VoxelMorph (:class:`llmreg.network.baselines.voxelmorph.VoxelMorph`).
+
+    Attributes:
+        size: ``published``: the authors' default, 327,331 parameters; ``small``: the 92,179 of MambaMorph's scripts.
+        field: see :class:`LLMMorphSettings`.
+    """
+
+    # Without a default, here and below: digests leave defaults out, and must tell the networks apart.
+    name: Literal["voxelmorph"]
+    size: Literal["published", "small"] = "published"
+    field: Literal["displacement", "velocity"] = "velocity"
+
+
+class TransMorphSettings(_Settings):
+    """TransMorph (:class:`llmreg.network.baselines.transmorph.TransMorph`).
+
+    Attributes:
+        stages: of the Swin transformer: 4 as published, or the 3 of MambaMorph's copy.
+        drop_path: probability with which a training step skips the last block; that of those before rises to it from 0.
+        field: see :class:`LLMMorphSettings`.
+    """
+
+    name: Literal["transmorph"]
+    stages: Literal[3, 4] = 4
+    drop_path: float = Field(default=0.3, ge=0.0, lt=1.0)
+    field: Literal["displacement", "velocity"] = "displacement"
+
+
+class MambaMorphSettings(_Settings):
+    """MambaMorph (:class:`llmreg.network.baselines.mambamorph.MambaMorph`).
+
+    Attributes:
+        features: whether both images pass through a shared feature extractor first.
+        field: see :class:`LLMMorphSettings`.
+    """
+
+    name: Literal["mambamorph"]
+    features: bool = True
+    field: Literal["displacement", "velocity"] = "velocity"
+
+
+class DualPyramidSettings(_Settings):
+    """Dual-PRNet's pyramid (:class:`llmreg.network.baselines.dual_pyramid.DualPyramid`).
+
+    Attributes:
+        width: channels c at full resolution; the levels have c, 2c, 2c, 4c and 4c.
+        field: see :class:`LLMMorphSettings`; the fields of the levels are composed, as displacements are.
+    """
+
+    name: Literal["dual_pyramid"]
+    width: int = Field(default=8, ge=1)
+    field: Literal["displacement"] = "displacement"
+
+
+def _name(settings: Any) -> str:
+    """Which network settings are of: LLM-Morph where a file does not say."""
+    return str(settings.get("name", "llm_morph") if isinstance(settings, dict) else getattr(settings, "name", None))
+
+
+NetworkSettings: TypeAlias = Annotated[
+    Annotated[LLMMorphSettings, Tag("llm_morph")]
+    | Annotated[VoxelMorphSettings, Tag("voxelmorph")]
+    | Annotated[TransMorphSettings, Tag("transmorph")]
+    | Annotated[MambaMorphSettings, Tag("mambamorph")]
+    | Annotated[DualPyramidSettings, Tag("dual_pyramid")],
+    Discriminator(
+        _name,
+        custom_error_type="network_name",
+        custom_error_message=f"there is no network of that name: choose {', '.join(NETWORKS)}",
+    ),
+]
+_ANY: TypeAdapter[NetworkSettings] = TypeAdapter(NetworkSettings)
+
+
+def network_settings(name: str, **changes: Any) -> NetworkSettings:
+    """The default settings of a network, but for the changes. Raises pydantic's ValidationError where there is none."""
+    return _ANY.validate_python({"name": name, **changes})
+
+
+def language_model(settings: NetworkSettings) -> LLMSettings | None:
+    """The language model whose layers a network has; None where it has none."""
+    return settings.llm if isinstance(settings, LLMMorphSettings) and settings.blocks == "llm" else None

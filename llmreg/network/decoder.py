@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         width: channels at full resolution.
         adapted: channels of F^1 to F^4; 0 for a decoder without them.
         normalization: ``instance`` or ``none``.
-        accumulate: ``compose`` or ``sum`` (see :class:`llmreg.network.config.NetworkSettings`).
+        accumulate: ``compose`` or ``sum`` (see :class:`llmreg.network.config.LLMMorphSettings`).
     """
 
     def __init__(self, width: int, adapted: Sequence[int], normalization: str, accumulate: str) -> None:

@@ -14,6 +14,8 @@ from llmreg.network.recomputation import recomputed
 class ConvBlock(nn.Module):
     """3x3x3 convolution, normalization, LeakyReLU."""
 
+    slope = SLOPE
+
     def __init__(self, incoming: int, outgoing: int, normalization: str, stride: int = 1) -> None:
         super().__init__()
         normalized = normalization == "instance"
@@ -25,7 +27,7 @@ class ConvBlock(nn.Module):
         features = self.conv.over_parts(parts) if apart else self.conv(torch.cat(parts, 1) if parts[1:] else parts[0])
         if self.norm is not None:
             features = self._normalized(features, self.norm)
-        return F.leaky_relu(features, SLOPE, inplace=True)
+        return F.leaky_relu(features, self.slope, inplace=True)
 
     def _normalized(self, features: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
         # A group a channel is the same, in half the time on a CPU. On CUDA, autocast would turn it to float32.

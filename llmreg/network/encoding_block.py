@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from llmreg.network.adapters import TokenAdapter
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.network.llm.layer import FrozenLayer
 from llmreg.network.llm.loading import LoadedLayers
 
@@ -41,7 +41,7 @@ class EncodingBlock(nn.Module):
 
 
 def encoding_blocks(
-    settings: NetworkSettings, channels: int, hidden: int, token_grid: Sequence[int], loaded: LoadedLayers | None
+    settings: LLMMorphSettings, channels: int, hidden: int, token_grid: Sequence[int], loaded: LoadedLayers | None
 ) -> nn.ModuleList:
     """The blocks of a network, one after the other.
 

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from llmreg.devices import has_bfloat16
 from llmreg.errors import UserError
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import (
+    DualPyramidSettings,
+    LLMMorphSettings,
+    MambaMorphSettings,
+    NetworkSettings,
+    TransMorphSettings,
+    VoxelMorphSettings,
+    language_model,
+)
 from llmreg.network.llm.loading import build_layers, find_layers
 from llmreg.network.llm_morph import LLMMorph
+from llmreg.network.registration_network import RegistrationNetwork
 from llmreg.paths import llm_cache_folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -19,35 +28,62 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 def build_network(
     settings: NetworkSettings, shape: Sequence[int], device: torch.device | None = None, recompute: bool = False
-) -> LLMMorph:
+) -> RegistrationNetwork:
     """Build the network for images of one shape, with pretrained frozen layers where it has some.
 
     Args:
         settings: the network's settings.
-        shape: (z, y, x), each a multiple of 16.
+        shape: (z, y, x), for LLM-Morph each a multiple of 16.
         device: where it is put; the CPU when None.
-        recompute: see :class:`LLMMorph`.
+        recompute: see :class:`RegistrationNetwork`.
 
     Raises:
         UserError: the language model is missing, unreadable, another than the settings' ``sha256`` says, or cannot be
             run as they say.
-        ValueError: the shape is not a multiple of 16.
+        ValueError: the shape is not three sizes, or for LLM-Morph not a multiple of 16.
     """
     device = device or torch.device("cpu")
-    loaded, sha256 = None, ""
-    if settings.blocks == "llm":
-        stored = find_layers(settings.llm, llm_cache_folder())
-        # Looked up or read: not every find_layers has to hash them.
-        sha256 = settings.llm.sha256 or stored.sha256
-        # Without hardware for bfloat16: the same numbers, held in what it computes in.
-        emulated = settings.llm.dtype == "bfloat16" and not has_bfloat16(device)
-        loaded = build_layers(stored, DTYPES[settings.llm.dtype], torch.float32 if emulated else None)
-    network = LLMMorph(settings, shape, loaded, sha256)
+    network = _llm_morph(settings, shape, device) if settings.name == "llm_morph" else _baseline(settings, shape)
     network.recompute = recompute
     if device.type == "cpu" and not has_bfloat16(device):
         # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
         nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
     return network.to(device)
+
+
+def _llm_morph(settings: LLMMorphSettings, shape: Sequence[int], device: torch.device) -> LLMMorph:
+    llm = language_model(settings)
+    if llm is None:
+        return LLMMorph(settings, shape, None)
+    stored = find_layers(llm, llm_cache_folder())
+    # Without hardware for bfloat16: the same numbers, held in what it computes in.
+    emulated = llm.dtype == "bfloat16" and not has_bfloat16(device)
+    loaded = build_layers(stored, DTYPES[llm.dtype], torch.float32 if emulated else None)
+    # Looked up or read: not every find_layers has to hash them.
+    return LLMMorph(settings, shape, loaded, llm.sha256 or stored.sha256)
+
+
+def _baseline(
+    settings: VoxelMorphSettings | TransMorphSettings | MambaMorphSettings | DualPyramidSettings, shape: Sequence[int]
+) -> RegistrationNetwork:
+    # Inside, since MONAI takes seconds to import, which LLM-Morph need not wait for.
+    match settings:
+        case VoxelMorphSettings():
+            from llmreg.network.baselines.voxelmorph import VoxelMorph
+
+            return VoxelMorph(settings, shape)
+        case TransMorphSettings():
+            from llmreg.network.baselines.transmorph import TransMorph
+
+            return TransMorph(settings, shape)
+        case MambaMorphSettings():
+            from llmreg.network.baselines.mambamorph import MambaMorph
+
+            return MambaMorph(settings, shape)
+        case DualPyramidSettings():
+            from llmreg.network.baselines.dual_pyramid import DualPyramid
+
+            return DualPyramid(settings, shape)
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

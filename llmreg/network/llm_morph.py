@@ -7,20 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llmreg.geometry import warping
 from llmreg.network.adapters import StageAdapter
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.network.decoder import Decoder
 from llmreg.network.encoder import Encoder
 from llmreg.network.encoding_block import encoding_blocks
 from llmreg.network.llm.loading import LoadedLayers
+from llmreg.network.registration_network import RegistrationNetwork
 
 DOWNSAMPLING = 16
 _TOKEN_HIDDEN = 64  # times the width: 1024 at the paper's width of 16
 
 
-class LLMMorph(nn.Module):
+class LLMMorph(RegistrationNetwork):
     """Dual encoders, encoding blocks on their deepest features, adapters and a coarse-to-fine decoder.
+
+    To ``recompute``, the finest level's convolutions of several inputs are sums of one each.
 
     Args:
         settings: the network's settings.
@@ -28,28 +30,18 @@ class LLMMorph(nn.Module):
         loaded: the frozen decoder layers; None when the settings' blocks have none.
         llm_sha256: their digest, which checkpoints hold; empty when there are none.
 
-    Attributes:
-        velocity: whether :meth:`raw` is a velocity and not the displacement.
-        recompute: in training, what the finest level computes is not kept but computed again in the backward pass, and
-            its convolutions of several inputs are sums of one each: less memory for more time. The gradients are the
-            same up to rounding.
-
     Raises:
         ValueError: the shape is not a multiple of 16.
     """
 
-    recompute = False
-
     def __init__(
-        self, settings: NetworkSettings, shape: Sequence[int], loaded: LoadedLayers | None, llm_sha256: str = ""
+        self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None, llm_sha256: str = ""
     ) -> None:
-        super().__init__()
-        self.shape = tuple(int(size) for size in shape)
-        if len(self.shape) != 3 or any(size <= 0 or size % DOWNSAMPLING for size in self.shape):
+        super().__init__(shape, settings.field)
+        if any(size % DOWNSAMPLING for size in self.shape):
             raise ValueError(f"shape {self.shape} is not three multiples of {DOWNSAMPLING}")
         d, h, w = (size // DOWNSAMPLING for size in self.shape)
         self.token_grid = (d, h, w)
-        self.velocity = settings.field == "velocity"
         base = settings.width
         channels, hidden = 32 * base, _TOKEN_HIDDEN * base
         self.llm_sha256 = llm_sha256
@@ -68,28 +60,11 @@ class LLMMorph(nn.Module):
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
         self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate)
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Predict the field that aligns ``moving`` with ``fixed``.
+    def feature_modules(self) -> list[nn.Module]:
+        return [*self.adapters, *self.decoder.stages.values()]
 
-        Args:
-            moving: (B, 1, z, y, x).
-            fixed: (B, 1, z, y, x).
-
-        Returns:
-            (B, 3, z, y, x) float32, channels (x, y, z), in voxels: moving is sampled at index + field.
-
-        Raises:
-            ValueError: the images are not of the shape the network was built for.
-        """
-        raw = self.raw(moving, fixed)
-        return warping.exponential(raw) if self.velocity else raw
-
-    def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """What the decoder makes of the images of :meth:`forward`: a displacement, or a velocity that leads to it."""
-        for image in (moving, fixed):
-            if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
-                raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")
-        recompute = self.recompute and torch.is_grad_enabled()
+    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        recompute = self.sparing
         moving_features = self.moving_encoder(moving, recompute)
         fixed_features = self.fixed_encoder(fixed, recompute)
         adapted = self._adapted(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4

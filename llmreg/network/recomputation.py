@@ -12,5 +12,5 @@ def recomputed(function: Callable[..., Any], *inputs: Any, when: bool = True) ->
     """``function(*inputs)``; ``when`` asked for, only the inputs are kept and the backward pass computes it again."""
     if not when:
         return function(*inputs)
-    # Nothing in the network is random, so no random state needs to be put back.
+    # Nothing that is computed twice is random, so no random state needs to be put back.
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmreg.machine import Machine
-from llmreg.network.config import LLMSettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings
 from llmreg.preprocessing.plans import Loss
 
 # Weight, gradient and Adam's two moments.
@@ -58,7 +58,7 @@ def llm_size(settings: LLMSettings) -> LLMSize:
     return LLMSize(hidden, int(hidden * (2 * hidden * (1 + keys / heads) + 3 * inner)))
 
 
-def trained_parameters(network: NetworkSettings, llm: LLMSize, tokens: int) -> float:
+def trained_parameters(network: LLMMorphSettings, llm: LLMSize, tokens: int) -> float:
     """Number of trained parameters, to a percent or two: adapters, LoRA, convolutions, position embedding."""
     width, hidden = network.width, llm.hidden
     rank = 0 if network.llm.lora is None else network.llm.lora.r
@@ -68,7 +68,7 @@ def trained_parameters(network: NetworkSettings, llm: LLMSize, tokens: int) -> f
 
 
 def training_memory_gb(
-    network: NetworkSettings,
+    network: LLMMorphSettings,
     llm: LLMSize,
     network_voxels: int,
     grid_voxels: int,
@@ -97,7 +97,7 @@ def training_memory_gb(
     return BASE_GB + (trained + frozen) / 2**30 + pairs * (activations + GRID_GB * grid_voxels / 1e6)
 
 
-def step_seconds(network: NetworkSettings, network_voxels: int, recompute: bool, machine: Machine) -> float:
+def step_seconds(network: LLMMorphSettings, network_voxels: int, recompute: bool, machine: Machine) -> float:
     """Rough time of a training step on a CPU."""
     seconds = (BFLOAT16_SECONDS if machine.bfloat16 else FLOAT32_SECONDS) * network.width / 16
     return seconds * (RECOMPUTED_TIME if recompute else 1.0) * network_voxels / 1e6 / machine.cores

@@ -14,7 +14,7 @@ from llmreg import __version__, paths
 from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
 from llmreg.machine import this_machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import fingerprint as fingerprints
 from llmreg.preprocessing import planning, splits
 from llmreg.preprocessing import preprocess as preprocessing
@@ -96,7 +96,7 @@ def plan(
         raise UserError(f"{fingerprint_file} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     fingerprint = fingerprints.read_fingerprint(fingerprint_file)
     wishes = wishes or planning.Wishes()
-    network = wishes.network or NetworkSettings()
+    network = wishes.network or LLMMorphSettings()
     machine = this_machine(memory_gb)
     # Splits that exist are kept, so they are what templates will be learned by.
     kept = (folder / SPLITS_FILE).exists()
@@ -201,13 +201,13 @@ def _digest(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def chosen_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSettings:
+def chosen_network(llm: str | None, layers: Sequence[str] | None) -> LLMMorphSettings:
     """The network's settings with the language model that a user names, whose layers are fetched.
 
     Raises:
         UserError: there is no such model or layer.
     """
-    settings = NetworkSettings()
+    settings = LLMMorphSettings()
     if llm is None and layers is None:
         return settings
     # Inside, since transformers takes seconds to import.

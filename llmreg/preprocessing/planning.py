@@ -14,7 +14,7 @@ from llmreg.dataset import Dataset
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing.costs import BUILT_IN_SIZE, LLMSize, step_seconds, training_memory_gb
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint
 from llmreg.preprocessing.modalities import is_ct
@@ -111,7 +111,7 @@ def plan_grid(
 
 
 def plan_configuration(
-    size: Sequence[int], downsampling: int, network: NetworkSettings, budget: Budget
+    size: Sequence[int], downsampling: int, network: LLMMorphSettings, budget: Budget
 ) -> Configuration:
     """Pad a size to what the network can halve four times, at full (1) or half (2) resolution.
 
@@ -157,13 +157,13 @@ class Sizes:
     size: tuple[int, ...]
     full: Configuration
     half: Configuration
-    network: NetworkSettings
+    network: LLMMorphSettings
 
 
 def plan_sizes(
     cases: Sequence[CaseFingerprint],
     shared: bool,
-    network: NetworkSettings,
+    network: LLMMorphSettings,
     budget: Budget,
     spacing: Sequence[float] | None = None,
 ) -> tuple[Sizes, dict[str, str]]:
@@ -237,7 +237,7 @@ def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budge
     return "full", f"full: {near}, so that detail matters more than reach."
 
 
-def affordable_epochs(configuration: Configuration, network: NetworkSettings, machine: Machine) -> int | None:
+def affordable_epochs(configuration: Configuration, network: LLMMorphSettings, machine: Machine) -> int | None:
     """Epochs that a night on the CPU allows; None on a GPU, for which nobody measured."""
     if machine.device != "cpu":
         return None
@@ -245,7 +245,7 @@ def affordable_epochs(configuration: Configuration, network: NetworkSettings, ma
     return int(NIGHT_HOURS * 3600 / (seconds * Training().steps_per_epoch))
 
 
-def plan_epochs(configuration: Configuration, network: NetworkSettings, machine: Machine) -> tuple[int, str]:
+def plan_epochs(configuration: Configuration, network: LLMMorphSettings, machine: Machine) -> tuple[int, str]:
     """The default number, or on a CPU as many as a night allows, but not fewer than the least."""
     most = Training().epochs
     affordable = affordable_epochs(configuration, network, machine)
@@ -258,7 +258,7 @@ def plan_epochs(configuration: Configuration, network: NetworkSettings, machine:
     )
 
 
-def plan_batch_size(configuration: Configuration, network: NetworkSettings, budget: Budget) -> tuple[int, str]:
+def plan_batch_size(configuration: Configuration, network: LLMMorphSettings, budget: Budget) -> tuple[int, str]:
     """The paper's 1, and how many pairs a step could have."""
     voxels, grid = (int(np.prod(size)) for size in (configuration.network_shape, configuration.padded_size))
     one, two = (
@@ -318,7 +318,7 @@ class Wishes:
         spacing: of the common grid, mm, x, y, z.
     """
 
-    network: NetworkSettings | None = None
+    network: LLMMorphSettings | None = None
     configuration: str | None = None
     spacing: tuple[float, ...] | None = None
 
@@ -346,7 +346,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
     budget = replace(budget, loss=loss)
     shared = aligned_grid(cases, fingerprint.pairs)
     aligned = shared is not None
-    sizes, why = plan_sizes(cases, aligned, wishes.network or NetworkSettings(), budget, wishes.spacing)
+    sizes, why = plan_sizes(cases, aligned, wishes.network or LLMMorphSettings(), budget, wishes.spacing)
     reasons |= why
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json
 from llmreg.geometry.grid import Grid
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import NETWORKS, LLMMorphSettings, NetworkSettings
 
 PLANS_FILE = "plans.json"
 # Goes up when the same plans make other volumes than before.
@@ -225,7 +225,7 @@ class Plans(_Model):
     prealignment: PreAlignment
     configurations: dict[ConfigurationName, Configuration]
     default_configuration: ConfigurationName
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkSettings = LLMMorphSettings()
     loss: Loss = Loss()
     training: Training = Training()
     augmentation: AugmentationSettings = AugmentationSettings()
@@ -281,7 +281,11 @@ def parse_plans(content: Any, where: str) -> Plans:
         return Plans.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        parts = [str(part) for part in first["loc"]]
+        # Pydantic says which network it is before it names the key.
+        if parts[:1] == ["network"] and set(parts[1:2]) & NETWORKS.keys():
+            del parts[1]
+        key = ".".join(parts) or "the whole file"
         raise UserError(f"{where}: {key}: {first['msg']}. Mend that key, or plan again with --overwrite.") from error
 
 
@@ -300,7 +304,7 @@ OTHER_LAYERS = tuple(f"network.llm.{key}=" for key in ("source", "layers", "weig
 def override(plans: Plans, assignments: list[str], name: str) -> Plans:
     """A copy called ``name`` with ``key.path=value`` assignments; values are JSON, or text where they are not."""
     content = plans.model_dump(mode="json") | {"plans_name": name}
-    if any(assignment.startswith(OTHER_LAYERS) for assignment in assignments):
+    if "llm" in content["network"] and any(assignment.startswith(OTHER_LAYERS) for assignment in assignments):
         content["network"]["llm"]["sha256"] = None
     for assignment in assignments:
         path, equals, text = assignment.partition("=")

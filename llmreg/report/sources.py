@@ -125,7 +125,7 @@ def _of_benchmark(path: Path) -> Source:
     content = read_json(path / BENCHMARK_FILE)
     try:
         titles = {str(name): str(title) for name, title in content["methods"].items()}
-        folds = [int(fold) for fold in content["folds"]]
+        folds = [str(fold) for fold in content["folds"]]
         failed = [(str(name), str(why)) for name, why in content.get("failed", {}).items()]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
@@ -146,7 +146,7 @@ def _of_benchmark(path: Path) -> Source:
         by_label = {INITIAL_TITLE: _initial_of_labels(list(by_label.values()))} | by_label
     about = [
         ("Dataset", str(content.get("dataset", ""))),
-        ("Validation folds", ", ".join(map(str, folds))),
+        ("Folds", ", ".join(folds)),
         ("Methods", ", ".join(titles.values())),
     ]
     return Source(

@@ -15,6 +15,7 @@ from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among
 from llmreg.errors import UserError
 from llmreg.files import written_whole
 from llmreg.network.ablations import ablation
+from llmreg.network.config import language_model, network_settings
 from llmreg.network.llm.fetching import fetch
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
@@ -43,15 +44,26 @@ def model_folder(dataset_name: str, plans: Plans, configuration: str) -> Path:
 
 
 def planned(
-    folder: Path, plans_name: str, changes: list[str], name: str | None, ablation_name: str | None = None
+    folder: Path,
+    plans_name: str,
+    changes: list[str],
+    name: str | None,
+    ablation_name: str | None = None,
+    network: str | None = None,
 ) -> Plans:
-    """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation)."""
+    """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation).
+
+    With another ``network`` than theirs the plans keep their name: the network is part of the model folder's.
+    """
     plans = pipeline.find_plans(folder, plans_name)
+    if network is not None and network != plans.network.name:
+        reasons = {decision: why for decision, why in plans.reasons.items() if not decision.startswith("network.")}
+        plans = plans.model_copy(update={"network": network_settings(network), "reasons": reasons})
     if ablation_name is not None:
         name = name or (ablation_name if plans_name == "default" else f"{plans_name}_{ablation_name}")
         # Of the changed plans: one block of other layers, say.
         changes = changes + ablation(ablation_name, override(plans, changes, name).network)
-    if bool(changes) != bool(name):
+    if bool(changes) != bool(name) and not (name and network):
         raise UserError("--set and --as go together: --set changes the plans, --as names the changed plans.")
     if name is None:
         return plans
@@ -72,10 +84,11 @@ def with_layers(plans: Plans) -> Plans:
     Raises:
         UserError: the layers cannot be found, or are others than the plans say.
     """
-    if plans.network.blocks != "llm":
+    llm = language_model(plans.network)
+    if llm is None:
         return plans
-    llm = fetch(plans.network.llm, paths.llm_cache_folder())
-    return plans.model_copy(update={"network": plans.network.model_copy(update={"llm": llm})})
+    fetched = fetch(llm, paths.llm_cache_folder())
+    return plans.model_copy(update={"network": plans.network.model_copy(update={"llm": fetched})})
 
 
 def run_fold(
@@ -88,6 +101,7 @@ def run_fold(
     changes: list[str] | None = None,
     name: str | None = None,
     ablation_name: str | None = None,
+    network: str | None = None,
     device_name: str | None = None,
 ) -> TrainedFold | None:
     """Train one fold between the three folders, with the processes that torchrun may have started.
@@ -99,7 +113,8 @@ def run_fold(
     """
     with joined(device_name) as ranks:
         with first_alone(ranks):
-            asked = planned(pipeline.preprocessed_dataset(dataset_id), plans_name, changes or [], name, ablation_name)
+            folder = pipeline.preprocessed_dataset(dataset_id)
+            asked = planned(folder, plans_name, changes or [], name, ablation_name, network)
             prepared = _prepared(dataset_id, fold_text, asked, asked.plans_name != plans_name, configuration)
         train(prepared.plans, prepared.configuration, prepared.fold, run, ranks)
         if not ranks.first:

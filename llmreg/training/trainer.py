@@ -1,4 +1,4 @@
-"""Training one fold of LLM-Morph."""
+"""Training one fold."""
 
 from __future__ import annotations
 
@@ -136,6 +136,8 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
             before = epoch * settings.steps_per_epoch
             began, rate = time.monotonic(), _learning_rate(plans, epoch, state.epochs)
             for step in range(state.step + 1, settings.steps_per_epoch + 1):
+                # What a network draws (TransMorph skips blocks) follows from the number of the step alone, too.
+                torch.manual_seed(settings.seed + (before + step) * ranks.world + ranks.rank)
                 try:
                     values = learner.step(loading, rate)
                 except NotFinite as error:

@@ -14,6 +14,7 @@ from smooth import smooth_noise
 from llmreg.benchmark import peers
 from llmreg.benchmark.classical import CLASSICAL
 from llmreg.benchmark.peers import PeerPair, register_pairs
+from llmreg.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.geometry.field import resample_image
@@ -28,12 +29,12 @@ ELSEWHERE = sitk.TranslationTransform(3, (400.0, -300.0, 250.0))
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> PeerPair:
-    """A ball with structure, and the same 6 mm further left, posterior and superior, in a scanner's other corner."""
+    """A body with structure, and the same 6 mm further left, posterior and superior, in a scanner's other corner."""
     folder = tmp_path_factory.mktemp("peers")
     distance = np.linalg.norm(GRID.physical_points() - GRID.centre, axis=-1)
-    noise = smooth_noise(np.random.default_rng(0), GRID.shape, 2.0)
-    image = image_from((np.where(distance < 26, 2 + noise, 0)).astype(np.float32), GRID)
-    label = image_from((distance < 26).astype(np.uint8) + (distance < 12).astype(np.uint8), GRID)
+    noise = sum(smooth_noise(np.random.default_rng(int(sigma)), GRID.shape, sigma) for sigma in (2.0, 5.0))
+    image = image_from(100 * (np.where(distance < 45, 3 + noise, 0)).astype(np.float32), GRID)
+    label = image_from((distance < 45).astype(np.uint8) + (distance < 20).astype(np.uint8), GRID)
     moved = sitk.TranslationTransform(3, (-6.0, -6.0, -6.0))
     there = Grid(GRID.size, GRID.spacing, tuple(np.add(GRID.origin, ELSEWHERE.GetOffset())), GRID.direction)
     files = {"fixed": image, "fixed_label": label}
@@ -45,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PeerPair:
     for name, path in paths.items():
         sitk.WriteImage(files[name], str(path))
     return PeerPair(
-        "A_B", "A", "B", paths["fixed"], paths["moving"], paths["fixed_label"], paths["moving_label"], ELSEWHERE
+        "A_B", Pair("A", "B"), paths["fixed"], paths["moving"], paths["fixed_label"], paths["moving_label"], ELSEWHERE
     )
 
 

@@ -15,8 +15,11 @@ from tiny_study import NAME, model, refused, training
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
 from llmreg.inference.predictor import ImageInput, Predictor
 from llmreg.network import decoder
+from llmreg.network.config import NETWORKS, network_settings
 from llmreg.network.recomputation import recomputed
 from llmreg.preprocessing.plans import read_plans
+from llmreg.training.experiment import model_folder, planned
+from llmreg.training.learner import Learner
 
 
 def test_planning_writes_plans_with_reasons_and_volumes_that_fit(environment):
@@ -40,14 +43,22 @@ def test_training_leaves_all_its_files_and_no_frozen_weights(environment):
     assert {"dice", "hd95_mm", "folding_percent"} <= set(summary["metrics"])
 
 
-def test_two_epochs_with_a_break_equal_two_without(environment, capsys):
+def test_two_epochs_with_a_break_equal_two_without(environment, capsys, monkeypatch):
     final = Path("fold_0", "checkpoint_final.safetensors")
+    drawn = {"whole": [], "halves": []}
+    step = Learner.step
     for name in ("whole", "halves"):
+        # What a network would draw, if it did.
+        monkeypatch.setattr(
+            Learner, "step", lambda *given, name=name: (drawn[name].append(torch.rand(()).item()), step(*given))[1]
+        )
         arguments = training("0", name, environment, "training.schedule=constant")
         if name == "halves":
             assert train.main([*arguments, "--epochs", "1"]) == 0
             arguments.append("--continue")
         assert train.main([*arguments, "--epochs", "2"]) == 0
+    assert drawn["whole"] == drawn["halves"]
+    assert len(set(drawn["whole"])) == 4
     whole, halves = (load_file(model(environment, name) / final) for name in ("whole", "halves"))
     assert whole.keys() == halves.keys()
     for key, value in whole.items():
@@ -568,3 +579,34 @@ def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation)
 def test_an_unknown_ablation_is_refused(environment, capsys):
     assert train.main(["999", "0", "--ablation", "everything"]) == 2
     refused(capsys, "no-lora", "layers-0-1")
+    assert train.main(["999", "0", "--ablation", "vit", "--network", "voxelmorph"]) == 2
+    refused(capsys, "LLM-Morph", "voxelmorph")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_plans_of_another_network_keep_their_name(environment, network):
+    folder = environment / "preprocessed" / NAME
+    plans = planned(folder, "default", [], None, network=network)
+    assert (plans.plans_name, plans.network) == ("default", network_settings(network))
+    assert model_folder(NAME, plans, "half").name == f"{network}__default__half"
+    changed = planned(folder, "paper", ["loss.smoothness=0.3"], "smooth", network=network)
+    assert model_folder(NAME, changed, "half").name == f"{network}__smooth__half"
+    assert planned(folder, "paper", [], "copy", network=network).plans_name == "copy"
+
+
+def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path):
+    few = ["--set", "network.size=small", "training.steps_per_epoch=1", "training.validation_pairs=1", "--as", "few"]
+    arguments = ["999", "0", "--network", "voxelmorph", *few, "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    assert train.main(arguments) == 0
+    trained = environment / "results" / NAME / "voxelmorph__few__half"
+    assert (trained / "fold_0" / "validation" / "summary.json").exists()
+    assert read_plans(trained / "plans.json").network == network_settings("voxelmorph", size="small")
+    out, one = tmp_path / "out", tmp_path / "in"
+    one.mkdir()
+    for image in sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))[:2]:
+        (one / image.name).symlink_to(image)
+    assert predict.main(["-i", str(one), "-o", str(out), "--network", "voxelmorph", "--uncertainty"]) == 0
+    [pair] = json.loads((out / "predict.json").read_text())["pairs"]
+    spread = sitk.GetArrayFromImage(sitk.ReadImage(str(out / pair["uncertainty"])))
+    assert 0 < spread.max() < 1
+    shutil.rmtree(trained)

@@ -78,6 +78,7 @@ def test_all_outputs_of_all_pairs_and_a_table(environment: Path, wild: Path, tmp
         assert pair["seconds"] > 0
         assert pair["largest_mm"] >= pair["mean_mm"] > 0
     assert "folded %" in said
+    assert json.loads((tmp_path / "predict.json").read_text())["peak_memory_gb"] > 0.1
 
 
 def test_each_format_scores_the_same(environment: Path, wild: Path, tmp_path: Path) -> None:

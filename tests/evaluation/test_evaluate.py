@@ -10,10 +10,13 @@ import SimpleITK as sitk
 
 from llmreg.commands.evaluate import main
 from llmreg.errors import UserError
-from llmreg.evaluation.evaluate import evaluate_folder, evaluate_pair, summarise, write_results
+from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.summary import summarise, write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
+from llmreg.geometry.labels import resample_labels
 
 SPACING = (1.5, 2.0, 1.0)
 SHIFT = np.array([3.0, -2.0, 2.0])  # mm, whole voxels
@@ -87,6 +90,30 @@ def test_a_structure_that_the_field_loses_scores_zero_but_one_out_of_view_is_not
     partial.CopyInformation(fixed)
     rows = evaluate_pair(fixed, partial, constant_field(fixed, np.zeros(3)), {1: "a", 4: "b"})
     assert [row["dice"] for row in rows] == [1, pytest.approx(np.nan, nan_ok=True)]
+
+
+def test_linear_interpolation_is_of_labels_alone() -> None:
+    fixed = label_image()
+    half = constant_field(fixed, np.array([0.4, 0.9, 0.45]))
+    nearest, linear = (evaluate_pair(fixed, fixed, half, interpolation=how) for how in ("nearest", "linear"))
+    warped = sitk.GetArrayFromImage(resample_labels(fixed, half.grid, half, "linear"))
+    for one, other in zip(nearest, linear, strict=True):
+        assert other["dice"] == pytest.approx(plain_dice(warped, sitk.GetArrayFromImage(fixed), one["label"]))
+        assert other["dice"] != one["dice"]
+        assert {k: v for k, v in one.items() if "l2r" in k} == {k: v for k, v in other.items() if "l2r" in k}
+
+
+def test_folding_of_the_interior_leaves_out_two_layers() -> None:
+    fixed = label_image()
+    field = constant_field(fixed, np.zeros(3))
+    # The layer at x = 1 is carried over its neighbours.
+    field.vectors[..., 1, 0] += 2.1 * SPACING[0]
+    row = evaluate_pair(fixed, fixed, field)[0]
+    determinant = jacobian_determinant(field)
+    for column, margin in (("folding_percent", 1), ("folding_interior_percent", 2)):
+        inner = determinant[margin:-margin, margin:-margin, margin:-margin]
+        assert row[column] == pytest.approx(100 * np.mean(inner <= 0))
+    assert row["folding_percent"] != row["folding_interior_percent"]
 
 
 def test_float_label_maps_are_rounded() -> None:
@@ -220,6 +247,31 @@ def test_folder(folders: tuple[Path, Path], tmp_path: Path, num_processes: int) 
     assert summary["num_pairs"] == 2
 
 
+def test_pairs_without_landmarks_or_prealignment(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    """The first pair has landmarks and a pre-alignment that finds them, the second neither."""
+    predictions, dataset = folders
+    listed = json.loads((predictions / "predict.json").read_text())
+    for role, shift in (("fixed", 0 * SHIFT), ("moving", SHIFT)):
+        np.savetxt(predictions / f"{role}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
+        listed["pairs"][0][f"{role}_points"] = f"{role}.csv"
+    (predictions / "predict.json").write_text(json.dumps(listed))
+    summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    whole = np.linalg.norm(SHIFT)
+    for column, value in {"initial_tre_mm": whole, "prealigned_tre_mm": 0, "tre_mm": 0, "tre_l2r": 0}.items():
+        assert table[column].tolist() == pytest.approx([value, value, np.nan], abs=0.05, nan_ok=True)
+        assert summary["metrics"][column]["num_pairs"] == 1
+    assert "TRE (mm)" in format_summary(summary)
+    for column in ("assd_mm", "hd95_l2r"):
+        assert table[column].tolist()[:2] == [0, 0]
+        assert table[column][2] == table[f"initial_{column}"][2] == table[f"prealigned_{column}"][2] > 0
+    cases = json.loads((tmp_path / "out" / "learn2reg.json").read_text())
+    assert cases["name"] == "Dataset009_Boxes"
+    assert [("tre" in case, len(case["dice"]["detailed"])) for case in cases["cases"].values()] == [
+        (True, 2), (False, 2),
+    ]  # fmt: skip
+
+
 def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, dataset = folders
     first = evaluate_folder(predictions, dataset, tmp_path / "a", 1)
@@ -261,7 +313,8 @@ def test_command(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "missing", ["folder", "predict.json", "not ours", "no pairs", "labels folder", "field", "label", "no labels",
-                "prealignment", "broken field", "broken label", "grid"],
+                "prealignment", "broken field", "broken label", "grid", "keypoints folder", "keypoints of none",
+                "keypoints of one", "named keypoints"],
 )  # fmt: skip
 def test_bad_input_gives_one_sentence_and_code_2(
     folders: tuple[Path, Path], missing: str, capsys: pytest.CaptureFixture[str]
@@ -293,6 +346,17 @@ def test_bad_input_gives_one_sentence_and_code_2(
             field.write_bytes(field.read_bytes()[: field.stat().st_size // 2])
         case "broken label":
             label.write_bytes(b"nonsense")
+        case "keypoints folder":
+            arguments += ["--keypoints", str(predictions / "not_there")]
+        case "keypoints of none":
+            arguments += ["--keypoints", str(predictions)]
+        case "keypoints of one":
+            arguments += ["--keypoints", str(predictions)]
+            (predictions / "Boxes_0002_0001.csv").write_text("1,2,3\n")
+        case "named keypoints":
+            listed = json.loads((predictions / "predict.json").read_text())
+            listed["pairs"][0]["fixed_points"] = "not_there.csv"
+            (predictions / "predict.json").write_text(json.dumps(listed))
         case "grid":
             moved = sitk.ReadImage(str(field))
             moved.SetOrigin((0, 0, 0))

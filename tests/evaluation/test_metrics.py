@@ -5,13 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_dice
 from scipy.ndimage import gaussian_filter
 
 from llmreg.evaluation.metrics import (
     dice_per_label,
     folding,
-    hd95_per_label,
     sd_log_jacobian,
     sd_log_jacobian_learn2reg,
 )
@@ -40,33 +39,6 @@ def test_dice_equals_a_plain_loop_and_monai(seed: int, labels: int) -> None:
     np.testing.assert_allclose(list(found.values()), monai, rtol=1e-6)
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 4.0), (3.0, 2.0, 0.9)])
-def test_hd95_equals_monai_on_anisotropic_spacing(spacing: tuple[float, float, float]) -> None:
-    a, b = blobs(3, 4), blobs(4, 4)
-    found = hd95_per_label(a, b, range(1, 5), spacing)
-    expected = compute_hausdorff_distance(
-        one_hot(a, 4), one_hot(b, 4), include_background=False, percentile=95, spacing=spacing[::-1]
-    )[0].numpy()
-    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5)
-
-
-def test_hd95_of_a_shift_along_x_is_the_shift_in_millimetres() -> None:
-    a = np.zeros((9, 9, 20), dtype=np.uint8)
-    a[4, 4, 3] = 1
-    b = np.roll(a, 5, axis=2)
-    assert hd95_per_label(a, b, [1], (2.0, 7.0, 9.0))[1] == pytest.approx(10.0)
-
-
-def test_hd95_counts_the_larger_direction() -> None:
-    a = np.zeros((1, 1, 30), dtype=np.uint8)
-    b = a.copy()
-    a[0, 0, 0], b[0, 0, [0, 20]] = 1, 1
-    # Of b's two points one lies 20 away; a's only point lies on b.
-    expected = np.percentile([0, 20], 95)
-    assert hd95_per_label(a, b, [1], (1, 1, 1))[1] == pytest.approx(expected)
-    assert hd95_per_label(b, a, [1], (1, 1, 1))[1] == pytest.approx(expected)
-
-
 def test_absent_labels() -> None:
     full, empty = np.full((3, 3, 3), 2, dtype=np.int16), np.zeros((3, 3, 3), dtype=np.int16)
     nan = pytest.approx(np.nan, nan_ok=True)
@@ -76,10 +48,7 @@ def test_absent_labels() -> None:
     assert dice_per_label(empty, full, [2], unwarped=full) == {2: 0.0}
     assert dice_per_label(empty, full, [2], unwarped=empty) == {2: nan}
     assert dice_per_label(full, full, [2]) == {2: 1.0}
-    for a, b in ((empty, empty), (full, empty), (empty, full)):
-        assert hd95_per_label(a, b, [2], (1, 1, 1)) == {2: nan}
-    assert hd95_per_label(full, full, [2], (1, 1, 1)) == {2: 0.0}
-    assert dice_per_label(full, full, []) == {} == hd95_per_label(full, full, [], (1, 1, 1))
+    assert dice_per_label(full, full, []) == {}
 
 
 def test_ids_that_are_not_asked_for_do_not_count() -> None:
@@ -93,7 +62,7 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         dice_per_label(a, a[:1], [1])
     with pytest.raises(ValueError, match="positive"):
-        hd95_per_label(a, a, [0], (1, 1, 1))
+        dice_per_label(a, a, [0])
 
 
 def test_folding_counts_the_interior_only() -> None:

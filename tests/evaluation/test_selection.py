@@ -46,6 +46,13 @@ def test_points_count_significant_differences_in_three_metrics(tmp_path: Path) -
     assert found.table().splitlines()[1].startswith("llm_morph__good__half")
 
 
+def test_the_command_names_the_network_where_there_are_several(tmp_path: Path) -> None:
+    scored(tmp_path, "default", "0", range(3), 0.70, 5, 0.1)
+    (tmp_path / "llm_morph__default__half").rename(tmp_path / "voxelmorph__default__half")
+    scored(tmp_path, "default", "0", range(3), 0.71, 5, 0.1)
+    assert select(tmp_path).command("3").endswith("-p default -c half --network llm_morph")
+
+
 def test_few_pairs_tell_nothing_significant_so_dice_decides(tmp_path: Path) -> None:
     scored(tmp_path, "a", "0", range(3), 0.70, 5, 0.1)
     scored(tmp_path, "b", "0", range(3), 0.71, 9, 0.1)

@@ -30,6 +30,16 @@ def test_what_fits_is_found_by_id_name_and_plans(results: Path, monkeypatch: pyt
         assert models.find_model(dataset, plans="paper") == results / "Dataset001_A" / "llm_morph__paper__half"
 
 
+def test_the_network_tells_models_of_the_same_plans_apart(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "model_in", lambda folder, folds: folder)
+    other = results / "Dataset001_A" / "voxelmorph__paper__half"
+    (other / "fold_0").mkdir(parents=True)
+    (other / "fold_0" / "checkpoint_final.safetensors").touch()
+    with pytest.raises(UserError, match="--network"):
+        models.find_model("1", plans="paper")
+    assert models.find_model("1", plans="paper", network="voxelmorph") == other
+
+
 def test_several_and_none_are_listed(results: Path) -> None:
     with pytest.raises(UserError, match=r"Several.*llm_morph__default__half, .*llm_morph__paper__half\)"):
         models.find_model("1")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_models import save_random_model
 
-from llmreg.network.config import LLMSettings, LoRASettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings, LoRASettings
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +40,9 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tiny_settings(tiny_llama: Path) -> Callable[..., NetworkSettings]:
-    def make(llm: dict[str, Any] | None = None, **changes: Any) -> NetworkSettings:
+def tiny_settings(tiny_llama: Path) -> Callable[..., LLMMorphSettings]:
+    def make(llm: dict[str, Any] | None = None, **changes: Any) -> LLMMorphSettings:
         values = {"source": str(tiny_llama), "layers": (1, 2), "lora": LoRASettings(r=4, alpha=4), **(llm or {})}
-        return NetworkSettings(**{"width": 4, "token_width": 64, "llm": LLMSettings(**values), **changes})
+        return LLMMorphSettings(**{"width": 4, "token_width": 64, "llm": LLMSettings(**values), **changes})
 
     return make

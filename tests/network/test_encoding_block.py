@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from llmreg.network.adapters import TokenAdapter
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.network.encoding_block import EncodingBlock, encoding_blocks
 from llmreg.network.factory import build_network
 from llmreg.network.llm.layer import FrozenLayer
 from llmreg.network.llm.loading import build_layers
 from llmreg.network.llm.sources import read_layers
 
-Make = Callable[..., NetworkSettings]
+Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 16)
 
 
@@ -70,7 +70,7 @@ def test_kinds_without_a_language_model_need_none(tiny_settings: Make, blocks: s
     assert not [name for name, _ in network.named_parameters() if "lora" in name]
 
 
-def _blocks(settings: NetworkSettings, folder: Path) -> nn.ModuleList:
+def _blocks(settings: LLMMorphSettings, folder: Path) -> nn.ModuleList:
     loaded = None
     if settings.blocks == "llm":
         loaded = build_layers(read_layers(str(folder), settings.llm.layers), torch.float32)

@@ -12,14 +12,14 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.errors import UserError
-from llmreg.network.config import LLMSettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings
 from llmreg.network.encoder import Encoder
 from llmreg.network.factory import build_network, load_trainable_state, trainable_state
 from llmreg.network.llm.families import family_of
 from llmreg.network.llm.loading import LoadedLayers
 from llmreg.network.llm_morph import LLMMorph
 
-Make = Callable[..., NetworkSettings]
+Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 48)
 
 
@@ -53,7 +53,7 @@ def test_every_variant_gives_a_small_field_and_learns(tiny_settings: Make, chang
 
 @pytest.mark.parametrize("shape", [(32, 16, 40), (32, 16), (0, 16, 16)])
 def test_shapes_that_do_not_halve_four_times_are_refused(tiny_settings: Make, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="multiples of 16"):
+    with pytest.raises(ValueError, match="is not three"):
         build_network(tiny_settings(), shape)
 
 
@@ -162,7 +162,7 @@ def _paper(shape: tuple[int, int, int]) -> LLMMorph:
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).to(torch.bfloat16).requires_grad_(False) for _ in range(2)]
         family = family_of(config.to_dict(), "LLaMA 3")
-        return LLMMorph(NetworkSettings(), shape, LoadedLayers(family, config, layers, (15, 16), (1.0, 1.0)))
+        return LLMMorph(LLMMorphSettings(), shape, LoadedLayers(family, config, layers, (15, 16), (1.0, 1.0)))
 
 
 def test_sizes_of_the_paper() -> None:
@@ -222,11 +222,11 @@ def test_another_language_model_than_planned_is_refused(tiny_settings: Make) -> 
 )
 def test_settings_refuse_what_they_do_not_know(change: dict) -> None:
     with pytest.raises(ValidationError):
-        NetworkSettings.model_validate(change)
+        LLMMorphSettings.model_validate(change)
 
 
 def test_settings_survive_json_and_are_frozen() -> None:
-    settings = NetworkSettings(llm=LLMSettings(lora=None))
-    assert NetworkSettings.model_validate_json(settings.model_dump_json()) == settings
+    settings = LLMMorphSettings(llm=LLMSettings(lora=None))
+    assert LLMMorphSettings.model_validate_json(settings.model_dump_json()) == settings
     with pytest.raises(ValidationError):
         settings.width = 8  # type: ignore[misc]

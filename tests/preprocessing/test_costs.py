@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.errors import UserError
 from llmreg.machine import Machine
-from llmreg.network.config import LLMSettings, LoRASettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings, LoRASettings
 from llmreg.network.llm.families import family_of
 from llmreg.network.llm.loading import LoadedLayers
 from llmreg.network.llm_morph import LLMMorph
@@ -55,12 +55,12 @@ LLAMA3 = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads"
 def test_memory_is_estimated_as_measured(grid, downsampling, width, recompute, peak) -> None:
     voxels = int(np.prod(grid))
     estimate = training_memory_gb(
-        NetworkSettings(width=width), BUILT_IN_SIZE, voxels // downsampling**3, voxels, recompute, PROCESSOR, Loss()
+        LLMMorphSettings(width=width), BUILT_IN_SIZE, voxels // downsampling**3, voxels, recompute, PROCESSOR, Loss()
     )
     assert estimate == pytest.approx(peak, rel=0.15)
 
 
-def built(settings: NetworkSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
+def built(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
     """The network as it is trained, without memory for its numbers."""
     config = LlamaConfig(num_hidden_layers=32, **llm)
     config._attn_implementation = "sdpa"
@@ -76,7 +76,7 @@ def built(settings: NetworkSettings, shape: tuple[int, ...], llm: dict[str, int]
 @pytest.mark.parametrize("width", [8, 12, 16, 24])
 @pytest.mark.parametrize("lora", [None, LoRASettings(r=8), LoRASettings(r=64)], ids=["no LoRA", "r = 8", "r = 64"])
 def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
-    settings = NetworkSettings(width=width, llm=LLMSettings(lora=lora))
+    settings = LLMMorphSettings(width=width, llm=LLMSettings(lora=lora))
     network = built(settings, (96, 208, 160), llm)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
@@ -113,14 +113,14 @@ def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int,
     def memory(
         width: int = width, voxels: int = voxels, twice: bool = False, llm: LLMSize = BUILT_IN_SIZE, **loss: float
     ) -> float:
-        return training_memory_gb(NetworkSettings(width=width), llm, voxels, 2 * voxels, twice, machine, Loss(**loss))
+        return training_memory_gb(LLMMorphSettings(width=width), llm, voxels, 2 * voxels, twice, machine, Loss(**loss))
 
     assert memory(twice=True) < memory() <= memory(voxels=voxels + more)
     assert memory() < memory(width=width + 1)
     assert memory() < memory(similarity=1.0)
     assert memory() < memory(llm=LLMSize(4096, 218_112_000))
-    time = step_seconds(NetworkSettings(width=width), voxels, False, machine)
-    assert time < step_seconds(NetworkSettings(width=width), voxels, True, machine)
+    time = step_seconds(LLMMorphSettings(width=width), voxels, False, machine)
+    assert time < step_seconds(LLMMorphSettings(width=width), voxels, True, machine)
     assert time == pytest.approx(
-        2 * step_seconds(NetworkSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16))
+        2 * step_seconds(LLMMorphSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16))
     )

@@ -17,7 +17,7 @@ from llmreg.dataset import Case, Dataset
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing.costs import BUILT_IN_SIZE, step_seconds, training_memory_gb
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint, summarised
 from llmreg.preprocessing.planning import (
@@ -235,11 +235,11 @@ def test_nothing_is_given_up_that_fits() -> None:
             assert full.memory_gb > memory
         wider = [width for width in WIDTHS if width > plans.network.width]
         for width in wider:
-            network = NetworkSettings(width=width)
+            network = LLMMorphSettings(width=width)
             assert plan_configuration(plans.size, 2, network, Budget(machine)).memory_gb > memory
         if plans.size != (176, 208, 192):
             finer = [round(n * 1.09) for n in plans.size]
-            network = NetworkSettings(width=min(WIDTHS))
+            network = LLMMorphSettings(width=min(WIDTHS))
             assert plan_configuration(finer, 2, network, Budget(machine)).memory_gb > 0.97 * memory
         once = plan_configuration(plans.size, 2, plans.network, Budget(replace(machine, memory_gb=1e3)))
         assert half.recompute == (once.memory_gb > memory)
@@ -348,13 +348,13 @@ def test_ct_without_hounsfield_units_is_ranked(values: list[float]) -> None:
     [((192, 160, 192), 2, (6, 5, 6), 180), ((192, 208, 176), 1, (12, 13, 11), 1716), ((80, 96, 80), 2, (3, 3, 3), 27)],
 )
 def test_token_grids_of_the_paper(size, downsampling, tokens, length) -> None:
-    made = plan_configuration(size, downsampling, NetworkSettings(), Budget(GPU))
+    made = plan_configuration(size, downsampling, LLMMorphSettings(), Budget(GPU))
     assert (made.token_grid, made.token_length) == (tokens, length)
 
 
 @given(size=st.tuples(*[st.integers(1, 300)] * 3), downsampling=st.sampled_from([1, 2]))
 def test_padding_is_the_least_that_divides(size, downsampling) -> None:
-    made = plan_configuration(size, downsampling, NetworkSettings(), Budget(GPU))
+    made = plan_configuration(size, downsampling, LLMMorphSettings(), Budget(GPU))
     for wanted, padded, network, tokens in zip(
         size, made.padded_size, made.network_shape, made.token_grid, strict=True
     ):
@@ -490,8 +490,8 @@ def test_the_configuration_that_is_asked_for_is_planned() -> None:
 
 @pytest.mark.parametrize("width", [4, 8, 20])
 def test_the_width_that_is_asked_for_is_planned(width: int) -> None:
-    plans = abdomen().plans(network=NetworkSettings(width=width, accumulate="sum"))
-    assert plans.network == NetworkSettings(width=width, accumulate="sum")
+    plans = abdomen().plans(network=LLMMorphSettings(width=width, accumulate="sum"))
+    assert plans.network == LLMMorphSettings(width=width, accumulate="sum")
     assert plans.reasons["network.width"].startswith(f"{width}")
     assert "does not fit" not in plans.reasons["network.width"]
 

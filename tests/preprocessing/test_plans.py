@@ -4,7 +4,7 @@ import pytest
 
 from llmreg.errors import UserError
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import NETWORKS, LLMMorphSettings, network_settings
 from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans, write_plans
 
@@ -12,7 +12,7 @@ from llmreg.preprocessing.plans import Plans, override, parse_plans, read_plans,
 @pytest.fixture
 def plans() -> Plans:
     budget = Budget(Machine("cpu", 16, 2, False))
-    full, half = (plan_configuration((80, 96, 80), factor, NetworkSettings(), budget) for factor in (1, 2))
+    full, half = (plan_configuration((80, 96, 80), factor, LLMMorphSettings(), budget) for factor in (1, 2))
     return Plans.model_validate(
         {
             "dataset_name": "Dataset001_X", "plans_name": "default", "spacing": (2, 2, 2), "size": (80, 96, 80),
@@ -119,6 +119,34 @@ def test_overrides_make_a_named_copy_with_another_digest(plans):
     # The volumes do not depend on it, so they are shared.
     assert changed.volumes_digest() == plans.volumes_digest()
     assert override(plans, ["spacing=[3,3,3]"], "coarse").volumes_digest() != plans.volumes_digest()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_plans_of_every_network_round_trip_and_have_a_digest_of_their_own(plans, tmp_path, name):
+    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS}
+    write_plans(tmp_path / "plans.json", of[name])
+    assert read_plans(tmp_path / "plans.json") == of[name]
+    assert [other for other in NETWORKS if of[other].digest() == of[name].digest()] == [name]
+
+
+def test_plans_that_do_not_name_their_network_are_llm_morphs(plans):
+    content = plans.model_dump(mode="json")
+    del content["network"]["name"]
+    assert parse_plans(content, "plans.json") == plans
+    assert parse_plans({key: value for key, value in content.items() if key != "network"}, "plans.json") == plans
+
+
+def test_a_baselines_keys_are_set_and_refused_by_their_path(plans):
+    pyramid = plans.model_copy(update={"network": network_settings("dual_pyramid")})
+    assert override(pyramid, ["network.width=4"], "x").network == network_settings("dual_pyramid", width=4)
+    for wrong, named in (
+        ("network.width=0", "network.width"),
+        ("network.llm.layers=[1]", "network.llm.layers"),
+        ("network.blocks=vit", "network.blocks"),
+        ("network.name=unet", "network: there is no network of that name"),
+    ):
+        with pytest.raises(UserError, match=named.replace(".", r"\.")):
+            override(pyramid, [wrong], "x")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from llmreg.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.machine import Machine
-from llmreg.network.config import NetworkSettings
+from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing.planning import Budget, plan_configuration
 from llmreg.preprocessing.plans import AugmentationSettings, Training
 from llmreg.preprocessing.preprocess import read_volume
@@ -58,7 +58,7 @@ def minute() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-HALF = plan_configuration(SHAPE[::-1], 2, NetworkSettings(), Budget(Machine("cpu", 16, 2, False)))
+HALF = plan_configuration(SHAPE[::-1], 2, LLMMorphSettings(), Budget(Machine("cpu", 16, 2, False)))
 UNCHANGED = AugmentationSettings(spatial_probability=0, intensity_probability=0)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llmreg.errors import UserError
-from llmreg.network.config import LLMSettings, LoRASettings, NetworkSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings, LoRASettings
 from llmreg.network.factory import build_network
 from llmreg.network.llm import cache, fetching
 from llmreg.network.llm.loading import build_layers, find_layers
@@ -93,7 +93,7 @@ def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Pa
 
 
 def test_a_network_is_built_from_the_layer_cache_alone(
-    tiny_llama: Path, tmp_path: Path, cache_folder: Path, tiny_settings: Callable[..., NetworkSettings]
+    tiny_llama: Path, tmp_path: Path, cache_folder: Path, tiny_settings: Callable[..., LLMMorphSettings]
 ) -> None:
     source = tmp_path / "model"
     shutil.copytree(tiny_llama, source)
