@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmreg.evaluation.evaluate import evaluate_pair, write_results
+from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.summary import write_results
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from, write_field, write_image

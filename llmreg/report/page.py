@@ -111,8 +111,9 @@ def _structures(by_label: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     rows = []
     for name in names:
         count = max(int(own.get(name, 0)) for own in counts.values())
-        rows.append((name, str(count), _dice_cells({title: own.get(name) for title, own in means.items()})))
-    return {"head": list(means), "rows": rows}
+        dice = _dice_cells({title: own.get(name) for title, own in means.items()})
+        rows.append((name, [(str(count), False), *dice]))
+    return {"head": ["pairs", *means], "rows": rows}
 
 
 def _pairs(by_pair: Mapping[str, pd.DataFrame], viewer: Viewer | None) -> dict[str, Any]:

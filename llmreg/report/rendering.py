@@ -80,20 +80,17 @@ def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float, f
         step: voxels between lines.
         finer: pixels a voxel (:func:`fineness`).
     """
-    axes = [axis for axis in range(3) if axis != PLANES[plane]]
-    lines = None
-    for axis in axes:
-        component = flow[2 - axis]
-        place = np.arange(component.shape[axis]).reshape([-1 if k == axis else 1 for k in range(3)])
-        across = np.take(component, [index], axis=PLANES[plane])
-        # Edges of voxels, so that lines and voxels of a resting grid have the same borders.
-        looked_up = slice_of(across + place + 0.5, plane, 0)
+    across = PLANES[plane]
+    rows, columns = (size for axis, size in enumerate(flow.shape[1:]) if axis != across)
+    lines = np.zeros((finer * rows, finer * columns), bool)
+    for axis in {0, 1, 2} - {across}:
+        moved = np.take(flow[2 - axis], [index], axis=across)
+        place = np.arange(moved.shape[axis]).reshape([-1 if k == axis else 1 for k in range(3)])
+        # From voxels' edges, so that lines of a resting grid lie between voxels.
+        looked_up = slice_of(moved + place + 0.5, plane, 0)
         cell = np.floor(zoom(looked_up, finer, order=1, mode="nearest", grid_mode=True) / step)
-        found = np.zeros(cell.shape, bool)
-        found[1:] |= cell[1:] != cell[:-1]
-        found[:, 1:] |= cell[:, 1:] != cell[:, :-1]
-        lines = found if lines is None else lines | found
-    assert lines is not None
+        lines[1:] |= cell[1:] != cell[:-1]
+        lines[:, 1:] |= cell[:, 1:] != cell[:, :-1]
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmreg.report import rendering
-from llmreg.report.rendering import PLANES, SIDES, slice_of
+from llmreg.report.rendering import PLANES, SIDES, slice_of, text_of
 from llmreg.report.volumes import Result, Scene, Stage
 
 # Characters of the page that a pair's pictures may take: ten pairs are to stay below 15 MB.
@@ -136,21 +136,21 @@ def _layers(scene: Scene, result: Result, top: float | None, plane: str, index: 
     layers = _stage_layers("warped", result.warped, plane, index, dashed=True)
     size = scene.grid.size
     lines = rendering.grid_lines(result.flow, plane, index, max(size) / GRID_LINES, rendering.fineness(size))
-    layers["grid"] = _text(rendering.line_webp(rendering.grid_picture(lines)))
+    layers["grid"] = text_of(rendering.line_webp(rendering.grid_picture(lines)))
     picture = rendering.jacobian_picture(slice_of(result.jacobian, plane, index))
-    layers["jacobian"] = _text(rendering.colour_webp(picture))
+    layers["jacobian"] = text_of(rendering.colour_webp(picture))
     if result.uncertainty is not None and top is not None:
         picture = rendering.uncertainty_picture(slice_of(result.uncertainty, plane, index), top)
-        layers["uncertainty"] = _text(rendering.colour_webp(picture))
+        layers["uncertainty"] = text_of(rendering.colour_webp(picture))
     return layers
 
 
 def _stage_layers(name: str, stage: Stage, plane: str, index: int, dashed: bool) -> Layers:
-    layers = {name: _text(rendering.grey_webp(np.ascontiguousarray(slice_of(stage.image, plane, index))))}
+    layers = {name: text_of(rendering.grey_webp(np.ascontiguousarray(slice_of(stage.image, plane, index))))}
     if stage.labels is not None:
         finer = rendering.fineness(stage.labels.shape)
         lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed)
-        layers[f"{name}_contours"] = _text(rendering.line_webp(lines))
+        layers[f"{name}_contours"] = text_of(rendering.line_webp(lines))
     return layers
 
 
@@ -162,6 +162,3 @@ def _top(result: Result | None) -> float | None:
 
 def _turned(slices: Sequence[Layers]) -> dict[str, list[str]]:
     return {layer: [own[layer] for own in slices] for layer in slices[0]}
-
-
-_text = rendering.text_of
