@@ -59,9 +59,10 @@ def write_report(path: Path, dataset: Dataset, fingerprint: Fingerprint, plans: 
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    lines = ["".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in head)]
-    lines += ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
+    lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+    top = f"<thead><tr>{titles}</tr></thead>" if any(head) else ""
+    return f"<table>{top}<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table>"
 
 
 def _configurations(plans: Plans) -> str:
