@@ -131,7 +131,8 @@ def _pairs(by_pair: Mapping[str, pd.DataFrame], viewer: Viewer | None) -> dict[s
 
 def _dice_cells(dice: Mapping[str, Any]) -> Cells:
     known = {title: float(value) for title, value in dice.items() if value is not None and not pd.isna(value)}
-    best = max((value for title, value in known.items() if title != INITIAL_TITLE), default=None)
+    # Nothing is best that is worse than before.
+    best = max(known.values(), default=None)
     return [
         (f"{100 * known[title]:.1f}", title != INITIAL_TITLE and known[title] == best)
         if title in known
