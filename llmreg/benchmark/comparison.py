@@ -10,21 +10,13 @@ import pandas as pd
 
 from llmreg.benchmark.figures import boxes, layers
 from llmreg.benchmark.methods import Method
-from llmreg.benchmark.study import Failed, Study, initial, of_labels, scores
-from llmreg.benchmark.tables import Table, as_frame, as_latex, as_markdown, compared
+from llmreg.benchmark.scored import BENCHMARK_FILE, initial
+from llmreg.benchmark.study import Failed, Study, of_labels, scores
+from llmreg.benchmark.tables import TITLES, Table, as_frame, as_latex, as_markdown, compared
 from llmreg.errors import UserError
 from llmreg.files import write_json, write_text, written_whole
 
 log = logging.getLogger(__name__)
-
-TITLES = {
-    "table1": "Comparison of methods (the paper's table 1)",
-    "table2": "Ablations (the paper's table 2)",
-    "table3": "Language models (the paper's table 3)",
-    "figure4": "Layers of the language model (the paper's figure 4)",
-    "comparison": "Comparison of methods",
-}
-BENCHMARK_FILE = "benchmark.json"
 
 
 def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) -> list[Table]:
@@ -52,6 +44,9 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
             failed[method.name] = str(error)
             log.error("%s is left out: %s", method.title, error)
         # After each, so that there is something to look at before the last one is trained.
+        titles = {name: methods[name].title for name in found}
+        about = {"dataset": study.dataset, "folds": list(study.folds), "methods": titles, "failed": failed}
+        write_json(output / BENCHMARK_FILE, about)
         tables = [_written(name, several, study, found, failed, output) for name, several in wanted.items() if found]
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
@@ -82,13 +77,4 @@ def _written(
         boxes(by_label, output / f"{name}_structures.png")
     if name == "figure4" and len(own) > 1:
         layers({method.title: found[method.name]["dice"] for method in own}, output / "figure4.png")
-    write_json(
-        output / BENCHMARK_FILE,
-        {
-            "dataset": study.dataset,
-            "folds": list(study.folds),
-            "methods": {method.name: method.title for several in [own] for method in several},
-            "failed": dict(failed),
-        },
-    )
     return table

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from llmreg.files import written_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Structures in a row of box plots: more cannot be told apart.
 _PER_ROW = 12
 
 
 def boxes(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Write :func:`box_plots` as PNG."""
+    figure = box_plots(tables)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def box_plots(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Dice of each structure over pairs, a box a method (the paper's figure 2).
 
     Args:
         tables: by the methods' titles, columns ``name`` and ``dice`` (a fraction), a row a pair and structure.
-        path: of the PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     structures = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
-    rows = [structures[start : start + _PER_ROW] for start in range(0, len(structures), _PER_ROW)]
+    length = math.ceil(len(structures) / math.ceil(len(structures) / _PER_ROW))
+    rows = [structures[start : start + length] for start in range(0, len(structures), length)]
     figure = Figure(figsize=(13, 0.8 + 3.0 * len(rows)), layout="constrained")
     colours = colormaps["tab20"](np.arange(len(tables)) % 20)
     width = 0.8 / len(tables)
@@ -41,13 +53,12 @@ def boxes(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
             for box in drawn["boxes"]:
                 box.set_facecolor(colour)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-        axis.set_xlim(-0.5, min(_PER_ROW, len(structures)) - 0.5)
+        axis.set_xlim(-0.5, length - 0.5)
         axis.set_ylabel("Dice (%)")
         axis.grid(axis="y", alpha=0.3)
     handles = [Patch(facecolor=colour, label=title) for title, colour in zip(tables, colours, strict=True)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(tables)), fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure
 
 
 def layers(dice: Mapping[str, pd.Series[float]], path: Path) -> None:

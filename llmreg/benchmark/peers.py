@@ -127,6 +127,8 @@ def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> di
         | files
         | {
             "format": "itk",
+            "fixed_path": str(pair.fixed.resolve()),
+            "moving_path": str(pair.moving.resolve()),
             "fixed_label": str(pair.fixed_label.resolve()),
             "moving_label": str(pair.moving_label.resolve()),
             "seconds": round(took, 2),

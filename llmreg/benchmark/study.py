@@ -22,6 +22,7 @@ import pandas as pd
 from llmreg import paths
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.peers import PeerPair, register_pairs
+from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, per_pair
 from llmreg.dataset import Dataset, Pair, load_dataset
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
@@ -38,8 +39,6 @@ from llmreg.training.checkpoint import path_of
 
 log = logging.getLogger(__name__)
 
-BENCHMARK_FOLDER = "benchmark"
-METRICS_FILE = "metrics.csv"
 TEST = "test"
 # An epoch, where the length of training is a time: short, so that whole ones fill it well.
 STEPS_PER_EPOCH = 50
@@ -89,14 +88,6 @@ def scores(study: Study, method: Method, output: Path) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def initial(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The same figures before registration, from the columns of any method's pairs."""
-    known = pd.concat(tables)
-    known = known[~known.index.duplicated()]
-    before = {name.removeprefix("initial_"): known[name] for name in known if name.startswith("initial_")}
-    return pd.DataFrame(before)
-
-
 def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
     """The rows of a scored method, one a pair and label."""
     return pd.concat(
@@ -115,7 +106,7 @@ def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFr
             evaluate_folder(folder, dataset.folder)
     except UserError as error:
         raise Failed(str(error)) from error
-    return _per_pair(folder)
+    return per_pair(folder)
 
 
 def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dataset) -> None:
@@ -123,7 +114,7 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
     model = _trained(study, method, fold)
     checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final")
     about = {"checkpoint": [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns]}
-    done = folder / "benchmark.json"
+    done = folder / BENCHMARK_FILE
     if done.exists() and read_json(done).items() >= about.items():
         return
     # Of another training, or not finished.
@@ -242,21 +233,6 @@ def peer_pairs(study: Study, fold: str, dataset: Dataset) -> list[PeerPair]:
 
 def _placed(volumes: Path, case: str) -> CaseTransform:
     return CaseTransform(**read_case_record(volumes, case)["transform"])
-
-
-def _per_pair(folder: Path) -> pd.DataFrame:
-    """Means over labels by pair, with the seconds and the memory it took."""
-    table = pd.read_csv(folder / METRICS_FILE)
-    means = table.groupby("pair_id").mean(numeric_only=True).drop(columns="label")
-    predicted = read_json(folder / PREDICT_FILE)
-    known = pd.DataFrame(predicted["pairs"]).set_index("pair_id")
-    means["seconds"] = known["seconds"]
-    done = folder / "benchmark.json"
-    if done.exists():
-        # With the start of the program shared out among the pairs, as other programs start for each.
-        means["seconds"] = read_json(done)["seconds"]
-    means["peak_memory_gb"] = known.get("peak_memory_gb", predicted.get("peak_memory_gb"))
-    return means
 
 
 def llm_morph_of(study: Study) -> LLMMorphSettings:

@@ -9,6 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
+TITLES = {
+    "table1": "Comparison of methods (the paper's table 1)",
+    "table2": "Ablations (the paper's table 2)",
+    "table3": "Language models (the paper's table 3)",
+    "figure4": "Layers of the language model (the paper's figure 4)",
+    "comparison": "Comparison of methods",
+}
 # What was scored before anything was registered: shown, but not among those that are ranked.
 INITIAL_TITLE = "Initial"
 # Below, a difference is called significant.
@@ -138,7 +145,7 @@ def as_markdown(table: Table) -> str:
     head = [cell.replace("|J| <= 0", "det J <= 0") for cell in head]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
     lines += [f"| {method} | {why} |" + " |" * (len(head) - 2) for method, why in table.failed.items()]
-    return f"{_caption(table)}\n\n" + "\n".join(lines) + "\n"
+    return f"{caption(table)}\n\n" + "\n".join(lines) + "\n"
 
 
 def as_latex(table: Table) -> str:
@@ -150,7 +157,7 @@ def as_latex(table: Table) -> str:
         for method, why in table.failed.items()
     ]
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{_escaped(_caption(table))}}}",
+        r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption(table))}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
         " & ".join(map(_escaped, head)) + r" \\", r"\midrule",
         *(" & ".join(row) + r" \\" for row in rows),
@@ -159,7 +166,8 @@ def as_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _caption(table: Table) -> str:
+def caption(table: Table) -> str:
+    """What the table shows, and how to read it."""
     return (
         f"{table.title}: mean (SD) over {table.pairs} pairs, the best in bold. * differs significantly from it "
         f"(Wilcoxon's signed-rank test, Holm's correction, p < {SIGNIFICANT:g})."
@@ -168,14 +176,21 @@ def _caption(table: Table) -> str:
 
 def _texts(table: Table, bold: str) -> tuple[list[str], list[list[str]]]:
     """The head and the rows; columns that nobody has are left out."""
-    keys = [key for key in COLUMNS if any(key in cells for cells in table.rows.values())]
+    keys = keys_of(table)
     body = [
-        [method, *(_text(cells.get(key), COLUMNS[key], bold) for key in keys)] for method, cells in table.rows.items()
+        [method, *(cell_text(cells.get(key), COLUMNS[key], bold) for key in keys)]
+        for method, cells in table.rows.items()
     ]
     return ["", *(COLUMNS[key].title for key in keys)], body
 
 
-def _text(cell: Cell | None, column: Column, bold: str) -> str:
+def keys_of(table: Table) -> list[str]:
+    """The keys of :data:`COLUMNS` that some row has, in order."""
+    return [key for key in COLUMNS if any(key in cells for cells in table.rows.values())]
+
+
+def cell_text(cell: Cell | None, column: Column, bold: str = "{}") -> str:
+    """Mean (SD), put into ``bold`` where it is the best, and a star where it differs significantly from that."""
     if cell is None:
         return "-"
     mean, sd = (f"{column.scale * value:.{column.digits}f}" for value in (cell.mean, cell.sd))

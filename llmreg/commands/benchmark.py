@@ -34,7 +34,8 @@ def action(options: argparse.Namespace) -> None:
     from llmreg import paths
     from llmreg.benchmark.comparison import compare
     from llmreg.benchmark.methods import chosen
-    from llmreg.benchmark.study import BENCHMARK_FOLDER, Study, layers_of, llm_morph_of
+    from llmreg.benchmark.scored import BENCHMARK_FOLDER
+    from llmreg.benchmark.study import Study, layers_of, llm_morph_of
     from llmreg.benchmark.tables import as_markdown
     from llmreg.preprocessing import pipeline
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmreg import pages
 from llmreg.dataset import Case, Dataset
 from llmreg.files import write_text
 from llmreg.geometry.field import resample_image
@@ -31,12 +31,6 @@ CASES_A_HISTOGRAM = 4
 _BINS = 120
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))
 _TOKEN = 16
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { border: 1px solid #ccc; padding: .3rem .6rem;
-text-align: left; vertical-align: top; } th { background: #f3f3f3; } img { max-width: 100%; }
-code { background: #f3f3f3; padding: 0 .2rem; }
-"""
 
 
 def write_report(path: Path, dataset: Dataset, fingerprint: Fingerprint, plans: Plans) -> Path:
@@ -53,21 +47,22 @@ def write_report(path: Path, dataset: Dataset, fingerprint: Fingerprint, plans: 
         _dataset(fingerprint),
         "<h2>Intensities</h2><p>Histograms over the foreground of some cases, and over the annotated structures where "
         "there are any. Grey: what is clipped.</p>",
-        _picture(_histograms(dataset, plans)),
+        _picture(_histograms(dataset, plans), "Histograms of each modality's intensities and clipping"),
         "<h2>The common frame</h2><p>A case of each modality, centred in the frame (pre-alignment comes later). "
         f"Yellow: the frame. Thin lines: the tokens of the configuration {plans.default_configuration}, which reach "
         "beyond the frame where it is padded.</p>",
-        _picture(_grids(dataset, fingerprint, plans)),
+        _picture(_grids(dataset, fingerprint, plans), "Slices of each modality under the frame and the tokens"),
     ]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Plans</title><style>{_STYLE}</style>'
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Plans</title><style>{pages.style()}</style>'
     write_text(path, page + "\n".join(parts) + "</html>\n")
     return path
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    lines = ["".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)]
-    lines += ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
+    lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+    top = f"<thead><tr>{titles}</tr></thead>" if any(head) else ""
+    return f"<table>{top}<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody></table>"
 
 
 def _configurations(plans: Plans) -> str:
@@ -209,7 +204,7 @@ def _draw_plane(axis: Axes, values: NDArray[Any], wide: Grid, frame: Grid, plans
     axis.set_yticks([])
 
 
-def _picture(figure: Figure) -> str:
+def _picture(figure: Figure, alt: str) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    return f'<img alt="{html.escape(alt)}" src="{pages.embedded(stream.getvalue(), "png")}">'

@@ -11,8 +11,8 @@ from llmreg.files import written_whole
 LOG_FILE = "training_log.jsonl"
 
 
-def read_log(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """The first ``epochs`` lines: what came after the checkpoint is trained again."""
+def read_log(folder: Path, epochs: int | None = None) -> list[dict[str, Any]]:
+    """The first ``epochs`` lines, as what came after the checkpoint is trained again; all of them when None."""
     path = folder / LOG_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines[:epochs]]

@@ -1,0 +1,108 @@
+"""Plots of a report, drawn for a light and for a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from llmreg.benchmark.figures import box_plots
+from llmreg.pages import embedded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DPI = 120
+_LIGHT, _DARK = ("#ffffff", "#1d2024", "#d5d8dc"), ("#1b1e23", "#e4e6e9", "#3d434b")
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as data URIs for both schemes, what it shows, and its size in CSS pixels."""
+
+    light: str
+    dark: str
+    alt: str
+    width: int
+    height: int
+
+
+def structures(tables: Mapping[str, pd.DataFrame]) -> Plot:
+    """Dice of each structure over pairs, a box a method or stage (:func:`llmreg.benchmark.figures.box_plots`)."""
+    names = dict.fromkeys(name for table in tables.values() for name in table["name"])
+    return _plot(
+        lambda: box_plots(tables),
+        f"Box plots of Dice over pairs for {len(names)} structures, with a box for each of: {', '.join(tables)}.",
+    )
+
+
+def training_curves(folds: Mapping[str, Rows]) -> Plot:
+    """Loss, validation Dice (or the image term without labels), folding and learning rate by epoch, a line a fold."""
+    last = {fold: rows[-1] for fold, rows in folds.items() if rows}
+    told = "; ".join(
+        f"{fold}: {row['epoch']} epochs, loss {row['loss']:.3f}"
+        + (f", Dice {100 * row['validation_dice']:.1f} %" if row.get("validation_dice") is not None else "")
+        for fold, row in last.items()
+    )
+    return _plot(lambda: _curves(folds), f"Training curves by epoch. At the end of {told}.")
+
+
+def _curves(folds: Mapping[str, Rows]) -> Figure:
+    from matplotlib.figure import Figure
+
+    judged = any(row.get("validation_dice") is not None for rows in folds.values() for row in rows)
+    panels = [
+        ("Training loss", "loss", None, 1.0),
+        ("Validation Dice (%)", "validation_dice", "initial_dice", 100.0)
+        if judged
+        else ("Validation image term", "validation_similarity", "initial_similarity", 1.0),
+        ("Folded voxels in validation (%)", "validation_folding", None, 1.0),
+        ("Learning rate", "learning_rate", None, 1.0),
+    ]
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    for axis, (title, key, start, scale) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+        for number, (fold, rows) in enumerate(folds.items()):
+            epochs = [row["epoch"] for row in rows]
+            style = {"color": f"C{number}", "marker": "o" if len(rows) < 3 else ""}
+            axis.plot(epochs, _values(rows, key, scale), label=fold, **style)
+            if start is not None:
+                before = "before registration" if number == len(folds) - 1 else None
+                axis.plot(epochs, _values(rows, start, scale), color=f"C{number}", linestyle="--", label=before)
+        axis.set_title(title, fontsize=10)
+        axis.grid()
+        if start is not None or len(folds) > 1:
+            axis.legend(fontsize=8)
+    for axis in figure.axes[2:]:
+        axis.set_xlabel("epoch")
+    return figure
+
+
+def _values(rows: Rows, key: str, scale: float) -> list[float]:
+    found = [row.get(key) for row in rows]
+    return [float("nan") if value is None else scale * float(value) for value in found]
+
+
+def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
+    import matplotlib
+
+    pictures = []
+    for background, text, lines in (_LIGHT, _DARK):
+        parts: dict[Any, Any] = {f"boxplot.{part}.color": text for part in ("boxprops", "whiskerprops", "capprops")}
+        colours = parts | {
+            **{key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")},
+            **{key: background for key in ("figure.facecolor", "axes.facecolor", "legend.facecolor")},
+            **{key: lines for key in ("axes.edgecolor", "grid.color", "legend.edgecolor")},
+            "boxplot.flierprops.markeredgecolor": text, "axes.spines.top": False, "axes.spines.right": False,
+        }  # fmt: skip
+        stream = io.BytesIO()
+        with matplotlib.rc_context(colours):
+            figure = draw()
+            # Lossless, and a third smaller than PNG.
+            figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs={"lossless": True})
+        pictures.append(embedded(stream.getvalue(), "webp"))
+    width, height = (round(100 * length) for length in figure.get_size_inches())
+    return Plot(pictures[0], pictures[1], alt, width, height)

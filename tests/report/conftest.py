@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+from llmreg.geometry.grid import Grid
+
+
+@pytest.fixture(scope="session")
+def upright() -> Grid:
+    return Grid.axis_aligned((30, 28, 26), (1.25,) * 3, (5.0, -3.0, 2.0))
