@@ -147,8 +147,10 @@ def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None
     said = work / "said.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            # Some write files of their own to where they are started.
+            cwd=work,
+        )  # fmt: skip
         deadline = time.monotonic() + seconds
         try:
             while True:

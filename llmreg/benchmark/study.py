@@ -232,7 +232,7 @@ def peer_pairs(study: Study, fold: str, dataset: Dataset) -> list[PeerPair]:
 
 
 def _placed(volumes: Path, case: str) -> CaseTransform:
-    return CaseTransform(**read_case_record(volumes, case)["transform"])
+    return CaseTransform.from_dict(read_case_record(volumes, case)["transform"])
 
 
 def llm_morph_of(study: Study) -> LLMMorphSettings:
