@@ -7,7 +7,7 @@ The case transform maps points of the frame to points of the case (pull-back), s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,12 +66,6 @@ class CaseTransform:
         origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
         columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
         return cls(np.stack(columns, axis=1), origin, stage, score)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CaseTransform:
-        """The inverse of :meth:`to_dict`."""
-        vectors = {key: np.array(content[key], np.float64) for key in ("matrix", "translation")}
-        return cls(**{**content, **vectors})
 
     def to_sitk(self) -> sitk.AffineTransform:
         return sitk.AffineTransform(self.matrix.ravel().tolist(), self.translation.tolist())
