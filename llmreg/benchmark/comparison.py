@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from llmreg.benchmark.figures import boxes, layers
 from llmreg.benchmark.methods import Method
-from llmreg.benchmark.scored import BENCHMARK_FILE, initial
-from llmreg.benchmark.study import Failed, Study, of_labels, scores
+from llmreg.benchmark.scored import BENCHMARK_FILE, earlier
+from llmreg.benchmark.study import Failed, Study, check, identity, of_labels, scores
 from llmreg.benchmark.tables import TITLES, Table, as_frame, as_latex, as_markdown, compared
 from llmreg.errors import UserError
-from llmreg.files import write_json, write_text, written_whole
+from llmreg.files import read_json, write_json, write_text, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     Raises:
         UserError: no method could be scored.
     """
+    check(study)
+    known = _known(study, output)
     found: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
     methods = {method.name: method for several in wanted.values() for method in several if method.kind != "initial"}
@@ -43,14 +46,31 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         except Failed as error:
             failed[method.name] = str(error)
             log.error("%s is left out: %s", method.title, error)
-        # After each, so that there is something to look at before the last one is trained.
-        titles = {name: methods[name].title for name in found}
-        about = {"dataset": study.dataset, "folds": list(study.folds), "methods": titles, "failed": failed}
-        write_json(output / BENCHMARK_FILE, about)
-        tables = [_written(name, several, study, found, failed, output) for name, several in wanted.items() if found]
+        titles = known["methods"] | {name: methods[name].title for name in found}
+        lost = {name: why for name, why in (known["failed"] | failed).items() if name not in found}
+        about = {"study": identity(study), "methods": titles, "failed": lost}
+        write_json(output / BENCHMARK_FILE, {"dataset": study.dataset, "folds": list(study.folds)} | about)
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
-    return tables
+    return [
+        _written(name, several, study, found, failed, output)
+        for name, several in wanted.items()
+        if any(method.name in found for method in several)
+    ]
+
+
+def _known(study: Study, output: Path) -> dict[str, dict[str, str]]:
+    """Methods and failures of the same study that the folder holds already. Raises UserError when it holds another."""
+    file = output / BENCHMARK_FILE
+    if not file.exists():
+        return {"methods": {}, "failed": {}}
+    content: dict[str, Any] = read_json(file)
+    if content.get("study") != identity(study):
+        raise UserError(
+            f"{output} holds a comparison with other plans, folds or minutes: choose another folder with --output, or "
+            "remove it."
+        )
+    return {key: content[key] for key in ("methods", "failed")}
 
 
 def _written(
@@ -61,20 +81,18 @@ def _written(
     failed: Mapping[str, str],
     output: Path,
 ) -> Table:
-    """A table of those of its methods that are scored by now."""
+    """A table of those of its methods that could be scored."""
     own = [method for method in methods if method.name in found]
     figures = {method.title: found[method.name] for method in own}
     if any(method.kind == "initial" for method in methods) and figures:
-        figures = {"Initial": initial(list(figures.values()))} | figures
+        figures = earlier(list(figures.values())) | figures
     why = {method.title: failed[method.name] for method in methods if method.name in failed}
     table = compared(TITLES[name], figures, why)
     with written_whole(output / f"{name}.csv") as temporary:
         as_frame(table).to_csv(temporary, index=False)
     write_text(output / f"{name}.md", as_markdown(table))
     write_text(output / f"{name}.tex", as_latex(table))
-    if own:
-        by_label = {method.title: of_labels(study, method, output) for method in own}
-        boxes(by_label, output / f"{name}_structures.png")
+    boxes({method.title: of_labels(study, method, output) for method in own}, output / f"{name}_structures.png")
     if name == "figure4" and len(own) > 1:
         layers({method.title: found[method.name]["dice"] for method in own}, output / "figure4.png")
     return table

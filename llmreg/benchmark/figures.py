@@ -67,10 +67,11 @@ def layers(dice: Mapping[str, pd.Series[float]], path: Path) -> None:
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    means, sds = ([100 * float(f(values)) for values in dice.values()] for f in (np.mean, np.std))
-    bars = axis.bar(list(dice), means, yerr=sds, capsize=4, color="tab:blue", width=0.6)
+    shared = pd.DataFrame(dict(dice)).dropna()
+    means, sds = 100 * shared.mean(), 100 * shared.std(ddof=1)
+    bars = axis.bar(list(shared), means, yerr=sds.fillna(0), capsize=4, color="tab:blue", width=0.6)
     axis.bar_label(bars, fmt="%.2f", label_type="center", color="white")
-    axis.set_ylim(bottom=max(0.0, min(means) - 4 * max(sds)))
+    axis.set_ylim(bottom=max(0.0, min(means) - 4 * max(sds.fillna(0))))
     axis.set_ylabel("Dice (%)")
     axis.tick_params(axis="x", labelsize=8)
     with written_whole(path) as temporary:

@@ -99,7 +99,14 @@ def chosen(
     ):
         if name in tables:
             tables[name] += further
-    return {table: [method(name, settings) for name in dict.fromkeys(own)] for table, own in tables.items()}
+    if llms and "table3" not in tables:
+        raise UserError("--llms belong to table3: add it to --methods.")
+    found = {table: [method(name, settings) for name in dict.fromkeys(own)] for table, own in tables.items()}
+    known: dict[str, Method] = {}
+    for one in (one for several in found.values() for one in several):
+        if known.setdefault(one.name, one) != one:
+            raise UserError(f"Two methods would be called {one.name}: give one of these models another folder name.")
+    return found
 
 
 def layer_pairs(layers: int) -> list[int]:
@@ -112,7 +119,7 @@ def method(name: str, settings: LLMMorphSettings) -> Method:
     if name == INITIAL:
         return Method(INITIAL, "Initial", "initial")
     if name.endswith(REFINED) and (base := method(name.removesuffix(REFINED), settings)).kind == "learned":
-        return replace(base, name=name, title=f"{base.title}, refined", flags=_REFINEMENT)
+        return replace(base, name=base.name + REFINED, title=f"{base.title}, refined", flags=_REFINEMENT)
     if name in CLASSICAL:
         return Method(name, _TITLES[name], "classical")
     if name in _NETWORKS:
@@ -121,7 +128,14 @@ def method(name: str, settings: LLMMorphSettings) -> Method:
         source = name.removeprefix("llm=")
         # Its folder's name: of a path or a hub id the last part.
         short = re.sub(r"[^A-Za-z0-9]+", "-", source.rstrip("/").rsplit("/", 1)[-1]).strip("-").lower()
-        return Method(f"llm-{short}-no-lora", short, "learned", None, (f"network.llm.source={source}", _NO_LORA))
+        # Inside, since transformers takes seconds to import.
+        from llmreg.network.llm.fetching import named_layers
+
+        own = named_layers(source, None, settings.llm).layers
+        layers = f"network.llm.layers=[{','.join(map(str, own))}]"
+        return Method(
+            f"llm-{short}-no-lora", short, "learned", None, (f"network.llm.source={source}", layers, _NO_LORA)
+        )
     if pair := re.fullmatch(r"layers-(\d+)-(\d+)(-no-lora)?", name):
         changes = (f"network.llm.layers=[{int(pair[1])},{int(pair[2])}]", *([_NO_LORA] if pair[3] else []))
         title = f"layers {pair[1]}/{pair[2]}" + (", w/o LoRA" if pair[3] else "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
 
@@ -25,18 +26,24 @@ def per_pair(folder: Path) -> pd.DataFrame:
     predicted = read_json(folder / PREDICT_FILE)
     known = pd.DataFrame(predicted["pairs"]).set_index("pair_id")
     means["seconds"] = known.get("seconds")
-    done = folder / BENCHMARK_FILE
-    if done.exists():
-        # With the start of the program shared out among the pairs, as other programs start for each.
-        means["seconds"] = read_json(done)["seconds"]
+    record = folder / BENCHMARK_FILE
+    if record.exists():
+        means["seconds"] = read_json(record).get("seconds", means["seconds"])
     means["peak_memory_gb"] = known.get("peak_memory_gb", predicted.get("peak_memory_gb"))
     return means
 
 
-def initial(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The same figures before registration, from the columns of any method's pairs."""
+def earlier(tables: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The same figures before registration, as "Initial" and, where that is something else, "Pre-aligned".
+
+    From the columns of any method's pairs.
+    """
     known = pd.concat(tables)
-    return before(known[~known.index.duplicated()], "initial_")
+    known = known[~known.index.duplicated()]
+    found, moved = before(known, "initial_"), before(known, "prealigned_")
+    if "dice" not in moved or moved["dice"].equals(found["dice"]):
+        return {INITIAL_TITLE: found}
+    return {INITIAL_TITLE: found, PREALIGNED_TITLE: moved}
 
 
 def before(pairs: pd.DataFrame, stage: str) -> pd.DataFrame:

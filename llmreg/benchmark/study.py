@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from llmreg.benchmark.methods import Method
 from llmreg.benchmark.peers import PeerPair, register_pairs
 from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, per_pair
 from llmreg.dataset import Dataset, Pair, load_dataset
-from llmreg.errors import UserError
+from llmreg.errors import Interrupted, UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import chained
@@ -35,7 +36,7 @@ from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.prealignment import CaseTransform
 from llmreg.preprocessing.preprocess import read_case_record, volumes_folder
 from llmreg.training import experiment
-from llmreg.training.checkpoint import path_of
+from llmreg.training.checkpoint import path_of, read_state
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +96,38 @@ def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
     )
 
 
+def check(study: Study) -> None:
+    """Raises UserError when a fold has no pairs to judge by, before hours are spent on it."""
+    for fold in study.folds:
+        _pairs(study, fold, _dataset(study))
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """What must be the same for figures to be comparable, as JSON."""
+    plans = pipeline.find_plans(pipeline.preprocessed_dataset(study.dataset), study.plans)
+    about = {"dataset": plans.dataset_name, "plans": study.plans, "digest": plans.digest()}
+    return about | {"configuration": study.configuration, "minutes": study.minutes, "folds": list(study.folds)}
+
+
+def _dataset(study: Study) -> Dataset:
+    return load_dataset(paths.find_dataset_folder(study.dataset, paths.raw_folder()))
+
+
 def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFrame:
-    dataset = load_dataset(paths.find_dataset_folder(study.dataset, paths.raw_folder()))
+    dataset = _dataset(study)
     try:
         if method.kind == "learned":
             _predict(study, method, fold, folder, dataset)
         else:
             register_pairs(method.name, peer_pairs(study, fold, dataset), folder, study.peer_seconds)
-        if not (folder / METRICS_FILE).exists():
+        predicted = read_json(folder / PREDICT_FILE)
+        failed = predicted.get("failed", [])
+        if failed:
+            # Means over other pairs could not be compared.
+            number = len(failed) + len(predicted["pairs"])
+            raise Failed(f"{len(failed)} of {number} pairs failed: {failed[0]['failed']}")
+        scored = folder / METRICS_FILE
+        if not scored.exists() or scored.stat().st_mtime_ns < (folder / PREDICT_FILE).stat().st_mtime_ns:
             evaluate_folder(folder, dataset.folder)
     except UserError as error:
         raise Failed(str(error)) from error
@@ -112,29 +137,31 @@ def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFr
 def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dataset) -> None:
     """Train where that is not done, and predict the fold's validation pairs."""
     model = _trained(study, method, fold)
-    checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final")
-    about = {"checkpoint": [checkpoint.stat().st_size, checkpoint.stat().st_mtime_ns]}
-    done = folder / BENCHMARK_FILE
-    if done.exists() and read_json(done).items() >= about.items():
+    checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final").stat()
+    record = folder / BENCHMARK_FILE
+    about = {"checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns], "flags": list(method.flags)}
+    known = read_json(record) if record.exists() else {}
+    if known.get("about") == about and known["done"]:
         return
-    # Of another training, or not finished.
-    shutil.rmtree(folder, ignore_errors=True)
-    write_pairs(folder / PAIRS_FILE, _pairs(study, fold, dataset), dataset)
+    stopped = known.get("about") == about
+    if not stopped:
+        # Of another training.
+        shutil.rmtree(folder, ignore_errors=True)
+        write_pairs(folder / PAIRS_FILE, _pairs(study, fold, dataset), dataset)
+        write_json(record, {"about": about, "done": False})
     began = time.monotonic()
-    command = [
-        "predict",
-        "-i",
-        str(folder / PAIRS_FILE),
-        "-o",
-        str(folder),
-        "-m",
-        str(model),
-        "-f",
-        _trained_fold(fold),
-    ]
-    _run([*command, "--save", "field", "warped", "prealignment", *method.flags, *_on(study)])
-    took = (time.monotonic() - began) / len(read_json(folder / PREDICT_FILE)["pairs"])
-    write_json(done, about | {"seconds": round(took, 2)})
+    command = ["predict", "-i", str(folder / PAIRS_FILE), "-o", str(folder), "-m", str(model)]
+    command += ["-f", _trained_fold(fold), "--continue", "--save", "field", "prealignment", *method.flags, *_on(study)]
+    try:
+        _run(command)
+    except UserError:
+        # Pairs that failed are listed there.
+        if not (folder / PREDICT_FILE).exists():
+            raise
+    pairs = len(read_json(folder / PREDICT_FILE)["pairs"])
+    # In one go, with the start of the program shared out among the pairs, as other programs start for each.
+    took = {} if stopped or not pairs else {"seconds": round((time.monotonic() - began) / pairs, 2)}
+    write_json(record, {"about": about, "done": True} | took)
 
 
 def _trained(study: Study, method: Method, fold: str) -> Path:
@@ -157,20 +184,48 @@ def _trained(study: Study, method: Method, fold: str) -> Path:
         command += ["--minutes", f"{study.minutes:g}"]
     preprocessed = pipeline.preprocessed_dataset(study.dataset)
     plans = experiment.planned(preprocessed, study.plans, changes, name if changes else None, network=method.network)
-    model = experiment.model_folder(preprocessed.name, plans, study.configuration or plans.default_configuration)
-    if not path_of(model / f"fold_{trained}", "final").exists():
+    configuration = study.configuration or plans.default_configuration
+    model = experiment.model_folder(preprocessed.name, plans, configuration)
+    final = path_of(model / f"fold_{trained}", "final")
+    if not final.exists():
         _run(command)
+        return model
+    state = read_state(final)
+    if state.plans_digest != experiment.with_layers(plans).digest(configuration):
+        raise UserError(f"{model} was trained with other plans than '{plans.plans_name}': remove it, or rename it.")
+    if study.minutes is None and state.epochs != plans.training.epochs:
+        log.warning(
+            "%s was trained for %d epochs, not the plans' %d: it is compared as it is.",
+            model.name, state.epochs, plans.training.epochs,
+        )  # fmt: skip
     return model
 
 
 def _run(arguments: Sequence[str]) -> None:
-    """A command of this package, whose progress is seen. Raises UserError when it fails."""
+    """A command of this package, whose progress is seen.
+
+    Raises:
+        UserError: it failed.
+        Interrupted: it was told to stop; what it had done is kept.
+    """
     command, *rest = arguments
-    done = subprocess.run([sys.executable, "-m", f"llmreg.commands.{command}", *rest], stdin=subprocess.DEVNULL)
-    if done.returncode in (130, 143):
-        raise KeyboardInterrupt
-    if done.returncode:
-        raise UserError(f"llmreg_{command} ended with exit code {done.returncode}: see what it said above.")
+    process = subprocess.Popen([sys.executable, "-m", f"llmreg.commands.{command}", *rest], stdin=subprocess.DEVNULL)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                # The terminal has told the command, too, which finishes its step and keeps it.
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+        number = code - 128 if code > 0 else -code
+        raise Interrupted(number, "run the command again to go on.")
+    if code:
+        raise UserError(f"llmreg_{command} ended with exit code {code}: see what it said above.")
 
 
 def _on(study: Study) -> list[str]:
@@ -183,15 +238,20 @@ def _trained_fold(fold: str) -> str:
 
 def _pairs(study: Study, fold: str, dataset: Dataset) -> tuple[Pair, ...]:
     """The labelled pairs that a fold is judged by. Raises UserError when there are none."""
+
+    def labelled_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        cases = [(pair, dataset.case(pair.fixed), dataset.case(pair.moving)) for pair in pairs]
+        return tuple(pair for pair, fixed, moving in cases if fixed.label is not None and moving.label is not None)
+
     if fold == TEST:
-        pairs = dataset.registration_test or dataset.registration_val
+        labelled = labelled_of(dataset.registration_test) or labelled_of(dataset.registration_val)
     else:
         file = pipeline.preprocessed_dataset(study.dataset) / pipeline.SPLITS_FILE
         folds = splits.read_splits(file)
         number = splits.parse_fold(fold, range(len(folds)))
-        pairs = (splits.split_all(dataset) if number == "all" else folds[number]).validation_pairs
-    cases = [(pair, dataset.case(pair.fixed), dataset.case(pair.moving)) for pair in pairs]
-    labelled = tuple(pair for pair, fixed, moving in cases if fixed.label is not None and moving.label is not None)
+        if number == "all":
+            raise UserError("Fold all is validated on what it was trained on: choose test, or folds by number.")
+        labelled = labelled_of(folds[number].validation_pairs)
     if not labelled:
         raise UserError(f"{dataset.name} has no labelled pairs to judge by in fold {fold}: choose other --folds.")
     return labelled
@@ -203,8 +263,10 @@ def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
     for pair in pairs:
         row: dict[str, Any] = {}
         for role, case in (("fixed", dataset.case(pair.fixed)), ("moving", dataset.case(pair.moving))):
-            row |= {role: case.image, f"{role}_modality": case.modality, f"{role}_label": case.label}
-            row |= {f"{role}_mask": case.mask} if case.mask is not None else {}
+            files = {role: case.image, f"{role}_label": case.label, f"{role}_mask": case.mask}
+            # A relative path would be looked up beside the table.
+            row |= {column: path.resolve() for column, path in files.items() if path is not None}
+            row[f"{role}_modality"] = case.modality
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with written_whole(path) as temporary, temporary.open("w", newline="") as file:

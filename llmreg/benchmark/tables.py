@@ -17,7 +17,7 @@ TITLES = {
     "comparison": "Comparison of methods",
 }
 # What was scored before anything was registered: shown, but not among those that are ranked.
-INITIAL_TITLE = "Initial"
+INITIAL_TITLE, PREALIGNED_TITLE = UNRANKED = ("Initial", "Pre-aligned")
 # Below, a difference is called significant.
 SIGNIFICANT = 0.05
 
@@ -32,6 +32,7 @@ class Column:
         scale: what it is multiplied by.
         digits: after the point.
         tested: whether methods are tested against the best in it.
+        spread: whether each pair has its own, so that there is an SD.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Column:
     scale: float = 1.0
     digits: int = 2
     tested: bool = False
+    spread: bool = True
 
 
 COLUMNS = {
@@ -48,8 +50,8 @@ COLUMNS = {
     "assd_mm": Column("ASSD (mm)", False),
     "tre_mm": Column("TRE (mm)", False),
     "sdlogj": Column("SDlogJ", None, digits=3),
-    "seconds": Column("s a pair", None, digits=1),
-    "peak_memory_gb": Column("peak GB", None),
+    "seconds": Column("s a pair", None, digits=1, spread=False),
+    "peak_memory_gb": Column("peak GB", None, spread=False),
 }
 # What cannot be better or worse than others before anything was registered.
 _OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb")
@@ -93,18 +95,20 @@ def compared(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[str
         known = {
             method: table[key]
             for method, table in on_shared.items()
-            if key in table and table[key].notna().any() and not (method == INITIAL_TITLE and key in _OF_FIELDS)
+            if key in table and table[key].notna().any() and not (method in UNRANKED and key in _OF_FIELDS)
         }
         best = _best(known, column)
-        p = _holm({m: _p(known[m], known[best]) for m in known if m not in (best, INITIAL_TITLE)}) if best else {}
+        p = _holm({m: _p(known[m], known[best]) for m in known if m not in (best, *UNRANKED)}) if best else {}
         for method, values in known.items():
             tested = p.get(method) if column.tested else None
-            rows[method][key] = Cell(float(values.mean()), float(values.std(ddof=1)), method == best, tested)
+            mean, sd = float(values.mean()), float(values.std(ddof=1)) if column.spread else np.nan
+            equal = best is not None and method not in UNRANKED and mean == float(known[best].mean())
+            rows[method][key] = Cell(mean, sd, equal, tested)
     return Table(title, len(shared), rows, dict(failed or {}))
 
 
 def _best(known: Mapping[str, pd.Series[float]], column: Column) -> str | None:
-    means = {method: float(values.mean()) for method, values in known.items() if method != INITIAL_TITLE}
+    means = {method: float(values.mean()) for method, values in known.items() if method not in UNRANKED}
     if column.more_is_better is None or not means:
         return None
     return (max if column.more_is_better else min)(means, key=lambda method: means[method])
@@ -144,7 +148,7 @@ def as_markdown(table: Table) -> str:
     # A bar would end the cell.
     head = [cell.replace("|J| <= 0", "det J <= 0") for cell in head]
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *body)]
-    lines += [f"| {method} | {why} |" + " |" * (len(head) - 2) for method, why in table.failed.items()]
+    lines += [f"| {method} | {_plain(why)} |" + " |" * (len(head) - 2) for method, why in table.failed.items()]
     return f"{caption(table)}\n\n" + "\n".join(lines) + "\n"
 
 
@@ -153,7 +157,7 @@ def as_latex(table: Table) -> str:
     head, body = _texts(table, bold=r"\textbf{{{}}}")
     rows = [[_escaped(cell) for cell in line] for line in body]
     rows += [
-        [_escaped(method), rf"\multicolumn{{{len(head) - 1}}}{{l}}{{{_escaped(why)}}}"]
+        [_escaped(method), rf"\multicolumn{{{len(head) - 1}}}{{l}}{{{_escaped(_plain(why))}}}"]
         for method, why in table.failed.items()
     ]
     lines = [
@@ -200,6 +204,12 @@ def cell_text(cell: Cell | None, column: Column, bold: str = "{}") -> str:
 
 
 def _escaped(text: str) -> str:
+    """Text for LaTeX; ``\\textbf`` of the best stays."""
     for raw, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("|J| <= 0", r"$|J| \leq 0$")):
         text = text.replace(raw, safe)
     return text
+
+
+def _plain(text: str) -> str:
+    """What a program said, without what means something to LaTeX or Markdown."""
+    return "".join(character for character in text if character not in "\\{}$^~|<>*`")

@@ -38,10 +38,11 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.benchmark.study import Study, layers_of, llm_morph_of
     from llmreg.benchmark.tables import as_markdown
     from llmreg.preprocessing import pipeline
+    from llmreg.preprocessing.splits import fold_name
 
     study = Study(
         options.dataset,
-        tuple(dict.fromkeys(options.folds)),
+        tuple(dict.fromkeys(fold_name(fold) for fold in options.folds)),
         options.plans,
         options.configuration,
         options.minutes,

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from llmreg import __version__, pages
-from llmreg.benchmark.tables import COLUMNS, INITIAL_TITLE, Table, caption, cell_text, keys_of
+from llmreg.benchmark.tables import COLUMNS, UNRANKED, Table, caption, cell_text, keys_of
 from llmreg.errors import UserError
 from llmreg.files import check_writable, write_text
 from llmreg.report import plots
@@ -119,7 +119,7 @@ def _structures(by_label: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
 def _pairs(by_pair: Mapping[str, pd.DataFrame], viewer: Viewer | None) -> dict[str, Any]:
     """Mean Dice (%) by pair, the worst on average first, a column a method or stage."""
     dice = pd.DataFrame({title: table["dice"] for title, table in by_pair.items() if "dice" in table})
-    registered = dice.drop(columns=INITIAL_TITLE, errors="ignore")
+    registered = dice.drop(columns=list(UNRANKED), errors="ignore")
     dice = dice.loc[registered.mean(axis=1).sort_values().index]
     shown = {} if viewer is None else {pair["id"]: number for number, pair in enumerate(viewer.about["pairs"])}
     left_out = max(0, len(dice) - _ROWS)
@@ -134,7 +134,7 @@ def _dice_cells(dice: Mapping[str, Any]) -> Cells:
     # Nothing is best that is worse than before.
     best = max(known.values(), default=None)
     return [
-        (f"{100 * known[title]:.1f}", title != INITIAL_TITLE and known[title] == best)
+        (f"{100 * known[title]:.1f}", title not in UNRANKED and known[title] == best)
         if title in known
         else ("-", False)
         for title in dice

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, before, initial, per_pair
-from llmreg.benchmark.tables import INITIAL_TITLE, TITLES, Table, compared
+from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, before, earlier, per_pair
+from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, compared
 from llmreg.errors import UserError
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
@@ -19,7 +19,7 @@ from llmreg.report.predictions import Predictions, read_predictions, read_scores
 from llmreg.training.progress import LOG_FILE, read_log
 
 Kind = Literal["predictions", "model", "benchmark"]
-PREALIGNED_TITLE, REGISTERED_TITLE = "Pre-aligned", "Registered"
+REGISTERED_TITLE = "Registered"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def _of_benchmark(path: Path) -> Source:
         failed += [(f"{title}: {pair_id}", why) for pair_id, why in made.failed]
     by_label = {made.title: made.scores for made in shown if not made.scores.empty}
     if figures:
-        figures = {INITIAL_TITLE: initial(list(figures.values()))} | figures
+        figures = earlier(list(figures.values())) | figures
         by_label = {INITIAL_TITLE: _initial_of_labels(list(by_label.values()))} | by_label
     about = [
         ("Dataset", str(content.get("dataset", ""))),

@@ -113,7 +113,7 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
         called = compiled(network, configuration.network_shape[::-1], ranks.device, settings.autocast)
     learner = Learner(plans, configuration.downsampling, ranks.wrapped(called), optimizer, ranks.device)
     if run.minutes is not None and not (state.epoch or state.step):
-        state = _fitted(state, run.minutes, learner, optimizer, pairs, settings, ranks)
+        state = _fitted(state, run, learner, optimizer, pairs, settings, ranks)
     loggers: list[Logger] = []
     if ranks.first:
         described = plans.model_dump(mode="json")
@@ -218,18 +218,20 @@ def _started(
 
 def _fitted(
     state: checkpoint.State,
-    minutes: float,
+    run: Run,
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     pairs: TrainingPairs,
     settings: Training,
     ranks: Ranks,
 ) -> checkpoint.State:
-    """The state with as many epochs as fit into some minutes."""
-    trial = batches(pairs, numbered(range(TRIAL_STEPS), settings, ranks), workers=0)
+    """The state with as many epochs as fit into the run's minutes."""
+    assert run.minutes is not None
+    trial = batches(pairs, numbered(range(TRIAL_STEPS), settings, ranks), run.workers)
     seconds = seconds_per_step(learner, optimizer, trial)
+    trial.close()
     # Processes that train together do the same steps.
-    (epochs,) = ranks.largest(epochs_within(minutes, seconds, settings.steps_per_epoch))
+    (epochs,) = ranks.largest(epochs_within(run.minutes, seconds, settings.steps_per_epoch))
     if ranks.first:
         log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, settings.steps_per_epoch)
     return state.model_copy(update={"epochs": epochs})

@@ -7,6 +7,7 @@ from llmreg.benchmark.methods import chosen, layer_pairs, method
 from llmreg.errors import UserError
 from llmreg.network.ablations import ABLATIONS
 from llmreg.network.config import LLMMorphSettings
+from llmreg.network.llm import fetching
 
 SETTINGS = LLMMorphSettings()
 
@@ -33,10 +34,27 @@ def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
     assert set(table[1].changes) == {"network.llm.layers=[0,1]", "network.llm.lora=null"}
 
 
-def test_language_models_are_compared_without_lora_under_short_names() -> None:
+@pytest.fixture
+def middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model has 28 layers."""
+    monkeypatch.setattr(
+        fetching, "named_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
+    )
+
+
+def test_language_models_are_compared_without_lora_under_short_names(middle: None) -> None:
     (table,) = chosen(["table3"], SETTINGS, 0, ["/models/Llama-3-8B/", "Qwen/Qwen2-7B"]).values()
     assert [one.name for one in table] == ["initial", "no-lora", "llm-llama-3-8b-no-lora", "llm-qwen2-7b-no-lora"]
-    assert table[-1].changes == ("network.llm.source=Qwen/Qwen2-7B", "network.llm.lora=null")
+    expected = ("network.llm.source=Qwen/Qwen2-7B", "network.llm.layers=[13,14]", "network.llm.lora=null")
+    assert table[-1].changes == expected
+    assert method("llm=Qwen/Qwen2-7B+refine", SETTINGS).name == "llm-qwen2-7b-no-lora+refine"
+
+
+def test_language_models_that_cannot_be_told_apart_or_belong_to_no_table_are_refused(middle: None) -> None:
+    with pytest.raises(UserError, match="Two methods would be called llm-7b-no-lora"):
+        chosen(["table3"], SETTINGS, 0, ["/a/7b", "/b/7b"])
+    with pytest.raises(UserError, match="belong to table3"):
+        chosen(["table1"], SETTINGS, 0, ["/a/7b"])
 
 
 @pytest.mark.parametrize("name", [name for group in methods.GROUPS.values() for name in group])
