@@ -34,7 +34,7 @@ def test_trained_models_are_reused_and_what_cannot_run_is_a_row(
     shown = capfd.readouterr().out
     assert "greedy is not installed: pip install picsl-greedy" in shown
     table = pd.read_csv(output / "comparison.csv").set_index("method")
-    assert list(table.index) == ["Initial", "LLM-Morph", "greedy"]
+    assert list(table.index) == ["Initial", "Pre-aligned", "LLM-Morph", "greedy"]
     scored = pd.read_csv(output / "llm_morph" / "fold_0" / "metrics.csv").groupby("pair_id").mean(numeric_only=True)
     assert table.loc["LLM-Morph", "dice_mean"] == pytest.approx(scored["dice"].mean())
     assert table.loc["Initial", "dice_mean"] == pytest.approx(scored["initial_dice"].mean())
