@@ -114,6 +114,8 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
     learner = Learner(plans, configuration.downsampling, ranks.wrapped(called), optimizer, ranks.device)
     if run.minutes is not None and not (state.epoch or state.step):
         state = _fitted(state, run, learner, optimizer, pairs, settings, ranks)
+    elif run.minutes is not None:
+        log.info("The training goes on to the %d epoch(s) that its minutes were found to hold.", state.epochs)
     loggers: list[Logger] = []
     if ranks.first:
         described = plans.model_dump(mode="json")
