@@ -71,6 +71,10 @@ def ram_gb() -> float:
 
 def peak_memory_gb() -> float:
     """The most memory that this process has held so far, GiB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_of(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def peak_of(used: resource.struct_rusage) -> float:
+    """The most memory that a process has held, GiB, by what the system says it used."""
     # macOS counts bytes, Linux KiB.
-    return most / 2**30 if sys.platform == "darwin" else most / 2**20
+    return used.ru_maxrss / 2**30 if sys.platform == "darwin" else used.ru_maxrss / 2**20

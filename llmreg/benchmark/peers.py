@@ -30,10 +30,10 @@ from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, chained
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_field, read_image, write_field, write_image, write_with_itk
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.predict import PREDICT_FILE, RECORDS_FOLDER
 from llmreg.inference.registration import file_name
+from llmreg.machine import peak_of
 
-_RECORDS = ".pairs"
 # Of what a method says before it fails, so much is kept.
 _LAST_WORDS = 200
 
@@ -90,7 +90,7 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
     rows = []
     with logging_redirect_tqdm():
         for pair in tqdm(pairs, desc=f"Register ({method})", unit="pair"):
-            record = folder / _RECORDS / f"{pair.name}.json"
+            record = folder / RECORDS_FOLDER / f"{pair.name}.json"
             asked = _asked(pair)
             known = read_json(record) if record.exists() else {}
             # What took too long is tried again with more time; other failures may pass.
@@ -186,8 +186,7 @@ def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None
     if process.returncode:
         words = " ".join(said.read_text(errors="replace").split())
         return f"ended with exit code {process.returncode}: {words[-_LAST_WORDS:]}", 0.0
-    # Linux counts kilobytes, macOS bytes.
-    return None, used.ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    return None, peak_of(used)
 
 
 def _end_group(group: int) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE
+from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
 
 # In a dataset's folder of results, and in it what was compared.
 BENCHMARK_FOLDER = "benchmark"
 BENCHMARK_FILE = "benchmark.json"
-METRICS_FILE = "metrics.csv"
 
 
 def per_pair(folder: Path) -> pd.DataFrame:

@@ -23,17 +23,17 @@ import pandas as pd
 from llmreg import paths
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.peers import PeerPair, register_pairs
-from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, per_pair
+from llmreg.benchmark.scored import BENCHMARK_FILE, per_pair
 from llmreg.dataset import Dataset, Pair, load_dataset
 from llmreg.errors import Interrupted, UserError
 from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json, write_json, written_whole
-from llmreg.geometry.field import chained
 from llmreg.inference.pairs import PAIRS_FILE
 from llmreg.inference.predict import PREDICT_FILE
 from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import pipeline, splits
-from llmreg.preprocessing.prealignment import CaseTransform
+from llmreg.preprocessing.prealignment import CaseTransform, between
 from llmreg.preprocessing.preprocess import read_case_record, volumes_folder
 from llmreg.training import experiment
 from llmreg.training.checkpoint import path_of, read_state
@@ -285,8 +285,7 @@ def peer_pairs(study: Study, fold: str, dataset: Dataset) -> list[PeerPair]:
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
         assert fixed.label is not None
         assert moving.label is not None
-        there, back = (_placed(volumes, case.name).to_sitk() for case in (moving, fixed))
-        start = CaseTransform.from_sitk(chained(back.GetInverse(), there), "prealignment").to_sitk()
+        start = between(_placed(volumes, fixed.name), _placed(volumes, moving.name))
         found.append(
             PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)
         )

@@ -98,12 +98,12 @@ def compared(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[str
             if key in table and table[key].notna().any() and not (method in UNRANKED and key in _OF_FIELDS)
         }
         best = _best(known, column)
-        p = _holm({m: _p(known[m], known[best]) for m in known if m not in (best, *UNRANKED)}) if best else {}
+        others = [method for method in known if method not in (best, *UNRANKED)]
+        p = _holm({method: _p(known[method], known[best]) for method in others}) if best and column.tested else {}
         for method, values in known.items():
-            tested = p.get(method) if column.tested else None
             mean, sd = float(values.mean()), float(values.std(ddof=1)) if column.spread else np.nan
             equal = best is not None and method not in UNRANKED and mean == float(known[best].mean())
-            rows[method][key] = Cell(mean, sd, equal, tested)
+            rows[method][key] = Cell(mean, sd, equal, p.get(method))
     return Table(title, len(shared), rows, dict(failed or {}))
 
 

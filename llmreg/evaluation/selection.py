@@ -12,13 +12,13 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from llmreg.errors import UserError
+from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import write_json
 from llmreg.preprocessing.splits import fold_name
 
 log = logging.getLogger(__name__)
 
 BEST_FILE = "best_configuration.json"
-METRICS_FILE = "metrics.csv"
 # Whether more is better.
 METRICS = {"dice": True, "hd95_mm": False, "folding_percent": False}
 SIGNIFICANT = 0.05

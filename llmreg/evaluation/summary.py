@@ -13,6 +13,7 @@ from llmreg.evaluation.keypoints import POINT_METRICS
 from llmreg.evaluation.pair import FIELD_METRICS, LABEL_METRICS, Row
 from llmreg.files import write_json, written_whole
 
+METRICS_FILE = "metrics.csv"
 PAIR_METRICS = (*POINT_METRICS, *FIELD_METRICS, "seconds")
 COLUMNS = ("pair_id", "fixed", "moving", "label", "name", *LABEL_METRICS, *PAIR_METRICS)
 
@@ -72,7 +73,7 @@ def write_results(rows: Iterable[Row], folder: Path, about: Mapping[str, Any] | 
     """
     table = table_of(rows)
     summary = summarise(table) | dict(about or {})
-    with written_whole(folder / "metrics.csv") as temporary:
+    with written_whole(folder / METRICS_FILE) as temporary:
         table.to_csv(temporary, index=False)
     write_json(folder / "summary.json", summary)
     return summary

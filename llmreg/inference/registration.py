@@ -30,7 +30,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from, write_image, write_with_itk
 from llmreg.geometry.labels import LabelInterpolation, resample_labels
 from llmreg.geometry.points import transform_points
-from llmreg.preprocessing.prealignment import CaseTransform
+from llmreg.preprocessing.prealignment import CaseTransform, between
 
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
@@ -92,8 +92,7 @@ class Registration:
     @property
     def prealignment(self) -> sitk.Transform:
         """The affine part alone, fixed points -> moving points."""
-        affine = chained(self._to_frame, self.moving_transform.to_sitk())
-        return CaseTransform.from_sitk(affine, "prealignment").to_sitk()
+        return between(self.fixed_transform, self.moving_transform)
 
     @cached_property
     def field(self) -> DisplacementField:

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from llmreg.geometry.field import resample_image
+from llmreg.geometry.field import chained, resample_image
 from llmreg.geometry.grid import Grid
 from llmreg.preprocessing.plans import PreAlignment
 
@@ -83,6 +83,12 @@ class CaseTransform:
     def from_dict(cls, content: dict[str, Any]) -> CaseTransform:
         content = content | {key: np.array(content[key]) for key in ("matrix", "translation")}
         return cls(**content)
+
+
+def between(fixed: CaseTransform, moving: CaseTransform) -> sitk.Transform:
+    """The pre-alignment of a pair, fixed points -> moving points, from how its cases were placed."""
+    affine = chained(fixed.to_sitk().GetInverse(), moving.to_sitk())
+    return CaseTransform.from_sitk(affine, "prealignment").to_sitk()
 
 
 def centre_transform(centre: NDArray[np.float64], frame: Grid) -> CaseTransform:

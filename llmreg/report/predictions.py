@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmreg.benchmark.scored import METRICS_FILE
 from llmreg.errors import UserError
+from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
 

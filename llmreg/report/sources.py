@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.benchmark.scored import BENCHMARK_FILE, METRICS_FILE, before, earlier, per_pair
+from llmreg.benchmark.scored import BENCHMARK_FILE, before, earlier, per_pair
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, compared
 from llmreg.errors import UserError
+from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, read_plans
