@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "-l", "--labels", type=Path,
         help="folder with a label map <case name>.nii.gz for each case, or a dataset's folder; "
-        "may be left out when predict.json names the label maps",
+        "may be left out when predict.json names the label maps, or there are landmarks",
     )  # fmt: skip
     arguments.add_argument("-o", "--output", type=Path, help="where the results go (default: the input folder)")
     arguments.add_argument(

@@ -15,7 +15,7 @@ from llmreg.errors import UserError
 from llmreg.evaluation import learn2reg
 from llmreg.evaluation.inputs import PairFiles, find_pairs
 from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
-from llmreg.evaluation.pair import STAGED_METRICS, Row, evaluate_pair
+from llmreg.evaluation.pair import STAGED_METRICS, Row, evaluate_pair, unlabelled
 from llmreg.evaluation.summary import table_of, write_results
 from llmreg.files import check_writable, write_text
 from llmreg.geometry.formats import read_as
@@ -69,13 +69,13 @@ def evaluate_folder(
         found.pairs, in_parallel(score, found.pairs, num_processes, "Evaluate", "pair"), strict=True
     ):
         if not scored:
-            log.warning("%s: left out, because no label was annotated in both images.", pair.pair_id)
+            log.warning("%s: left out, without landmarks or a label that was annotated in both images.", pair.pair_id)
         rows += scored
-        if scored and of_points is not None:
+        if of_points is not None:
             errors[pair.pair_id] = of_points
     if not rows:
-        raise UserError(f"{predictions}: no pair has a label to score: check the label maps and the label table.")
-    if any("prealigned_dice" in row for row in rows):
+        raise UserError(f"{predictions}: no pair has a label to score, or landmarks: check both, and the label table.")
+    if any(metric.startswith("prealigned_") for row in rows for metric in row):
         # A pair without pre-alignment started where it lay; otherwise the columns would speak of different pairs.
         rows = [_started(row) | row for row in rows]
     write_text(
@@ -88,12 +88,12 @@ def _score(
     pair: PairFiles, interpolation: LabelInterpolation, convention: Convention, threads: int
 ) -> tuple[list[Row], list[float] | None]:
     """The pair's rows, and Learn2Reg's error of each landmark."""
-    fixed, moving = read_image(pair.fixed_label), read_image(pair.moving_label)
+    fixed, moving = (read_image(path) for path in pair.frames)
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
     field = read_as(pair.field, pair.format, fixed_grid, moving_grid)
     if not fixed_grid.same_as(field.grid):
         raise UserError(
-            f"{pair.field} is not on the grid of {pair.fixed_label}: give the label map on the fixed image's grid."
+            f"{pair.field} is not on the grid of {pair.frames[0]}: give the label map on the fixed image's grid."
         )
     initial = None if pair.prealignment is None else read_transform(pair.prealignment)
     of_pair: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
@@ -104,7 +104,11 @@ def _score(
         of_pair |= {metric: float(values.mean()) for metric, values in errors.items()}
         of_points = errors["tre_l2r"].tolist()
     named = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
-    rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
+    rows = []
+    if pair.labelled:
+        rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
+    if not rows and of_points is not None:
+        rows = [unlabelled(field)]
     return [named | row | of_pair for row in rows], of_points
 
 

@@ -23,6 +23,8 @@ class PairFiles:
 
     Attributes:
         format: of the field, one of :data:`llmreg.geometry.formats.FORMATS`.
+        frames: of the fixed and of the moving image, their label maps, or the images where there are landmarks alone.
+        labelled: whether these are label maps.
         labels: id -> name; None: the ids found.
         annotated: the ids that both images have.
         keypoints: files of the fixed and of the moving image's landmarks.
@@ -33,8 +35,8 @@ class PairFiles:
     fixed: str
     moving: str
     field: Path
-    fixed_label: Path
-    moving_label: Path
+    frames: tuple[Path, Path]
+    labelled: bool = True
     prealignment: Path | None = None
     format: str = "itk"
     labels: dict[int, str] | None = None
@@ -67,6 +69,8 @@ class _Pair(BaseModel):
     format: str = "itk"
     fixed_label: str | None = None
     moving_label: str | None = None
+    fixed_path: str | None = None
+    moving_path: str | None = None
     prealignment: str | None = None
     fixed_points: str | None = None
     moving_points: str | None = None
@@ -88,7 +92,8 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
     A label map is the one that ``predict.json`` names, else ``<labels>/<case name>.nii.gz``. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
     Landmarks are those that ``predict.json`` names, else ``<keypoints>/<case name>`` with one of
-    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none.
+    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none. Where nothing names label maps, landmarks are
+    enough.
 
     Raises:
         UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
@@ -125,22 +130,27 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
         before = predictions / pair.prealignment if pair.prealignment else None
         if before is not None:
             _existing(before, pair.pair_id, "run the prediction again")
-        fixed = _label_map(predictions, pair.fixed, pair.fixed_label, labels, dataset)
-        moving = _label_map(predictions, pair.moving, pair.moving_label, labels, dataset)
-        dataset = dataset or (_dataset_near(fixed.parent) if labels is None else None)
+        landmarks = _keypoints(predictions, pair, keypoints)
+        labelled = bool(landmarks is None or labels is not None or pair.fixed_label or pair.moving_label)
+        if labelled:
+            fixed = _label_map(predictions, pair.fixed, pair.fixed_label, labels, dataset)
+            moving = _label_map(predictions, pair.moving, pair.moving_label, labels, dataset)
+            dataset = dataset or (_dataset_near(fixed.parent) if labels is None else None)
+        else:
+            fixed, moving = _image(predictions, pair, pair.fixed_path), _image(predictions, pair, pair.moving_path)
         found.append(
             PairFiles(
                 pair_id=pair.pair_id,
                 fixed=pair.fixed,
                 moving=pair.moving,
                 field=field,
-                fixed_label=fixed,
-                moving_label=moving,
+                frames=(fixed, moving),
+                labelled=labelled,
                 prealignment=before,
                 format=pair.format,
                 labels=dataset.labels if dataset else None,
                 annotated=_annotated(dataset, pair) if dataset else None,
-                keypoints=_keypoints(predictions, pair, keypoints),
+                keypoints=landmarks,
                 seconds=pair.seconds,
             )
         )
@@ -160,6 +170,12 @@ def _existing(path: Path, pair_id: str, remedy: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} of the pair {pair_id} does not exist: {remedy}.")
     return path
+
+
+def _image(predictions: Path, pair: _Pair, named: str | None) -> Path:
+    if named is None:
+        raise UserError(f"{predictions / 'predict.json'} does not name the images of {pair.pair_id}: give label maps.")
+    return _existing(predictions / named, pair.pair_id, "put the image back, or give label maps with -l")
 
 
 def _dataset_near(folder: Path) -> Dataset | None:
@@ -185,7 +201,10 @@ def _label_map(predictions: Path, case: str, named: str | None, labels: Path | N
         if place.is_file():
             return place
     if not places:
-        raise UserError(f"{case} has no label map in predict.json: name the folder that holds {case}.nii.gz with -l.")
+        raise UserError(
+            f"{case} has no label map in predict.json, and no landmarks: name the folder that holds {case}.nii.gz with "
+            "-l, or that of the landmarks with --keypoints."
+        )
     raise UserError(f"{places[0]} does not exist, so {case} cannot be scored: add the label map or correct -l.")
 
 
@@ -202,12 +221,12 @@ def _keypoints(predictions: Path, pair: _Pair, folder: Path | None) -> tuple[Pat
             )
         found.append(there)
     fixed, moving = found
-    if fixed is None and moving is None:
-        return None
-    if fixed is None or moving is None:
+    if fixed is not None and moving is not None:
+        return fixed, moving
+    if fixed is not None or moving is not None:
         lacking = pair.fixed if fixed is None else pair.moving
-        raise UserError(f"{lacking} of the pair {pair.pair_id} has no landmarks, but its partner has: add them.")
-    return fixed, moving
+        log.warning("%s: no TRE, because %s has no landmarks.", pair.pair_id, lacking)
+    return None
 
 
 def _annotated(dataset: Dataset, pair: _Pair) -> frozenset[int] | None:

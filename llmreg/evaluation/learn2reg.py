@@ -86,12 +86,14 @@ def results(table: pd.DataFrame, name: str, point_errors: Mapping[str, Sequence[
         ``name``, ``aggregates`` (metric -> mean, std, 30), ``cases`` (fixed<--moving -> metric -> mean, detailed) and
         ``eval_version``.
     """
-    labels = table["label"].drop_duplicates()
+    labels = table["label"].dropna().drop_duplicates()
     pairs = dict(tuple(table.groupby("pair_id", sort=False)))
     cases = {}
     for key, (pair_id, rows) in zip(_keys(pairs), pairs.items(), strict=True):
-        by_label = rows.set_index("label").reindex(labels)
-        case = {metric: _score(by_label[column].tolist()) for metric, column in _OF_LABELS.items()}
+        case: dict[str, Any] = {}
+        if rows["label"].notna().any():
+            by_label = rows.set_index("label").reindex(labels)
+            case = {metric: _score(by_label[column].tolist()) for metric, column in _OF_LABELS.items()}
         of_field = float(rows[_OF_FIELD].iloc[0])
         case["sdlogj"] = {"mean": of_field, "detailed": of_field}
         if pair_id in point_errors:

@@ -97,6 +97,12 @@ def evaluate_pair(
     ]
 
 
+def unlabelled(field: DisplacementField) -> Row:
+    """The row of a pair without a label to score: its field's metrics, and label metrics that have no value."""
+    metrics = (stage + metric for metric in STAGED_METRICS for stage in ("initial_", ""))
+    return {"label": None, "name": None} | dict.fromkeys((*metrics, "dice_l2r"), np.nan) | field_metrics(field)
+
+
 def field_metrics(field: DisplacementField) -> dict[str, float]:
     """:data:`FIELD_METRICS` of the whole displacement from fixed to moving."""
     determinant = jacobian_determinant(field)

@@ -23,6 +23,8 @@ def table_of(rows: Iterable[Row]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     if table.empty:
         raise ValueError("there are no rows to write")
+    # Pairs with landmarks alone have none, which must not make floats of the others'.
+    table["label"] = table["label"].astype("Int64")
     known = [column for column in COLUMNS if column in table]
     return table[known + [column for column in table if column not in known]]
 

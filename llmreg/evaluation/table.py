@@ -37,19 +37,20 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     mean = ["mean +- SD over pairs", str(summary["num_pairs"])]
     mean += [_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
     mean += [_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
-    text = _aligned(head, [*lines, mean], 1)
+    # Pairs may have landmarks alone.
+    text = [*_aligned(head, [*lines, mean], 1), ""] if lines else []
 
     others = [
         [title]
         + [_with_sd(metrics[prefix + name], digits=digits) if prefix + name in metrics else "" for _, prefix in stages]
         for title, name, digits in _OTHERS
-        if name in metrics
+        if name in metrics and metrics[name]["num_pairs"]
     ]
-    text += ["", *_aligned(["", *(title for title, _ in stages)], others)]
+    text += _aligned(["", *(title for title, _ in stages)], others)
     text.append("")
     if summary["num_lost"]:
         text.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD.")
-    if "label_interpolation" in summary:
+    if lines and "label_interpolation" in summary:
         text.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
     text += _cost(summary)
     return "\n".join(text) + "\n"

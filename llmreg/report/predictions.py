@@ -122,7 +122,7 @@ def read_scores(folders: Sequence[Path]) -> pd.DataFrame:
             continue
         try:
             table = pd.read_csv(file, dtype={"pair_id": str, "name": str}, keep_default_na=False, na_values=[""])
-            tables.append(table.astype({"dice": float, "initial_dice": float, "label": int}))
+            tables.append(table.astype({"dice": float, "initial_dice": float, "label": "Int64"}))
         except (ValueError, KeyError):
             raise UserError(f"{file} is not as llmreg_evaluate writes it: score the folder again.") from None
     if not tables:

@@ -17,6 +17,7 @@ from llmreg.evaluation.table import format_summary
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.labels import resample_labels
+from llmreg.report.predictions import read_scores
 
 SPACING = (1.5, 2.0, 1.0)
 SHIFT = np.array([3.0, -2.0, 2.0])  # mm, whole voxels
@@ -270,6 +271,49 @@ def test_pairs_without_landmarks_or_prealignment(folders: tuple[Path, Path], tmp
     assert [("tre" in case, len(case["dice"]["detailed"])) for case in cases["cases"].values()] == [
         (True, 2), (False, 2),
     ]  # fmt: skip
+
+
+def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without label maps; of the second pair, whose points were to be moved, there are the fixed landmarks only."""
+    predictions, dataset = folders
+    listed = json.loads((predictions / "predict.json").read_text())
+    for pair in listed["pairs"]:
+        pair |= {f"{role}_path": str(dataset / "imagesTr" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving")}
+    (predictions / "predict.json").write_text(json.dumps(listed))
+    landmarks = tmp_path / "landmarks"
+    landmarks.mkdir()
+    for name, shift in (("Boxes_0001_0000", 0 * SHIFT), ("Boxes_0001_0001", SHIFT)):
+        np.savetxt(landmarks / f"{name}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
+    command = ["-i", str(predictions), "--keypoints", str(landmarks), "--num_processes", "1"]
+    assert main(command) == 2
+    assert "Boxes_0001_0000 has no label map in predict.json, and no landmarks" in capsys.readouterr().err
+
+    listed["pairs"][1]["fixed_points"] = str(landmarks / "Boxes_0001_0000.csv")
+    (predictions / "predict.json").write_text(json.dumps({"pairs": listed["pairs"][:1]}))
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "TRE (mm)" in told
+    assert "Dice" not in told.split("metrics.csv")[0]
+    table = pd.read_csv(predictions / "metrics.csv")
+    assert table["tre_mm"].tolist() == pytest.approx([0], abs=1e-5)
+    assert table["initial_tre_mm"].tolist() == pytest.approx([np.linalg.norm(SHIFT)])
+    assert table[["label", "dice"]].isna().all(axis=None)
+    assert table["folding_percent"].tolist() == [0]
+    (case,) = json.loads((predictions / "learn2reg.json").read_text())["cases"].values()
+    assert sorted(case) == ["sdlogj", "tre"]
+
+    # Beside a pair with label maps.
+    for role in ("fixed", "moving"):
+        listed["pairs"][1][f"{role}_label"] = str(dataset / "labelsTr" / f"{listed['pairs'][1][role]}.nii.gz")
+    (predictions / "predict.json").write_text(json.dumps(listed))
+    assert main(command) == 0
+    assert "no TRE, because Boxes_0002_0001 has no landmarks" in capsys.readouterr().err
+    text = (predictions / "metrics.csv").read_text()
+    table = pd.read_csv(predictions / "metrics.csv")
+    assert ",4,other," in text
+    assert table["label"].tolist() == pytest.approx([np.nan, 4], nan_ok=True)
+    assert table["prealigned_tre_mm"].tolist() == pytest.approx([0, np.nan], abs=1e-5, nan_ok=True)
+    assert read_scores([predictions])["label"].tolist()[1] == 4
 
 
 def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
