@@ -62,6 +62,7 @@ _TITLES = {
     "ants": "ANTs SyN", "greedy": "greedy", "elastix": "elastix", "convexadam": "ConvexAdam",
     "no-blocks": "w/o LEBs and adapters", "vit": "LEBs r/w ViTs", "one-block": "w/ one LEB", "no-lora": "w/o LoRA",
     "random-weights": "random LLM weights", "adapters-only": "adapters without LLM",
+    "no-cost-volume": "w/o cost volumes",
 }  # fmt: skip
 # Of 32 layers the paper's figure 4 takes 0/1, 7/8, 15/16, 23/24 and 30/31.
 _PLACES = (0.0, 7 / 31, 15 / 31, 23 / 31, 30 / 31)
@@ -70,7 +71,9 @@ GROUPS = {
         INITIAL, *CLASSICAL, "voxelmorph-small", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph", OURS,
         OURS + REFINED,
     ),
-    "table2": (INITIAL, "no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only", OURS),
+    "table2": (
+        INITIAL, "no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only", "no-cost-volume", OURS,
+    ),
     "table3": (INITIAL, "no-lora"),
     "figure4": (INITIAL,),
 }  # fmt: skip

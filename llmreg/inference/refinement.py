@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from llmreg.geometry import warping
 from llmreg.preprocessing.plans import Loss
+from llmreg.similarity import mind_ssc
 from llmreg.training.losses import gradient_l2
 from llmreg.training.objective import comparable
-from llmreg.training.similarity import mind_ssc
 
 # These numbers were chosen by measurement: documentation/refinement.md.
 

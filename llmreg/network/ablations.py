@@ -14,6 +14,7 @@ ABLATIONS = {
     "no-lora": "the language model's layers as they are (paper: 4)",
     "random-weights": "the same layers with random weights",
     "adapters-only": "the adapters without the language model's layers",
+    "no-cost-volume": "no cost volumes, which the paper's network has not either",
     "layers-I-J": "layers I and J of the language model",
 }
 _CHANGES = {
@@ -22,6 +23,7 @@ _CHANGES = {
     "no-lora": "network.llm.lora=null",
     "random-weights": "network.llm.weights=random",
     "adapters-only": "network.blocks=adapters",
+    "no-cost-volume": "network.cost_volume=0",
 }
 
 

@@ -10,28 +10,36 @@ from torch import Tensor, nn
 from llmreg.geometry import warping
 from llmreg.network.adapters import UpConvolution
 from llmreg.network.convolution import Conv3d
+from llmreg.network.cost_volume import cost_volume, steps
 from llmreg.network.encoder import ConvBlock
 from llmreg.network.recomputation import recomputed
 
 HEAD_STD = 1e-5
+# At the finest stage a cost volume would take more memory than anything else, and taught no faster.
+_WITH_COSTS = (3, 2)
 
 
 class Decoder(nn.Module):
     """Stages S4 to S1 at 1/8, 1/4, 1/2 and 1 of the resolution.
 
     S4 fuses [F^4, F_m^4, F_f^4]. S3 adds S4's upsampled output and predicts the first field. S2 and S1 add the moving
-    image warped by the upsampled field, and that field, and predict what is left to do.
+    image warped by the upsampled field, and that field, and predict what is left to do. S3 and S2 may be given cost
+    volumes too, of the images as S3 finds them and as the field from S3 leaves them.
 
     Args:
         width: channels at full resolution.
         adapted: channels of F^1 to F^4; 0 for a decoder without them.
         normalization: ``instance`` or ``none``.
         accumulate: ``compose`` or ``sum`` (see :class:`llmreg.network.config.LLMMorphSettings`).
+        cost_radius: of the cost volumes; 0 for none.
     """
 
-    def __init__(self, width: int, adapted: Sequence[int], normalization: str, accumulate: str) -> None:
+    def __init__(
+        self, width: int, adapted: Sequence[int], normalization: str, accumulate: str, cost_radius: int = 0
+    ) -> None:
         super().__init__()
         self.compose = accumulate == "compose"
+        self.cost_radius = cost_radius
         self.stages = nn.ModuleDict()
         self.ups = nn.ModuleDict()
         self.heads = nn.ModuleDict()
@@ -44,6 +52,8 @@ class Decoder(nn.Module):
                 incoming += channels
             if stage < 3:
                 incoming += 4
+            if stage in _WITH_COSTS:
+                incoming += steps(cost_radius)
             self.stages[str(stage)] = _Stage(incoming, channels, normalization)
 
     def forward(
@@ -51,7 +61,7 @@ class Decoder(nn.Module):
         adapted: Sequence[Tensor | None],
         moving: Sequence[Tensor],
         fixed: Sequence[Tensor],
-        image: Tensor,
+        images: Sequence[Tensor],
         recompute: bool = False,
     ) -> Tensor:
         """Predict the field.
@@ -60,33 +70,46 @@ class Decoder(nn.Module):
             adapted: F^1 to F^4, finest first; None for one that has no channels.
             moving: the moving encoder's features, finest first.
             fixed: the fixed encoder's.
-            image: the moving image (B, 1, z, y, x).
+            images: the moving and the fixed image, (B, 1, z, y, x) each.
             recompute: as in LLMMorph.
 
         Returns:
             (B, 3, z, y, x) float32, channels (x, y, z), in voxels.
         """
         features = self.stages["4"](adapted[3], moving[3], fixed[3])
-        features = self.stages["3"](self.ups["3"](features), adapted[2], moving[2], fixed[2])
+        levels = {stage: [warping.downsample_image(image, 2 ** (stage - 1)) for image in images] for stage in (3, 2)}
+        costs = self._costs(3, *levels[3])
+        features = self.stages["3"](self.ups["3"](features), costs, adapted[2], moving[2], fixed[2])
         flow = self.heads["3"](features)
-        for stage, resized in ((2, warping.downsample_image(image, 2)), (1, image)):
+        for stage, resized in ((2, levels[2]), (1, images)):
             index = stage - 1
-            inputs = features, flow, resized, adapted[index], moving[index], fixed[index]
+            inputs = features, flow, *resized, adapted[index], moving[index], fixed[index]
             sparing = recompute and stage == 1
             features, flow = recomputed(self._refined, str(stage), sparing, *inputs, when=sparing)
         return flow
 
     def _refined(
-        self, stage: str, apart: bool, features: Tensor, flow: Tensor, image: Tensor, *skips: Tensor | None
+        self,
+        stage: str,
+        apart: bool,
+        features: Tensor,
+        flow: Tensor,
+        moving: Tensor,
+        fixed: Tensor,
+        *skips: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Features and field of stage 2 or 1, from those of the stage before."""
         coarse = self._upsampled(flow)
         up = self.ups[stage](features)
-        guided = torch.cat([up, warping.warp(image, coarse).to(up.dtype), coarse.to(up.dtype)], dim=1)
-        features = self.stages[stage](guided, *skips, apart=apart)
+        warped = warping.warp(moving, coarse)
+        guided = torch.cat([up, warped.to(up.dtype), coarse.to(up.dtype)], dim=1)
+        features = self.stages[stage](guided, self._costs(int(stage), warped, fixed), *skips, apart=apart)
         residual = self.heads[stage](features)
         # The residual lives on the grid of the image warped so far, so it is followed first.
         return features, warping.compose(residual, coarse) if self.compose else coarse + residual
+
+    def _costs(self, stage: int, moving: Tensor, fixed: Tensor) -> Tensor | None:
+        return cost_volume(moving, fixed, self.cost_radius) if self.cost_radius and stage in _WITH_COSTS else None
 
     def _upsampled(self, flow: Tensor) -> Tensor:
         finer = warping.upsample(flow, 2)

@@ -58,7 +58,7 @@ class LLMMorph(RegistrationNetwork):
         adapters = [StageAdapter(width, base, stage, settings.reshape == "direct") for stage in stages]
         self.adapters = nn.ModuleList(adapters)
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
-        self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate)
+        self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate, settings.cost_volume)
 
     def feature_modules(self) -> list[nn.Module]:
         return [*self.adapters, *self.decoder.stages.values()]
@@ -68,7 +68,7 @@ class LLMMorph(RegistrationNetwork):
         moving_features = self.moving_encoder(moving, recompute)
         fixed_features = self.fixed_encoder(fixed, recompute)
         adapted = self._adapted(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
-        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, moving, recompute)
+        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute)
         return flow
 
     def _adapted(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:

@@ -96,7 +96,7 @@ def plan(
         raise UserError(f"{fingerprint_file} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     fingerprint = fingerprints.read_fingerprint(fingerprint_file)
     wishes = wishes or planning.Wishes()
-    network = wishes.network or LLMMorphSettings()
+    network = wishes.network or planning.NETWORK
     machine = this_machine(memory_gb)
     # Splits that exist are kept, so they are what templates will be learned by.
     kept = (folder / SPLITS_FILE).exists()
@@ -207,7 +207,7 @@ def chosen_network(llm: str | None, layers: Sequence[str] | None) -> LLMMorphSet
     Raises:
         UserError: there is no such model or layer.
     """
-    settings = LLMMorphSettings()
+    settings = planning.NETWORK
     if llm is None and layers is None:
         return settings
     # Inside, since transformers takes seconds to import.

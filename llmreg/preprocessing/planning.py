@@ -30,6 +30,8 @@ from llmreg.preprocessing.windows import PAPER_HU, plan_window
 
 CONFIGURATIONS = ("full", "half")
 TOKEN_STRIDE = 16
+# The paper's network, but for cost volumes, with which it learns several times faster.
+NETWORK = LLMMorphSettings(cost_volume=1)
 # The paper's larger grid, 192 x 208 x 176.
 MOST_VOXELS = 192 * 208 * 176
 COARSENING = 1.1
@@ -346,7 +348,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
     budget = replace(budget, loss=loss)
     shared = aligned_grid(cases, fingerprint.pairs)
     aligned = shared is not None
-    sizes, why = plan_sizes(cases, aligned, wishes.network or LLMMorphSettings(), budget, wishes.spacing)
+    sizes, why = plan_sizes(cases, aligned, wishes.network or NETWORK, budget, wishes.spacing)
     reasons |= why
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
@@ -410,6 +412,7 @@ def paper_plans(plans: Plans) -> Plans:
     # Images on grids of their own need at least a common centre to be seen by the network at all.
     shared = plans.prealignment.aligned_grid is not None
     content["prealignment"]["method"] = "identity" if shared else "centre"
+    content["network"]["cost_volume"] = 0
     content["loss"] |= {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1}
     content["training"] |= {
         "learning_rate": 1e-4, "schedule": "constant", "clip_gradient": None, "epochs": 50, "steps_per_epoch": 1620,

@@ -150,7 +150,7 @@ class Loss(_Model):
     Attributes:
         dice: weight of one minus soft Dice, over the structures annotated in both cases of a pair.
         similarity: weight of the image term; 0 leaves it out.
-        similarity_kind: what the image term is, see :mod:`llmreg.training.similarity`.
+        similarity_kind: what the image term is, see :mod:`llmreg.similarity`.
         smoothness: weight of the mean squared difference of neighbouring displacements, in voxels.
         bending: weight of the bending energy, the mean squared second derivatives of the displacement (MONAI's).
         folding: weight of the mean of what determinants of the field's Jacobian lack to zero.

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from llmreg.geometry import warping
 from llmreg.preprocessing.plans import Loss
+from llmreg.similarity import similarity_loss
 from llmreg.training.losses import folding_penalty, gradient_l2, soft_dice
-from llmreg.training.similarity import similarity_loss
 
 
 @dataclass(frozen=True, eq=False)

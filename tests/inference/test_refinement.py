@@ -12,8 +12,8 @@ from llmreg.geometry import warping
 from llmreg.inference import refinement
 from llmreg.inference.refinement import refine
 from llmreg.preprocessing.plans import Loss
+from llmreg.similarity import mind_ssc
 from llmreg.training.losses import gradient_l2
-from llmreg.training.similarity import mind_ssc
 
 SHAPE = (30, 34, 37)
 EVERYTHING = (torch.ones(1, *SHAPE), torch.ones(1, *SHAPE))

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmreg.preprocessing.plans import Loss
+from llmreg.similarity import similarity_loss
 from llmreg.training import objective
 from llmreg.training.losses import gradient_l2, soft_dice
 from llmreg.training.objective import TERMS, Predicted, comparable, terms, total
-from llmreg.training.similarity import similarity_loss
 
 SHAPE = (16, 12, 20)
 ALONE = {"dice": Loss(), "similarity": Loss(dice=0, similarity=1), "both": Loss(similarity=0.5, smoothness=2)}

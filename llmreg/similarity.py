@@ -1,4 +1,4 @@
-"""Losses of training without labels: how alike a warped and a fixed image of another contrast are.
+"""How alike a warped and a fixed image of another contrast are: losses of training without labels, and MIND-SSC.
 
 Images are (B, 1, z, y, x), intensities about [0, 1]. Everything is computed in float32 without autocast. A mask says
 which voxels count, as a rule the region that both images show. Voxels outside have no influence whatever they hold,
