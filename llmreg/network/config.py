@@ -73,8 +73,8 @@ class LLMMorphSettings(_Settings):
             ``direct`` shuffles straight to the stage's resolution.
         accumulate: ``compose`` composes the fields of the stages; ``sum`` adds them and leaves the values of an
             upsampled field as they are, like the authors' earlier code.
-        cost_volume: how far, in voxels, the decoder's stages at 1/4 and 1/2 of the resolution are told how unlike the
-            images are around each voxel (:mod:`llmreg.network.cost_volume`); 0 as in the paper, not at all.
+        cost_volume: how far around each voxel, in voxels of the stage, the decoder is told how unlike the images are
+            (:mod:`llmreg.network.cost_volume`); 0, as in the paper: it is not told.
         field: what the decoder's output is. ``displacement``: the displacement itself. ``velocity``: a stationary
             velocity, whose flow over unit time is the displacement; the negated velocity leads back.
         position_embedding: learned embedding added to the tokens before the first block.

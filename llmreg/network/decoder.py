@@ -15,16 +15,14 @@ from llmreg.network.encoder import ConvBlock
 from llmreg.network.recomputation import recomputed
 
 HEAD_STD = 1e-5
-# At the finest stage a cost volume would take more memory than anything else, and taught no faster.
-_WITH_COSTS = (3, 2)
 
 
 class Decoder(nn.Module):
     """Stages S4 to S1 at 1/8, 1/4, 1/2 and 1 of the resolution.
 
     S4 fuses [F^4, F_m^4, F_f^4]. S3 adds S4's upsampled output and predicts the first field. S2 and S1 add the moving
-    image warped by the upsampled field, and that field, and predict what is left to do. S3 and S2 may be given cost
-    volumes too, of the images as S3 finds them and as the field from S3 leaves them.
+    image warped by the upsampled field, and that field, and predict what is left to do. All three may be given cost
+    volumes too, of the images as the field so far leaves them.
 
     Args:
         width: channels at full resolution.
@@ -49,11 +47,9 @@ class Decoder(nn.Module):
             if stage < 4:
                 self.ups[str(stage)] = UpConvolution(2 * channels, channels)
                 self.heads[str(stage)] = FieldHead(channels)
-                incoming += channels
+                incoming += channels + steps(cost_radius)
             if stage < 3:
                 incoming += 4
-            if stage in _WITH_COSTS:
-                incoming += steps(cost_radius)
             self.stages[str(stage)] = _Stage(incoming, channels, normalization)
 
     def forward(
@@ -78,7 +74,7 @@ class Decoder(nn.Module):
         """
         features = self.stages["4"](adapted[3], moving[3], fixed[3])
         levels = {stage: [warping.downsample_image(image, 2 ** (stage - 1)) for image in images] for stage in (3, 2)}
-        costs = self._costs(3, *levels[3])
+        costs = self._costs(*levels[3])
         features = self.stages["3"](self.ups["3"](features), costs, adapted[2], moving[2], fixed[2])
         flow = self.heads["3"](features)
         for stage, resized in ((2, levels[2]), (1, images)):
@@ -103,13 +99,13 @@ class Decoder(nn.Module):
         up = self.ups[stage](features)
         warped = warping.warp(moving, coarse)
         guided = torch.cat([up, warped.to(up.dtype), coarse.to(up.dtype)], dim=1)
-        features = self.stages[stage](guided, self._costs(int(stage), warped, fixed), *skips, apart=apart)
+        features = self.stages[stage](guided, self._costs(warped, fixed), *skips, apart=apart)
         residual = self.heads[stage](features)
         # The residual lives on the grid of the image warped so far, so it is followed first.
         return features, warping.compose(residual, coarse) if self.compose else coarse + residual
 
-    def _costs(self, stage: int, moving: Tensor, fixed: Tensor) -> Tensor | None:
-        return cost_volume(moving, fixed, self.cost_radius) if self.cost_radius and stage in _WITH_COSTS else None
+    def _costs(self, moving: Tensor, fixed: Tensor) -> Tensor | None:
+        return cost_volume(moving, fixed, self.cost_radius) if self.cost_radius else None
 
     def _upsampled(self, flow: Tensor) -> Tensor:
         finer = warping.upsample(flow, 2)
