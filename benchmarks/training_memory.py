@@ -15,10 +15,10 @@ import torch
 
 from llmreg.devices import autocast
 from llmreg.machine import Machine, this_machine
-from llmreg.network.config import LLMMorphSettings
 from llmreg.network.factory import build_network
 from llmreg.network.flow import predict_flow
 from llmreg.preprocessing.costs import BUILT_IN_SIZE, training_memory_gb
+from llmreg.preprocessing.planning import NETWORK
 from llmreg.preprocessing.plans import Loss
 from llmreg.training.objective import Predicted, terms, total
 
@@ -46,7 +46,7 @@ LABELS = 29
 def step(size: tuple[int, ...], downsampling: int, width: int, recompute: bool, similarity: float) -> float:
     """Two training steps on made-up images and label maps; the process's peak resident memory in GiB."""
     device, shape = torch.device("cpu"), size[::-1]
-    settings = LLMMorphSettings(width=width)
+    settings = NETWORK.model_copy(update={"width": width})
     network = build_network(settings, [n // downsampling for n in shape], device, recompute).train()
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ def estimate(
     machine: Machine, size: tuple[int, ...], downsampling: int, width: int, recompute: bool, similarity: float
 ) -> float:
     grid = size[0] * size[1] * size[2]
-    network, loss = LLMMorphSettings(width=width), Loss(similarity=similarity)
+    network, loss = NETWORK.model_copy(update={"width": width}), Loss(similarity=similarity)
     return training_memory_gb(network, BUILT_IN_SIZE, grid // downsampling**3, grid, recompute, machine, loss)
 
 

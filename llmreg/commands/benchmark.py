@@ -20,6 +20,7 @@ methods:
   table1      every method: ants greedy elastix convexadam, voxelmorph-small voxelmorph dual_pyramid transmorph
               mambamorph, llm_morph llm_morph+refine
   table2      llm_morph and its ablations: no-blocks vit one-block no-lora random-weights adapters-only
+              no-cost-volume
   table3      language models (--llms), without LoRA
   figure4     pairs of the language model's layers, without LoRA
   or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, a learned

@@ -562,7 +562,9 @@ def test_fetching_refuses(environment, monkeypatch, capsys, arguments, said):
     refused(capsys, said)
 
 
-@pytest.mark.parametrize("ablation", ["no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only"])
+@pytest.mark.parametrize(
+    "ablation", ["no-blocks", "vit", "one-block", "no-lora", "random-weights", "adapters-only", "no-cost-volume"]
+)
 def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation):
     assert train.main([*training("0", ablation, environment), "--ablation", ablation, "--epochs", "1"]) == 0
     trained = read_plans(model(environment, ablation) / "plans.json").network
@@ -571,6 +573,7 @@ def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation)
         "one-block": len(trained.llm.layers) == 1,
         "no-lora": trained.llm.lora is None, "random-weights": trained.llm.weights == "random",
         "adapters-only": trained.blocks == "adapters",
+        "no-cost-volume": trained.cost_volume == 0,
     }  # fmt: skip
     assert [name for name, is_so in expected.items() if is_so] == [ablation]
     assert (model(environment, ablation) / "fold_0" / "validation" / "summary.json").exists()

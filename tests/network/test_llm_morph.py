@@ -36,6 +36,7 @@ def _images(batch: int = 1, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Ten
         {"accumulate": "sum", "normalization": "none"},
         {"position_embedding": False, "final_norm": False, "llm": {"attention": "causal", "lora": None}},
         {"llm": {"rotary": "1d", "dtype": "float32"}},
+        {"cost_volume": 1},
     ],
     ids=str,
 )
@@ -104,13 +105,13 @@ def test_the_residual_is_followed_before_the_coarse_field(tiny_settings: Make, m
     torch.testing.assert_close(flow[0, 0, 3, 3, :-2], 2 + 0.1 * (x + 2), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("blocks", ["adapters", "none"])
+@pytest.mark.parametrize(("blocks", "cost_volume"), [("adapters", 1), ("none", 0)])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_computing_the_finest_level_twice_changes_memory_alone(
-    tiny_settings: Make, precision: torch.dtype, blocks: str
+    tiny_settings: Make, precision: torch.dtype, blocks: str, cost_volume: int
 ) -> None:
     torch.manual_seed(0)
-    network = build_network(tiny_settings(blocks=blocks), SHAPE)
+    network = build_network(tiny_settings(blocks=blocks, cost_volume=cost_volume), SHAPE)
     images = _images()
 
     def learned(recompute: bool) -> tuple[int, dict[str, Tensor]]:

@@ -513,6 +513,7 @@ def test_the_spacing_that_is_asked_for_is_planned() -> None:
 def test_the_papers_settings_are_those_of_the_paper() -> None:
     paper = paper_plans(brain().plans())
     assert (paper.plans_name, paper.prealignment.method) == ("paper", "identity")
+    assert (brain().plans().network.cost_volume, paper.network.cost_volume) == (1, 0)
     assert (paper.loss.dice, paper.loss.similarity, paper.loss.smoothness) == (1, 0, 0.1)
     assert (paper.training.learning_rate, paper.training.schedule) == (1e-4, "constant")
     assert (paper.training.epochs, paper.training.steps_per_epoch) == (50, 1620)
