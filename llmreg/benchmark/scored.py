@@ -29,7 +29,8 @@ def per_pair(folder: Path) -> pd.DataFrame:
     record = folder / BENCHMARK_FILE
     if record.exists():
         means["seconds"] = read_json(record).get("seconds", means["seconds"])
-    means["peak_memory_gb"] = known.get("peak_memory_gb", predicted.get("peak_memory_gb"))
+    for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
+        means[column] = known.get(column, predicted.get(column))
     return means
 
 

@@ -52,9 +52,10 @@ COLUMNS = {
     "sdlogj": Column("SDlogJ", None, digits=3),
     "seconds": Column("s a pair", None, digits=1, spread=False),
     "peak_memory_gb": Column("peak GB", None, spread=False),
+    "peak_gpu_memory_gb": Column("peak GPU GB", None, spread=False),
 }
 # What cannot be better or worse than others before anything was registered.
-_OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb")
+_OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb", "peak_gpu_memory_gb")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""The commands of documentation/reproducing-the-paper.md, at toy size."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_models import save_random_model
+from tiny_predictions import balls
+
+from llmreg.benchmark import peers, study
+from llmreg.commands import benchmark, plan_and_preprocess
+from llmreg.errors import UserError
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import image_from, write_image
+from llmreg.training import progress
+
+PAGE = Path(__file__).parents[2] / "documentation" / "reproducing-the-paper.md"
+NAME = "Dataset101_Balls"
+MODELS = ("Llama-2-7b-chat-hf", "Qwen2-7B")
+
+
+def commands() -> dict[str, tuple[list[str], list[str]]]:
+    """By table: the arguments, and the names of the files that are said to be written."""
+    found = {}
+    for row in re.findall(r"^\|.*`llmreg_benchmark .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+        _, command, files = (cell.strip() for cell in row.strip("|").split("|"))
+        arguments = command.strip("`").split()[1:]
+        stem, *suffixes = re.split(r" (?=\.)", files.strip("`"))
+        name, first = stem.split(".")
+        found[arguments[arguments.index("--methods") + 1]] = (
+            arguments,
+            [f"{name}.{first}", *(name + s for s in suffixes)],
+        )
+    return found
+
+
+def write_dataset(folder: Path) -> None:
+    """Two balls in four people on one grid, in two contrasts; two of them are tested."""
+    grid = Grid.axis_aligned((32, 32, 32), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    names = []
+    for person in range(4):
+        image, labels = balls(grid, 2.0 * person)
+        for modality, values in enumerate((image, 200 - image)):
+            names.append(f"Balls_{person:04d}_{modality:04d}.nii.gz")
+            part = "Tr" if person < 2 else "Ts"
+            write_image(image_from(values, grid), folder / f"images{part}" / names[-1])
+            write_image(image_from(labels, grid), folder / f"labels{part}" / names[-1])
+    test = {"fixed": f"./imagesTs/{names[4]}", "moving": f"./imagesTs/{names[7]}"}
+    content = {
+        "modality": {"0": "MR", "1": "CT"}, "registration_direction": {"fixed": 0, "moving": 1},
+        "pairings": "inter_subject", "labels": {"one": 1, "other": 2}, "registration_test": [test],
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names[:4]],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where tables of a planned dataset go, with small networks and commands that run in this process."""
+    for model in MODELS:
+        save_random_model(tmp_path / model, "llama")
+    write_dataset(tmp_path / "raw" / NAME)
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(progress, "plot", lambda *_: None)
+    monkeypatch.setattr(study, "_run", in_this_process)
+    planned = ["-d", "101", "-c", "full", "-np", "1", "--llm", str(tmp_path / MODELS[0])]
+    assert plan_and_preprocess.main(planned) == 0
+    plans = tmp_path / "preprocessed" / NAME / "plans.json"
+    content = json.loads(plans.read_text())
+    content["network"]["width"] = 4
+    content["training"] |= {"epochs": 1, "steps_per_epoch": 1, "validation_pairs": 1}
+    plans.write_text(json.dumps(content))
+    return tmp_path / "results" / NAME / "benchmark"
+
+
+def in_this_process(arguments: Sequence[str]) -> None:
+    command, *rest = arguments
+    if import_module(f"llmreg.commands.{command}").main(rest):
+        raise UserError(f"llmreg_{command} failed")
+
+
+def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Path) -> None:
+    known = commands()
+    assert list(known) == ["table1", "table2", "table3", "figure4"]
+    rows = {}
+    for table, (arguments, files) in known.items():
+        own = [word.replace("/models", str(tmp_path)) for word in arguments]
+        assert benchmark.main([*own, "--device", "cpu", "--workers", "0"]) == 0
+        for file in files:
+            assert (benchmarked / file).stat().st_size > 0, file
+        rows[table] = list(pd.read_csv(benchmarked / f"{table}.csv")["method"])
+    assert (benchmarked / "table1_structures.png").exists()
+    assert rows["table1"] == [
+        "Initial", "VoxelMorph (small)", "VoxelMorph", "Dual-PRNet", "TransMorph", "MambaMorph", "LLM-Morph",
+        "LLM-Morph, refined", "ANTs SyN", "greedy", "elastix", "ConvexAdam",
+    ]  # fmt: skip
+    assert len(rows["table2"]) == 9
+    assert rows["table3"] == ["Initial", "w/o LoRA", "llama-2-7b-chat-hf", "qwen2-7b"]
+    assert rows["figure4"] == ["Initial", *(f"layers {first}/{first + 1}, w/o LoRA" for first in (0, 1, 2))]
