@@ -15,8 +15,8 @@ from smooth import smooth_noise
 from torch import Tensor
 from torch.nn import functional
 
+from llmreg import similarity
 from llmreg.similarity import Kind, mind_ssc, similarity_loss
-from llmreg.training import similarity
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHAPE = (7, 6, 8)

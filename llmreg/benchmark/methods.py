@@ -102,6 +102,9 @@ def chosen(
     ):
         if name in tables:
             tables[name] += further
+    if settings.cost_volume == 0 and "table2" in tables:
+        # It would be LLM-Morph once more.
+        tables["table2"] = [name for name in tables["table2"] if name != "no-cost-volume"]
     if llms and "table3" not in tables:
         raise UserError("--llms belong to table3: add it to --methods.")
     found = {table: [method(name, settings) for name in dict.fromkeys(own)] for table, own in tables.items()}

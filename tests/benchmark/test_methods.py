@@ -21,7 +21,11 @@ def test_groups_keep_their_tables_and_other_names_are_one() -> None:
     assert found["comparison"] == ["convexadam", "llm_morph"]
     assert found["table2"][0] == "initial"
     assert found["table2"][-1] == "llm_morph"
-    assert set(ABLATIONS) - {"layers-I-J"} <= set(found["table2"])
+    assert set(found["table2"]) >= set(ABLATIONS) - {"layers-I-J", "no-cost-volume"}
+    # Where LLM-Morph has no cost volumes, it would be there twice.
+    assert "no-cost-volume" not in found["table2"]
+    ours = names(**chosen(["table2"], LLMMorphSettings(cost_volume=1), 30))
+    assert set(ours["table2"]) == {*found["table2"], "no-cost-volume"}
 
 
 def test_pairs_of_layers_are_where_the_paper_took_them() -> None:

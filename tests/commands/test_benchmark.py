@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from tiny_study import NAME, model, refused
 
-from llmreg.benchmark import peers, study
+from llmreg.benchmark import peers
 from llmreg.commands import benchmark
 
 
@@ -55,18 +55,6 @@ def test_trained_models_are_reused_and_what_cannot_run_is_a_row(
     checkpoint.touch()
     assert benchmark.main(arguments) == 0
     assert written(output) != before
-
-
-def test_a_method_is_trained_for_some_minutes(environment: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "STEPS_PER_EPOCH", 2)
-    arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "--workers", "0", "--minutes", "0.0001"]
-    assert benchmark.main([*arguments, "--methods", "voxelmorph-small", "voxelmorph-small+refine"]) == 0
-    folder = environment / "results" / NAME / "voxelmorph__tiny_voxelmorph-small_0.0001min__half"
-    assert len((folder / "fold_0" / "training_log.jsonl").read_text().splitlines()) == 1
-    assert json.loads((folder / "plans.json").read_text())["network"]["size"] == "small"
-    table = pd.read_csv(output / "comparison.csv").set_index("method")
-    assert list(table.index) == ["VoxelMorph (small)", "VoxelMorph (small), refined"]
-    shutil.rmtree(folder)
 
 
 def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> None:

@@ -590,7 +590,8 @@ def test_an_unknown_ablation_is_refused(environment, capsys):
 def test_the_plans_of_another_network_keep_their_name(environment, network):
     folder = environment / "preprocessed" / NAME
     plans = planned(folder, "default", [], None, network=network)
-    assert (plans.plans_name, plans.network) == ("default", network_settings(network))
+    own = read_plans(folder / "plans.json").network if network == "llm_morph" else network_settings(network)
+    assert (plans.plans_name, plans.network) == ("default", own)
     assert model_folder(NAME, plans, "half").name == f"{network}__default__half"
     changed = planned(folder, "paper", ["loss.smoothness=0.3"], "smooth", network=network)
     assert model_folder(NAME, changed, "half").name == f"{network}__smooth__half"

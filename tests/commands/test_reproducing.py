@@ -1,4 +1,4 @@
-"""The commands of documentation/reproducing-the-paper.md, at toy size."""
+"""Whole tables at toy size: the commands of documentation/reproducing-the-paper.md."""
 
 from __future__ import annotations
 
@@ -104,3 +104,16 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
     assert len(rows["table2"]) == 9
     assert rows["table3"] == ["Initial", "w/o LoRA", "llama-2-7b-chat-hf", "qwen2-7b"]
     assert rows["figure4"] == ["Initial", *(f"layers {first}/{first + 1}, w/o LoRA" for first in (0, 1, 2))]
+
+
+def test_a_method_is_trained_for_some_minutes(
+    benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "STEPS_PER_EPOCH", 2)
+    arguments = ["-d", "101", "--device", "cpu", "--workers", "0", "--folds", "test", "--minutes", "0.0001"]
+    assert benchmark.main([*arguments, "--methods", "voxelmorph-small", "voxelmorph-small+refine"]) == 0
+    folder = tmp_path / "results" / NAME / "voxelmorph__voxelmorph-small_0.0001min__full"
+    assert len((folder / "fold_all" / "training_log.jsonl").read_text().splitlines()) == 1
+    assert json.loads((folder / "plans.json").read_text())["network"]["size"] == "small"
+    table = pd.read_csv(benchmarked / "comparison.csv").set_index("method")
+    assert list(table.index) == ["VoxelMorph (small)", "VoxelMorph (small), refined"]
