@@ -92,8 +92,8 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
     A label map is the one that ``predict.json`` names, else ``<labels>/<case name>.nii.gz``. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
     Landmarks are those that ``predict.json`` names, else ``<keypoints>/<case name>`` with one of
-    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none. Where nothing names label maps, landmarks are
-    enough.
+    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none. Where a pair's label maps are not to be found,
+    landmarks are enough.
 
     Raises:
         UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
@@ -131,12 +131,16 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
         if before is not None:
             _existing(before, pair.pair_id, "run the prediction again")
         landmarks = _keypoints(predictions, pair, keypoints)
-        labelled = bool(landmarks is None or labels is not None or pair.fixed_label or pair.moving_label)
-        if labelled:
+        labelled = True
+        try:
             fixed = _label_map(predictions, pair.fixed, pair.fixed_label, labels, dataset)
             moving = _label_map(predictions, pair.moving, pair.moving_label, labels, dataset)
             dataset = dataset or (_dataset_near(fixed.parent) if labels is None else None)
-        else:
+        except UserError as error:
+            if landmarks is None:
+                raise
+            log.warning("%s: its landmarks alone are scored. %s", pair.pair_id, error)
+            labelled = False
             fixed, moving = _image(predictions, pair, pair.fixed_path), _image(predictions, pair, pair.moving_path)
         found.append(
             PairFiles(
@@ -202,8 +206,8 @@ def _label_map(predictions: Path, case: str, named: str | None, labels: Path | N
             return place
     if not places:
         raise UserError(
-            f"{case} has no label map in predict.json, and no landmarks: name the folder that holds {case}.nii.gz with "
-            "-l, or that of the landmarks with --keypoints."
+            f"{case} has no label map in predict.json: name the folder that holds {case}.nii.gz with -l, or that of "
+            "landmarks with --keypoints."
         )
     raise UserError(f"{places[0]} does not exist, so {case} cannot be scored: add the label map or correct -l.")
 

@@ -34,7 +34,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         + [_value(label[prefix + "hd95_mm"]) for _, prefix in stages]
         for label in summary["labels"].values()
     ]
-    mean = ["mean +- SD over pairs", str(summary["num_pairs"])]
+    mean = ["mean +- SD over pairs", str(metrics["dice"]["num_pairs"])]
     mean += [_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
     mean += [_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
     # Pairs may have landmarks alone.

@@ -105,6 +105,11 @@ class LLMMorphSettings(_Settings):
         return self
 
 
+def cost_channels(radius: int) -> int:
+    """Of a cost volume: one for each step; none without a radius."""
+    return (2 * radius + 1) ** 3 if radius else 0
+
+
 class VoxelMorphSettings(_Settings):
     """VoxelMorph (:class:`llmreg.network.baselines.voxelmorph.VoxelMorph`).
 

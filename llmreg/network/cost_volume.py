@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmreg.network.config import cost_channels
 from llmreg.similarity import mind_ssc
 
 # From a voxel to the neighbours that describe it: the levels are coarse already.
 DILATION = 1
 # Of a mean squared difference of descriptors, so that it is of the size of other features.
 SCALE = 10.0
-
-
-def steps(radius: int) -> int:
-    """How many there are, and so channels of the volume; none without a radius."""
-    return (2 * radius + 1) ** 3 if radius else 0
 
 
 @torch.no_grad()
@@ -44,8 +40,8 @@ def cost_volume(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
     here, there = mind_ssc(fixed, dilation=DILATION), mind_ssc(moving, dilation=DILATION)
     z, y, x = fixed.shape[2:]
     there = F.pad(there, (radius,) * 6, mode="replicate")
-    found = here.new_empty(len(fixed), steps(radius), z, y, x)
+    found = here.new_empty(len(fixed), cost_channels(radius), z, y, x)
     for channel, (i, j, k) in enumerate(product(range(2 * radius + 1), repeat=3)):
         apart = here - there[:, :, i : i + z, j : j + y, k : k + x]
-        torch.mul(apart.square_().mean(dim=1), SCALE, out=found[:, channel])
+        found[:, channel] = SCALE * apart.square().mean(dim=1)
     return found

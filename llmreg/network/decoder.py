@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from llmreg.geometry import warping
 from llmreg.network.adapters import UpConvolution
+from llmreg.network.config import cost_channels
 from llmreg.network.convolution import Conv3d
-from llmreg.network.cost_volume import cost_volume, steps
+from llmreg.network.cost_volume import cost_volume
 from llmreg.network.encoder import ConvBlock
 from llmreg.network.recomputation import recomputed
 
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
             if stage < 4:
                 self.ups[str(stage)] = UpConvolution(2 * channels, channels)
                 self.heads[str(stage)] = FieldHead(channels)
-                incoming += channels + steps(cost_radius)
+                incoming += channels + cost_channels(cost_radius)
             if stage < 3:
                 incoming += 4
             self.stages[str(stage)] = _Stage(incoming, channels, normalization)
@@ -74,8 +75,8 @@ class Decoder(nn.Module):
         """
         features = self.stages["4"](adapted[3], moving[3], fixed[3])
         levels = {stage: [warping.downsample_image(image, 2 ** (stage - 1)) for image in images] for stage in (3, 2)}
-        costs = self._costs(*levels[3])
-        features = self.stages["3"](self.ups["3"](features), costs, adapted[2], moving[2], fixed[2])
+        up = self.ups["3"](features)
+        features = self.stages["3"](up, self._costs(levels[3], up.dtype), adapted[2], moving[2], fixed[2])
         flow = self.heads["3"](features)
         for stage, resized in ((2, levels[2]), (1, images)):
             index = stage - 1
@@ -99,13 +100,14 @@ class Decoder(nn.Module):
         up = self.ups[stage](features)
         warped = warping.warp(moving, coarse)
         guided = torch.cat([up, warped.to(up.dtype), coarse.to(up.dtype)], dim=1)
-        features = self.stages[stage](guided, self._costs(warped, fixed), *skips, apart=apart)
+        features = self.stages[stage](guided, self._costs((warped, fixed), up.dtype), *skips, apart=apart)
         residual = self.heads[stage](features)
         # The residual lives on the grid of the image warped so far, so it is followed first.
         return features, warping.compose(residual, coarse) if self.compose else coarse + residual
 
-    def _costs(self, moving: Tensor, fixed: Tensor) -> Tensor | None:
-        return cost_volume(moving, fixed, self.cost_radius) if self.cost_radius else None
+    def _costs(self, images: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+        moving, fixed = images
+        return cost_volume(moving, fixed, self.cost_radius).to(dtype) if self.cost_radius else None
 
     def _upsampled(self, flow: Tensor) -> Tensor:
         finer = warping.upsample(flow, 2)

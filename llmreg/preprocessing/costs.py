@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmreg.machine import Machine
-from llmreg.network.config import LLMMorphSettings, LLMSettings
+from llmreg.network.config import LLMMorphSettings, LLMSettings, cost_channels
 from llmreg.preprocessing.plans import Loss
 
 # Weight, gradient and Adam's two moments.
@@ -20,8 +20,11 @@ BASE_GB = 0.83
 FIELDS_GB, FEATURES_GB, BFLOAT16_SHARE, RECOMPUTED_SHARE, GRID_GB = 0.5, 1.3, 0.87, 0.7, 0.045
 # What the image term takes on a million network voxels.
 SIMILARITY_GB = 0.3
-# Seconds of one CPU core for a million network voxels at width 16, forward and backward.
-FLOAT32_SECONDS, BFLOAT16_SECONDS, RECOMPUTED_TIME = 35.0, 9.2, 1.15
+# Of a cost volume on a million network voxels, by channel: float32.
+COSTS_GB = 0.0037
+# Seconds of one CPU core for a million network voxels at width 16, forward and backward; how many times that the finest
+# level computed twice and cost volumes take.
+FLOAT32_SECONDS, BFLOAT16_SECONDS, RECOMPUTED_TIME, COSTS_TIME = 35.0, 9.2, 1.15, 1.2
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def training_memory_gb(
     """
     trained = BYTES_A_TRAINED * trained_parameters(network, llm, network_voxels // 16**3)
     frozen = (2 if machine.bfloat16 else 4) * len(network.llm.layers) * llm.layer_parameters
-    activations = (FIELDS_GB + FEATURES_GB * network.width / 16) * network_voxels / 1e6
+    costs = COSTS_GB * cost_channels(network.cost_volume)
+    activations = (FIELDS_GB + FEATURES_GB * network.width / 16 + costs) * network_voxels / 1e6
     activations *= (BFLOAT16_SHARE if machine.bfloat16 else 1.0) * (RECOMPUTED_SHARE if recompute else 1.0)
     activations += SIMILARITY_GB * network_voxels / 1e6 if loss.similarity else 0.0
     return BASE_GB + (trained + frozen) / 2**30 + pairs * (activations + GRID_GB * grid_voxels / 1e6)
@@ -100,4 +104,5 @@ def training_memory_gb(
 def step_seconds(network: LLMMorphSettings, network_voxels: int, recompute: bool, machine: Machine) -> float:
     """Rough time of a training step on a CPU."""
     seconds = (BFLOAT16_SECONDS if machine.bfloat16 else FLOAT32_SECONDS) * network.width / 16
+    seconds *= COSTS_TIME if network.cost_volume else 1.0
     return seconds * (RECOMPUTED_TIME if recompute else 1.0) * network_voxels / 1e6 / machine.cores

@@ -30,7 +30,7 @@ from llmreg.preprocessing.windows import PAPER_HU, plan_window
 
 CONFIGURATIONS = ("full", "half")
 TOKEN_STRIDE = 16
-# The paper's network, but for cost volumes, with which it learns several times faster.
+# The paper's network, but for cost volumes, with which it learns faster.
 NETWORK = LLMMorphSettings(cost_volume=1)
 # The paper's larger grid, 192 x 208 x 176.
 MOST_VOXELS = 192 * 208 * 176

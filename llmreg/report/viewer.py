@@ -111,14 +111,14 @@ def _scores(scores: pd.DataFrame, pair_id: str) -> dict[str, Any]:
             values = [own[name].mean() if name in own else np.nan for name in (f"initial_{key}", key)]
             texts = ["" if np.isnan(value) else f"{column.scale * value:.{column.digits}f}" for value in values]
             numbers.append([column.title.replace("<=", "\u2264"), *texts])
-    rows = own[["label", "initial_dice", "dice"]].itertuples(index=False)
+    rows = own[["label", "initial_dice", "dice"]].dropna(subset="label").itertuples(index=False)
     labels = [[int(label), *(None if np.isnan(v) else round(100 * v, 1) for v in dice)] for label, *dice in rows]
     return {"numbers": numbers, "labels": labels}
 
 
 def _labels(methods: Sequence[Predictions]) -> dict[str, dict[str, str]]:
-    known = pd.concat([method.scores[["label", "name"]] for method in methods]).drop_duplicates("label")
+    known = pd.concat([method.scores[["label", "name"]] for method in methods]).dropna(subset="label")
     return {
         str(label): {"name": str(name), "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(int(label)))}
-        for label, name in known.itertuples(index=False)
+        for label, name in known.drop_duplicates("label").itertuples(index=False)
     }

@@ -14,6 +14,7 @@ from tiny_models import save_random_model
 from tiny_predictions import balls
 
 from llmreg.benchmark import peers, study
+from llmreg.benchmark.classical import CLASSICAL
 from llmreg.commands import benchmark, plan_and_preprocess
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
@@ -97,6 +98,7 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
             assert (benchmarked / file).stat().st_size > 0, file
         rows[table] = list(pd.read_csv(benchmarked / f"{table}.csv")["method"])
     assert (benchmarked / "table1_structures.png").exists()
+    assert set(json.loads((benchmarked / "benchmark.json").read_text())["failed"]) == set(CLASSICAL)
     assert rows["table1"] == [
         "Initial", "VoxelMorph (small)", "VoxelMorph", "Dual-PRNet", "TransMorph", "MambaMorph", "LLM-Morph",
         "LLM-Morph, refined", "ANTs SyN", "greedy", "elastix", "ConvexAdam",

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
+from llmreg.commands import report
 from llmreg.commands.evaluate import main
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
@@ -286,7 +287,7 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
         np.savetxt(landmarks / f"{name}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
     command = ["-i", str(predictions), "--keypoints", str(landmarks), "--num_processes", "1"]
     assert main(command) == 2
-    assert "Boxes_0001_0000 has no label map in predict.json, and no landmarks" in capsys.readouterr().err
+    assert "Boxes_0001_0000 has no label map in predict.json" in capsys.readouterr().err
 
     listed["pairs"][1]["fixed_points"] = str(landmarks / "Boxes_0001_0000.csv")
     (predictions / "predict.json").write_text(json.dumps({"pairs": listed["pairs"][:1]}))
@@ -314,6 +315,7 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
     assert table["label"].tolist() == pytest.approx([np.nan, 4], nan_ok=True)
     assert table["prealigned_tre_mm"].tolist() == pytest.approx([0, np.nan], abs=1e-5, nan_ok=True)
     assert read_scores([predictions])["label"].tolist()[1] == 4
+    assert report.main([str(predictions), "--num_processes", "1"]) == 0
 
 
 def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmreg.network.cost_volume import DILATION, SCALE, cost_volume, steps
+from llmreg.network.config import cost_channels
+from llmreg.network.cost_volume import DILATION, SCALE, cost_volume
 from llmreg.similarity import mind_ssc
 
 
 def by_loops(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
     there, here = mind_ssc(moving, dilation=DILATION), mind_ssc(fixed, dilation=DILATION)
     shape = fixed.shape[2:]
-    found = torch.zeros(len(fixed), steps(radius), *shape)
+    found = torch.zeros(len(fixed), cost_channels(radius), *shape)
     for channel, step in enumerate(product(range(-radius, radius + 1), repeat=3)):
         for voxel in product(*map(range, shape)):
             z, y, x = (min(max(i + s, 0), n - 1) for i, s, n in zip(voxel, step, shape, strict=True))
@@ -47,4 +48,4 @@ def test_it_has_no_gradient_and_computes_in_float32() -> None:
         found = cost_volume(moving, torch.rand(1, 1, 8, 8, 8), 1)
     assert not found.requires_grad
     assert found.dtype == torch.float32
-    assert (steps(0), steps(1), steps(2)) == (0, 27, 125)
+    assert (cost_channels(0), cost_channels(1), cost_channels(2)) == (0, 27, 125)

@@ -118,6 +118,11 @@ def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int,
     assert memory(twice=True) < memory() <= memory(voxels=voxels + more)
     assert memory() < memory(width=width + 1)
     assert memory() < memory(similarity=1.0)
+    with_costs = LLMMorphSettings(width=width, cost_volume=1)
+    assert memory() < training_memory_gb(with_costs, BUILT_IN_SIZE, voxels, 2 * voxels, False, machine, Loss())
+    assert step_seconds(LLMMorphSettings(width=width), voxels, False, machine) < step_seconds(
+        with_costs, voxels, False, machine
+    )
     assert memory() < memory(llm=LLMSize(4096, 218_112_000))
     time = step_seconds(LLMMorphSettings(width=width), voxels, False, machine)
     assert time < step_seconds(LLMMorphSettings(width=width), voxels, True, machine)
