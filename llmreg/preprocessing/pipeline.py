@@ -96,7 +96,7 @@ def plan(
         raise UserError(f"{fingerprint_file} is missing: run llmreg_extract_fingerprint -d {dataset_id} first.")
     fingerprint = fingerprints.read_fingerprint(fingerprint_file)
     wishes = wishes or planning.Wishes()
-    network = wishes.network or planning.NETWORK
+    network = wishes.network
     machine = this_machine(memory_gb)
     # Splits that exist are kept, so they are what templates will be learned by.
     kept = (folder / SPLITS_FILE).exists()

@@ -315,12 +315,12 @@ class Wishes:
     """What a user decides instead of the planner; None leaves it to the planner.
 
     Attributes:
-        network: its settings; the width may become less.
+        network: its settings, the planner's by default; the width may become less.
         configuration: the default one, ``full`` or ``half``.
         spacing: of the common grid, mm, x, y, z.
     """
 
-    network: LLMMorphSettings | None = None
+    network: LLMMorphSettings = NETWORK
     configuration: str | None = None
     spacing: tuple[float, ...] | None = None
 
@@ -348,7 +348,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
     budget = replace(budget, loss=loss)
     shared = aligned_grid(cases, fingerprint.pairs)
     aligned = shared is not None
-    sizes, why = plan_sizes(cases, aligned, wishes.network or NETWORK, budget, wishes.spacing)
+    sizes, why = plan_sizes(cases, aligned, wishes.network, budget, wishes.spacing)
     reasons |= why
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
