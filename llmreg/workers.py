@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from llmreg.machine import available_cores, ram_gb
 
 # What one case of 512 x 512 x 300 voxels takes at its most, with its label map.
 GB_A_PROCESS = 2.5
+# Slow to import, and without a thread that works on its own when they are.
+PRELOADED = ("scipy.ndimage", "torch", "SimpleITK")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,14 +40,26 @@ def in_parallel(
         yield from tqdm(map(function, items), title, len(items), unit=unit)
         return
     try:
-        # Spawned, since a forked child could inherit a lock that one of the libraries' threads holds.
-        with ProcessPoolExecutor(processes, get_context("spawn"), initializer=single_threaded) as pool:
+        with ProcessPoolExecutor(processes, _context(), initializer=single_threaded) as pool:
             yield from tqdm(pool.map(function, items), title, len(items), unit=unit)
     except BrokenProcessPool:
         raise UserError(
             f"A process was ended from outside during '{title}', perhaps for want of memory: try again with fewer "
             "processes (--num_processes)."
         ) from None
+
+
+def _context() -> BaseContext:
+    """How processes are started: never forked from this one, a lock of whose threads they could inherit.
+
+    They are forked from an idle process that has imported what is slow to import, once for all calls; or, where there
+    are no forks (Windows), each starts anew.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def single_threaded() -> None:

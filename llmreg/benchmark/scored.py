@@ -41,10 +41,16 @@ def earlier(tables: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """
     known = pd.concat(tables)
     known = known[~known.index.duplicated()]
-    found, moved = before(known, "initial_"), before(known, "prealigned_")
-    if "dice" not in moved or moved["dice"].equals(found["dice"]):
-        return {INITIAL_TITLE: found}
-    return {INITIAL_TITLE: found, PREALIGNED_TITLE: moved}
+    stages = {INITIAL_TITLE: before(known, "initial_")}
+    if is_prealigned(known):
+        stages[PREALIGNED_TITLE] = before(known, "prealigned_")
+    return stages
+
+
+def is_prealigned(scores: pd.DataFrame, metrics: Sequence[str] = ("dice", "tre_mm")) -> bool:
+    """Whether figures after pre-alignment are known, and it changed any of these."""
+    known = [metric for metric in metrics if f"prealigned_{metric}" in scores]
+    return any(not scores[f"prealigned_{metric}"].equals(scores[f"initial_{metric}"]) for metric in known)
 
 
 def before(pairs: pd.DataFrame, stage: str) -> pd.DataFrame:

@@ -43,6 +43,8 @@ def ablation(name: str, settings: NetworkSettings) -> list[str]:
         return [f"network.llm.layers=[{int(pair[1])},{int(pair[2])}]"]
     if name == "one-block":
         return [f"network.llm.layers=[{settings.llm.layers[0]}]"]
+    if name == "no-cost-volume" and not settings.cost_volume:
+        raise UserError("These plans have no cost volumes that could be taken away: leave no-cost-volume out.")
     if name not in _CHANGES:
         raise UserError(f"There is no ablation '{name}': choose {', '.join(ABLATIONS)} (layers-0-1, say).")
     return [_CHANGES[name]]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.benchmark.scored import BENCHMARK_FILE, before, earlier, per_pair
+from llmreg.benchmark.scored import BENCHMARK_FILE, earlier, is_prealigned, per_pair
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, compared
 from llmreg.errors import UserError
 from llmreg.evaluation.summary import METRICS_FILE
@@ -181,24 +181,16 @@ def _registered(folders: Sequence[Path]) -> pd.DataFrame:
 def _stages(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """One method's figures by pair: before, pre-aligned where that is known, and registered."""
     registered = _registered(folders)
-    stages = {INITIAL_TITLE: before(registered, "initial_")}
-    if _is_prealigned(registered):
-        stages[PREALIGNED_TITLE] = before(registered, "prealigned_")
-    return stages | {REGISTERED_TITLE: registered}
+    return earlier([registered]) | {REGISTERED_TITLE: registered}
 
 
 def _stages_of_labels(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     columns = {INITIAL_TITLE: "initial_dice", PREALIGNED_TITLE: "prealigned_dice", REGISTERED_TITLE: "dice"}
     if scores.empty:
         return {}
-    if not _is_prealigned(scores):
+    if not is_prealigned(scores, ["dice"]):
         del columns[PREALIGNED_TITLE]
     return {title: _dice_of(scores, column) for title, column in columns.items()}
-
-
-def _is_prealigned(scores: pd.DataFrame) -> bool:
-    """Whether pre-alignment is known, and changed anything."""
-    return "prealigned_dice" in scores and not scores["prealigned_dice"].equals(scores["initial_dice"])
 
 
 def _initial_of_labels(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from llmreg.files import written_whole
 from llmreg.network.ablations import ablation
 from llmreg.network.config import language_model, network_settings
 from llmreg.network.llm.fetching import fetch
-from llmreg.preprocessing import pipeline, splits
+from llmreg.preprocessing import pipeline, planning, splits
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.preprocessing.placement import EVERYONE, TEMPLATES_FOLDER, fold_set
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
@@ -58,7 +58,8 @@ def planned(
     plans = pipeline.find_plans(folder, plans_name)
     if network is not None and network != plans.network.name:
         reasons = {decision: why for decision, why in plans.reasons.items() if not decision.startswith("network.")}
-        plans = plans.model_copy(update={"network": network_settings(network), "reasons": reasons})
+        settings = planning.NETWORK if network == planning.NETWORK.name else network_settings(network)
+        plans = plans.model_copy(update={"network": settings, "reasons": reasons})
     if ablation_name is not None:
         name = name or (ablation_name if plans_name == "default" else f"{plans_name}_{ablation_name}")
         # Of the changed plans: one block of other layers, say.

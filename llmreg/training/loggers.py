@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from llmreg.files import write_text
 from llmreg.training import progress
 
 Row = Mapping[str, Any]
+# Drawing takes about a second, which short epochs should not wait for.
+PLOT_SECONDS = 20.0
 
 
 class Logger(Protocol):
@@ -26,7 +29,7 @@ class Logger(Protocol):
 
 
 class FolderLogger:
-    """``training_log.jsonl`` and ``progress.png`` in the fold's folder.
+    """``training_log.jsonl`` and ``progress.png`` in the fold's folder, the picture at most every 20 seconds.
 
     Args:
         folder: the fold's.
@@ -36,14 +39,21 @@ class FolderLogger:
     def __init__(self, folder: Path, epochs: int) -> None:
         self._folder = folder
         self._rows = progress.read_log(folder, epochs)
+        self._drawn, self._drawn_at = len(self._rows), time.monotonic()
 
     def epoch(self, row: Row) -> None:
         self._rows.append(dict(row))
         progress.write_log(self._folder, self._rows)
-        progress.plot(self._folder, self._rows)
+        if time.monotonic() - self._drawn_at > PLOT_SECONDS:
+            self._draw()
 
     def close(self) -> None:
-        pass
+        if self._drawn < len(self._rows):
+            self._draw()
+
+    def _draw(self) -> None:
+        progress.plot(self._folder, self._rows)
+        self._drawn, self._drawn_at = len(self._rows), time.monotonic()
 
 
 class TerminalLogger:

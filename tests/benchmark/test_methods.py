@@ -26,6 +26,8 @@ def test_groups_keep_their_tables_and_other_names_are_one() -> None:
     assert "no-cost-volume" not in found["table2"]
     ours = names(**chosen(["table2"], LLMMorphSettings(cost_volume=1), 30))
     assert set(ours["table2"]) == {*found["table2"], "no-cost-volume"}
+    with pytest.raises(UserError, match="no cost volumes that could be taken away"):
+        chosen(["llm_morph", "no-cost-volume"], SETTINGS, 30)
 
 
 def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
@@ -63,7 +65,7 @@ def test_language_models_that_cannot_be_told_apart_or_belong_to_no_table_are_ref
 
 @pytest.mark.parametrize("name", [name for group in methods.GROUPS.values() for name in group])
 def test_every_method_of_a_group_is_known(name: str) -> None:
-    assert method(name, SETTINGS).name == name
+    assert method(name, LLMMorphSettings(cost_volume=1)).name == name
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -26,7 +26,7 @@ def home(tmp_path_factory) -> Path:
     write_demo_dataset(home / "raw", subjects=6, seed=3, held_out=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("llmreg_home", str(home))
-        assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "2", "--verify_dataset_integrity"]) == 0
+        assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "1", "--verify_dataset_integrity"]) == 0
         assert train.main([*training("0", "tiny", home), "--epochs", "2"]) == 0
     return home
 

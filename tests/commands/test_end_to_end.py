@@ -17,7 +17,7 @@ from llmreg.inference.predictor import ImageInput, Predictor
 from llmreg.network import decoder
 from llmreg.network.config import NETWORKS, network_settings
 from llmreg.network.recomputation import recomputed
-from llmreg.preprocessing.plans import read_plans
+from llmreg.preprocessing.plans import read_plans, write_plans
 from llmreg.training.experiment import model_folder, planned
 from llmreg.training.learner import Learner
 
@@ -596,6 +596,12 @@ def test_the_plans_of_another_network_keep_their_name(environment, network):
     changed = planned(folder, "paper", ["loss.smoothness=0.3"], "smooth", network=network)
     assert model_folder(NAME, changed, "half").name == f"{network}__smooth__half"
     assert planned(folder, "paper", [], "copy", network=network).plans_name == "copy"
+
+
+def test_a_baselines_plans_lead_back_to_the_planners_network(environment, tmp_path):
+    plans = read_plans(environment / "preprocessed" / NAME / "plans.json")
+    write_plans(tmp_path / "plans.json", plans.model_copy(update={"network": network_settings("voxelmorph")}))
+    assert planned(tmp_path, "default", [], None, network="llm_morph").network == plans.network
 
 
 def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path):

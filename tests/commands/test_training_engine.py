@@ -151,7 +151,7 @@ def test_a_training_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
     names.append("killed")
     arguments, folder = training("0", "killed", environment, *CALM), fold_of(environment, "killed")
     moments = random.Random(3)
-    for _ in range(3):
+    for _ in range(2):
         process = started([*arguments, "--continue"])
         wait_for(folder / "debug.json", process)
         time.sleep(moments.uniform(0.2, 3))

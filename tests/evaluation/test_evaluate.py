@@ -19,6 +19,7 @@ from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.labels import resample_labels
 from llmreg.report.predictions import read_scores
+from llmreg.report.sources import read_source
 
 SPACING = (1.5, 2.0, 1.0)
 SHIFT = np.array([3.0, -2.0, 2.0])  # mm, whole voxels
@@ -302,6 +303,10 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
     assert table["folding_percent"].tolist() == [0]
     (case,) = json.loads((predictions / "learn2reg.json").read_text())["cases"].values()
     assert sorted(case) == ["sdlogj", "tre"]
+    # The report says what pre-alignment brought, as far as landmarks tell.
+    stages = {title: one["tre_mm"].tolist() for title, one in read_source(predictions).by_pair.items()}
+    assert stages.keys() == {"Initial", "Pre-aligned", "Registered"}
+    assert stages["Pre-aligned"] == pytest.approx([0], abs=1e-5)
 
     # Beside a pair with label maps.
     for role in ("fixed", "moving"):

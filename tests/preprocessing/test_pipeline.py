@@ -294,9 +294,10 @@ def test_a_clean_start_does_all_again_but_keeps_plans(toy: Toy) -> None:
 def test_the_whole_way_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool) -> None:
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     write_raw(tmp_path, labelled=labelled)
-    pipeline.extract_fingerprint("1", 1)
-    plans = read_plans(pipeline.plan("1", 1, memory_gb=16.0))
-    folder = pipeline.preprocess("1", "default", 1)
+    processes = 2 if labelled else 1
+    pipeline.extract_fingerprint("1", processes)
+    plans = read_plans(pipeline.plan("1", processes, memory_gb=16.0))
+    folder = pipeline.preprocess("1", "default", processes)
     for case in CASES:
         assert read_volume(folder / f"{case}.b2nd").shape == plans.frame.shape
         assert (folder / f"{case}_seg.b2nd").exists() == labelled
