@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -159,6 +161,11 @@ def load_dataset(folder: Path) -> Dataset:
         registration_test=tuple(test),
         held_out=held_out,
     )
+
+
+def pairs_digest(pairs: Iterable[Pair]) -> str:
+    """A hash of pairs in their order."""
+    return hashlib.sha256(json.dumps([[pair.fixed, pair.moving] for pair in pairs]).encode()).hexdigest()
 
 
 def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+
+from llmreg.errors import UserError
 
 NAME = "Dataset999_Demo"
 
@@ -27,3 +31,10 @@ def refused(capsys, *said: str) -> None:
     assert "Traceback" not in error
     for part in said:
         assert part in line[0]
+
+
+def in_this_process(arguments: Sequence[str]) -> None:
+    """A command of the package that :mod:`llmreg.benchmark.study` starts, without another process."""
+    command, *rest = arguments
+    if import_module(f"llmreg.commands.{command}").main(rest):
+        raise UserError(f"llmreg_{command} failed")

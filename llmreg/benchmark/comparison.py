@@ -46,7 +46,8 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         except Failed as error:
             failed[method.name] = str(error)
             log.error("%s is left out: %s", method.title, error)
-        titles = known["methods"] | {name: methods[name].title for name in found}
+        titles = {name: title for name, title in known["methods"].items() if name not in failed}
+        titles |= {name: methods[name].title for name in found}
         lost = {name: why for name, why in (known["failed"] | failed).items() if name not in found}
         about = {"study": identity(study), "methods": titles, "failed": lost}
         write_json(output / BENCHMARK_FILE, {"dataset": study.dataset, "folds": list(study.folds)} | about)
@@ -67,8 +68,8 @@ def _known(study: Study, output: Path) -> dict[str, dict[str, str]]:
     content: dict[str, Any] = read_json(file)
     if content.get("study") != identity(study):
         raise UserError(
-            f"{output} holds a comparison with other plans, folds or minutes: choose another folder with --output, or "
-            "remove it."
+            f"{output} holds a comparison with other plans, pairs, folds or minutes: choose another folder with "
+            "--output, or remove it."
         )
     return {key: content[key] for key in ("methods", "failed")}
 

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import SimpleITK as sitk
@@ -25,14 +26,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.benchmark.classical import CLASSICAL, on_one_grid
 from llmreg.dataset import Pair
-from llmreg.errors import UserError
+from llmreg.errors import Interrupted, UserError
 from llmreg.files import read_json, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, chained
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_field, read_image, write_field, write_image, write_with_itk
 from llmreg.inference.predict import PREDICT_FILE, RECORDS_FOLDER
 from llmreg.inference.registration import file_name
-from llmreg.machine import peak_of
+from llmreg.machine import held_gb, peak_of
 
 # Of what a method says before it fails, so much is kept.
 _LAST_WORDS = 200
@@ -79,7 +80,7 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
         seconds: how long a pair may take.
 
     Returns:
-        ``predict.json``; pairs that failed are listed in it with the reason.
+        ``predict.json``; a pair that failed is listed in it with the reason, and those after it are not tried.
 
     Raises:
         UserError: the method is not installed.
@@ -93,15 +94,16 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
             record = folder / RECORDS_FOLDER / f"{pair.name}.json"
             asked = _asked(pair)
             known = read_json(record) if record.exists() else {}
-            # What took too long is tried again with more time; other failures may pass.
-            waited = known.get("waited", 0.0)
-            if known.get("asked") != asked or ("failed" in known["row"] and waited < seconds):
+            if known.get("asked") != asked or not _kept(known, folder, seconds):
                 began = time.monotonic()
                 row = _registered(method, pair, folder, seconds)
                 late = "failed" in row and time.monotonic() - began >= seconds
                 known = {"asked": asked, "row": row} | ({"waited": seconds} if late else {})
                 write_json(record, known)
             rows.append(known["row"])
+            if "failed" in known["row"]:
+                # Means over other pairs could not be compared, so that the time of the rest would be lost.
+                break
     failed = [row for row in rows if "failed" in row]
     done = [row for row in rows if "failed" not in row]
     content = {"model": method, "pairs": done} | ({"failed": failed} if failed else {})
@@ -110,6 +112,15 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
     if not file.exists() or read_json(file) != content:
         write_json(file, content)
     return file
+
+
+def _kept(known: Mapping[str, Any], folder: Path, seconds: float) -> bool:
+    """Whether a pair's record stands: its field is there, or it took too long and would be given no more time.
+
+    Other failures may pass.
+    """
+    row = known["row"]
+    return known.get("waited", 0.0) >= seconds if "failed" in row else (folder / row["field"]).is_file()
 
 
 def _asked(pair: PeerPair) -> dict[str, Any]:
@@ -133,7 +144,10 @@ def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> di
         failed, memory = _run(_command(method, paths), work, seconds)
         if failed:
             return named | {"failed": f"{method}: {failed}"}
-        found = read_field(paths[2])
+        try:
+            found = read_field(paths[2])
+        except UserError as error:
+            return named | {"failed": f"{method}: its field is of no use: {error}"}
     whole = chained(found.to_transform(), pair.prealignment)
     write_field(DisplacementField.from_transform(whole, Grid.from_image(fixed)), folder / files["field"])
     with written_whole(folder / files["prealignment"]) as temporary:
@@ -159,7 +173,7 @@ def _command(method: str, paths: Sequence[Path]) -> list[str]:
 
 
 def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None, float]:
-    """Why a process failed, if it did, and its peak memory (GB)."""
+    """Why a process failed, if it did, and its peak memory (GiB). Raises Interrupted when told to stop."""
     said = work / "said.txt"
     with said.open("wb") as output:
         process = subprocess.Popen(
@@ -167,9 +181,12 @@ def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None
             # Some write files of their own to where they are started.
             cwd=work,
         )  # fmt: skip
-        deadline = time.monotonic() + seconds
+        deadline, held = time.monotonic() + seconds, None
+        before = signal.signal(signal.SIGTERM, _stopped)
         try:
             while True:
+                # As long as it runs: what it leaves behind counts the memory of the process that started it.
+                held = held_gb(process.pid) or held
                 pid, status, used = os.wait4(process.pid, os.WNOHANG)
                 if pid:
                     break
@@ -177,16 +194,21 @@ def _run(command: Sequence[str], work: Path, seconds: float) -> tuple[str | None
                     return f"took longer than {seconds:g} s", 0.0
                 time.sleep(0.05)
         finally:
-            # Its children, too; and after Ctrl-C.
+            # Its children, too; and after a signal.
             _end_group(process.pid)
             process.wait()
+            signal.signal(signal.SIGTERM, before)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode < 0:
         return f"ended by {signal.Signals(-process.returncode).name}", 0.0
     if process.returncode:
         words = " ".join(said.read_text(errors="replace").split())
         return f"ended with exit code {process.returncode}: {words[-_LAST_WORDS:]}", 0.0
-    return None, peak_of(used)
+    return None, held or peak_of(used)
+
+
+def _stopped(number: int, _: FrameType | None) -> None:
+    raise Interrupted(number, "run the command again to go on.")
 
 
 def _end_group(group: int) -> None:

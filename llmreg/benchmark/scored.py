@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE
-from llmreg.evaluation.summary import METRICS_FILE
+from llmreg.evaluation.summary import METRICS_FILE, lost
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
 
@@ -18,9 +18,14 @@ BENCHMARK_FILE = "benchmark.json"
 
 
 def per_pair(folder: Path) -> pd.DataFrame:
-    """Means over labels by pair, with the seconds and the memory it took where ``predict.json`` says so."""
+    """Means over labels by pair, and how many of them were lost in warping.
+
+    With the seconds and the memory it took, where ``predict.json`` says so. A comparison's are by the clock, the start
+    of the program shared out among the pairs, as other programs start for each.
+    """
     table = pd.read_csv(folder / METRICS_FILE, dtype={"pair_id": str})
-    means = table.groupby("pair_id").mean(numeric_only=True).drop(columns="label")
+    pairs = table.assign(lost=lost(table)).groupby("pair_id")
+    means = pairs.mean(numeric_only=True).drop(columns="label").assign(lost=pairs["lost"].sum())
     if not (folder / PREDICT_FILE).exists():
         return means
     predicted = read_json(folder / PREDICT_FILE)
@@ -28,7 +33,7 @@ def per_pair(folder: Path) -> pd.DataFrame:
     means["seconds"] = known.get("seconds")
     record = folder / BENCHMARK_FILE
     if record.exists():
-        means["seconds"] = read_json(record).get("seconds", means["seconds"])
+        means["seconds"] = read_json(record).get("spent", float("nan")) / len(means)
     for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
         means[column] = known.get(column, predicted.get(column))
     return means

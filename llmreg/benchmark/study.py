@@ -24,7 +24,7 @@ from llmreg import paths
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.peers import PeerPair, register_pairs
 from llmreg.benchmark.scored import BENCHMARK_FILE, per_pair
-from llmreg.dataset import Dataset, Pair, load_dataset
+from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among, pairs_digest
 from llmreg.errors import Interrupted, UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.evaluation.summary import METRICS_FILE
@@ -35,6 +35,7 @@ from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.prealignment import CaseTransform, between
 from llmreg.preprocessing.preprocess import read_case_record, volumes_folder
+from llmreg.preprocessing.sources import sources_of
 from llmreg.training import experiment
 from llmreg.training.checkpoint import path_of, read_state
 
@@ -51,7 +52,8 @@ class Study:
 
     Attributes:
         dataset: id or whole name.
-        folds: whose validation pairs count; ``test`` for the dataset's test pairs, predicted by a training on all else.
+        folds: whose validation pairs count; ``test`` for the dataset's test pairs (its validation pairs where these are
+            not labelled), predicted by a training on all else.
         plans: name of the plans that all learned methods start from.
         configuration: ``full`` or ``half``; the plans' when None.
         minutes: of training for each learned method and fold; the plans' number of epochs when None.
@@ -98,14 +100,19 @@ def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
 
 def check(study: Study) -> None:
     """Raises UserError when a fold has no pairs to judge by, before hours are spent on it."""
+    dataset = _dataset(study)
     for fold in study.folds:
-        _pairs(study, fold, _dataset(study))
+        judged = _pairs(study, fold, dataset)
+        if fold == TEST and not set(judged) <= set(dataset.registration_test):
+            log.warning("%s: no test pair is labelled: methods are judged by the validation pairs.", dataset.name)
 
 
 def identity(study: Study) -> dict[str, Any]:
     """What must be the same for figures to be comparable, as JSON."""
     plans = pipeline.find_plans(pipeline.preprocessed_dataset(study.dataset), study.plans)
     about = {"dataset": plans.dataset_name, "plans": study.plans, "digest": plans.digest()}
+    dataset = _dataset(study)
+    about["pairs"] = pairs_digest(pair for fold in study.folds for pair in _pairs(study, fold, dataset))
     return about | {"configuration": study.configuration, "minutes": study.minutes, "folds": list(study.folds)}
 
 
@@ -136,19 +143,27 @@ def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFr
 
 def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dataset) -> None:
     """Train where that is not done, and predict the fold's validation pairs."""
-    model = _trained(study, method, fold)
+    model = _trained(study, method, fold, dataset)
     checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final").stat()
+    pairs = _pairs(study, fold, dataset)
+    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
+    about = {
+        "checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns],
+        "pairs": [[case.name, sources_of(case)] for case in cases],
+        "flags": list(method.flags),
+    }
     record = folder / BENCHMARK_FILE
-    about = {"checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns], "flags": list(method.flags)}
     known = read_json(record) if record.exists() else {}
-    if known.get("about") == about and known["done"]:
-        return
-    stopped = known.get("about") == about
-    if not stopped:
-        # Of another training.
+    if known.get("about") == about:
+        if _is_whole(folder):
+            return
+    else:
+        # Of another training, or of images that have changed.
         shutil.rmtree(folder, ignore_errors=True)
-        write_pairs(folder / PAIRS_FILE, _pairs(study, fold, dataset), dataset)
-        write_json(record, {"about": about, "done": False})
+        write_pairs(folder / PAIRS_FILE, pairs, dataset)
+        known = {"about": about, "spent": 0.0}
+    # Unknown, should this process be killed.
+    write_json(record, {"about": about})
     began = time.monotonic()
     command = ["predict", "-i", str(folder / PAIRS_FILE), "-o", str(folder), "-m", str(model)]
     command += ["-f", _trained_fold(fold), "--continue", "--save", "field", "prealignment", *method.flags, *_on(study)]
@@ -158,13 +173,20 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
         # Pairs that failed are listed there.
         if not (folder / PREDICT_FILE).exists():
             raise
-    pairs = len(read_json(folder / PREDICT_FILE)["pairs"])
-    # In one go, with the start of the program shared out among the pairs, as other programs start for each.
-    took = {} if stopped or not pairs else {"seconds": round((time.monotonic() - began) / pairs, 2)}
-    write_json(record, {"about": about, "done": True} | took)
+    finally:
+        if "spent" in known:
+            write_json(record, {"about": about, "spent": known["spent"] + time.monotonic() - began})
 
 
-def _trained(study: Study, method: Method, fold: str) -> Path:
+def _is_whole(folder: Path) -> bool:
+    """Whether all pairs were predicted and are there: what failed may pass the next time."""
+    if not (folder / PREDICT_FILE).exists():
+        return False
+    content = read_json(folder / PREDICT_FILE)
+    return not content.get("failed") and all((folder / pair["field"]).is_file() for pair in content["pairs"])
+
+
+def _trained(study: Study, method: Method, fold: str, dataset: Dataset) -> Path:
     """The folder of the method's model, which is trained on the fold if it is not."""
     changes = list(method.changes)
     length = [] if study.minutes is None else [f"{study.minutes:g}min"]
@@ -193,6 +215,10 @@ def _trained(study: Study, method: Method, fold: str) -> Path:
     state = read_state(final)
     if state.plans_digest != experiment.with_layers(plans).digest(configuration):
         raise UserError(f"{model} was trained with other plans than '{plans.plans_name}': remove it, or rename it.")
+    _, split = experiment.fold_of(preprocessed, trained, dataset)
+    pairs = pairs_among(dataset, experiment.usable_cases(split, dataset, plans))
+    if state.pairs_sha256 not in (None, pairs_digest(pairs)):
+        raise UserError(f"{model} was trained on other pairs than fold {trained} has now: remove it, or rename it.")
     if study.minutes is None and state.epochs != plans.training.epochs:
         log.warning(
             "%s was trained for %d epochs, not the plans' %d: it is compared as it is.",

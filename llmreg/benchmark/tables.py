@@ -20,6 +20,7 @@ TITLES = {
 INITIAL_TITLE, PREALIGNED_TITLE = UNRANKED = ("Initial", "Pre-aligned")
 # Below, a difference is called significant.
 SIGNIFICANT = 0.05
+PARTIAL = "\N{DAGGER}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Column:
         digits: after the point.
         tested: whether methods are tested against the best in it.
         spread: whether each pair has its own, so that there is an SD.
+        of_kept: whether it is a mean over the structures that were not lost in warping, which flatters who lost some.
     """
 
     title: str
@@ -41,18 +43,20 @@ class Column:
     digits: int = 2
     tested: bool = False
     spread: bool = True
+    of_kept: bool = False
 
 
 COLUMNS = {
     "dice": Column("Dice (%)", True, 100, tested=True),
     "folding_percent": Column("|J| <= 0 (%)", False, digits=3),
-    "hd95_mm": Column("HD95 (mm)", False, tested=True),
-    "assd_mm": Column("ASSD (mm)", False),
+    "hd95_mm": Column("HD95 (mm)", False, tested=True, of_kept=True),
+    "assd_mm": Column("ASSD (mm)", False, of_kept=True),
+    "lost": Column("lost a pair", False, spread=False),
     "tre_mm": Column("TRE (mm)", False),
     "sdlogj": Column("SDlogJ", None, digits=3),
     "seconds": Column("s a pair", None, digits=1, spread=False),
-    "peak_memory_gb": Column("peak GB", None, spread=False),
-    "peak_gpu_memory_gb": Column("peak GPU GB", None, spread=False),
+    "peak_memory_gb": Column("peak GiB", None, spread=False),
+    "peak_gpu_memory_gb": Column("peak GPU GiB", None, spread=False),
 }
 # What cannot be better or worse than others before anything was registered.
 _OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb", "peak_gpu_memory_gb")
@@ -60,12 +64,19 @@ _OF_FIELDS = ("folding_percent", "sdlogj", "seconds", "peak_memory_gb", "peak_gp
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and SD (n - 1) over pairs, whether it is the best, and Holm's p against the best, where it was tested."""
+    """Mean and SD (n - 1) over pairs.
+
+    Attributes:
+        best: whether it is the best.
+        p: Holm's, against the best, where it was tested.
+        partial: whether structures that were lost in warping are missing from it, so that it is not ranked.
+    """
 
     mean: float
     sd: float
     best: bool = False
     p: float | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,29 +98,35 @@ def compared(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[str
     """A table from scores by method, a row a pair (index), columns among :data:`COLUMNS`.
 
     Methods are compared on the pairs that all of them have. Each is tested against the best of a column by Wilcoxon's
-    signed-rank test over pairs, and the p values are Holm's for that many tests; "initial" is not among them.
+    signed-rank test over pairs, and the p values are Holm's for that many tests; "initial" is not among them, nor, for
+    distances between surfaces, a method that has lost structures: it has none of those.
     """
     shared = sorted(set.intersection(*(set(table.index) for table in scores.values()))) if scores else []
     on_shared = {method: table.loc[shared] for method, table in scores.items()}
+    losing = {method for method, table in on_shared.items() if "lost" in table and table["lost"].any()}
     rows: dict[str, dict[str, Cell]] = {method: {} for method in scores}
     for key, column in COLUMNS.items():
+        if key == "lost" and not losing:
+            continue
         known = {
             method: table[key]
             for method, table in on_shared.items()
             if key in table and table[key].notna().any() and not (method in UNRANKED and key in _OF_FIELDS)
         }
-        best = _best(known, column)
-        others = [method for method in known if method not in (best, *UNRANKED)]
+        partial = losing if column.of_kept else set()
+        ranked = {method: values for method, values in known.items() if method not in partial.union(UNRANKED)}
+        best = _best(ranked, column)
+        others = [method for method in ranked if method != best]
         p = _holm({method: _p(known[method], known[best]) for method in others}) if best and column.tested else {}
         for method, values in known.items():
             mean, sd = float(values.mean()), float(values.std(ddof=1)) if column.spread else np.nan
-            equal = best is not None and method not in UNRANKED and mean == float(known[best].mean())
-            rows[method][key] = Cell(mean, sd, equal, p.get(method))
+            equal = best is not None and method in ranked and mean == float(known[best].mean())
+            rows[method][key] = Cell(mean, sd, equal, p.get(method), method in partial)
     return Table(title, len(shared), rows, dict(failed or {}))
 
 
-def _best(known: Mapping[str, pd.Series[float]], column: Column) -> str | None:
-    means = {method: float(values.mean()) for method, values in known.items() if method not in UNRANKED}
+def _best(ranked: Mapping[str, pd.Series[float]], column: Column) -> str | None:
+    means = {method: float(values.mean()) for method, values in ranked.items()}
     if column.more_is_better is None or not means:
         return None
     return (max if column.more_is_better else min)(means, key=lambda method: means[method])
@@ -173,10 +190,12 @@ def as_latex(table: Table) -> str:
 
 def caption(table: Table) -> str:
     """What the table shows, and how to read it."""
-    return (
+    partial = any(cell.partial for cells in table.rows.values() for cell in cells.values())
+    text = (
         f"{table.title}: mean (SD) over {table.pairs} pairs, the best in bold. * differs significantly from it "
         f"(Wilcoxon's signed-rank test, Holm's correction, p < {SIGNIFICANT:g})."
     )
+    return text + (f" {PARTIAL} not ranked: without the structures that were lost in warping." if partial else "")
 
 
 def _texts(table: Table, bold: str) -> tuple[list[str], list[list[str]]]:
@@ -195,18 +214,19 @@ def keys_of(table: Table) -> list[str]:
 
 
 def cell_text(cell: Cell | None, column: Column, bold: str = "{}") -> str:
-    """Mean (SD), put into ``bold`` where it is the best, and a star where it differs significantly from that."""
+    """Mean (SD), put into ``bold`` where it is the best, with a star where it differs significantly from that."""
     if cell is None:
         return "-"
     mean, sd = (f"{column.scale * value:.{column.digits}f}" for value in (cell.mean, cell.sd))
     text = mean if np.isnan(cell.sd) else f"{mean} ({sd})"
     star = "*" if cell.p is not None and cell.p < SIGNIFICANT else ""
-    return (bold.format(text) if cell.best else text) + star
+    return (bold.format(text) if cell.best else text) + star + PARTIAL * cell.partial
 
 
 def _escaped(text: str) -> str:
     """Text for LaTeX; ``\\textbf`` of the best stays."""
-    for raw, safe in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("|J| <= 0", r"$|J| \leq 0$")):
+    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "|J| <= 0": r"$|J| \leq 0$", PARTIAL: r"$\dagger$"}
+    for raw, safe in signs.items():
         text = text.replace(raw, safe)
     return text
 

@@ -29,12 +29,17 @@ def table_of(rows: Iterable[Row]) -> pd.DataFrame:
     return table[known + [column for column in table if column not in known]]
 
 
+def lost(table: pd.DataFrame) -> pd.Series[bool]:
+    """By row, whether the structure ended outside the image or vanished: its Dice is 0, and it has no distances."""
+    return (table["dice"] == 0) & table["hd95_mm"].isna()
+
+
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
     """Sum up a table with a row per pair and label.
 
     The score of a pair is the mean over its labels, without those that do not count (NaN); ``mean`` and ``sd`` are
-    over pairs, the latter with n - 1. ``num_lost`` counts the label maps' structures that ended outside the image or
-    vanished: their Dice is 0, and their HD95 and ASSD, having no value, are left out of the means.
+    over pairs, the latter with n - 1. ``num_lost`` counts the structures that :func:`lost` tells of, which the means
+    of HD95 and ASSD leave out.
 
     Args:
         table: columns ``pair_id``, ``label``, ``name`` and any of :data:`LABEL_METRICS` and :data:`PAIR_METRICS`.
@@ -57,7 +62,7 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
             | {metric: _number(means.loc[label, metric]) for metric in label_metrics}
             for label in means.index
         },
-        "num_lost": int(((table["dice"] == 0) & table["hd95_mm"].isna()).sum()),
+        "num_lost": int(lost(table).sum()),
     }
 
 

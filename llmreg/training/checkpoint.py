@@ -34,6 +34,7 @@ class State(BaseModel):
         sums: of each logged value over these steps, and in how many of them it was known.
         best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
         processes: that trained together.
+        pairs_sha256: hash of the pairs it is trained on; None in checkpoints of earlier versions.
     """
 
     # Earlier versions wrote more.
@@ -49,6 +50,7 @@ class State(BaseModel):
     sums: dict[str, tuple[float, int]] = {}
     best_score: float | None = None
     processes: int = 1
+    pairs_sha256: str | None = None
 
 
 def path_of(folder: Path, which: str) -> Path:

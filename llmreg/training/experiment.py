@@ -22,6 +22,7 @@ from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.preprocessing.placement import EVERYONE, TEMPLATES_FOLDER, fold_set
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
 from llmreg.preprocessing.preprocess import REFERENCE_FILE, volumes_folder
+from llmreg.preprocessing.splits import Split
 from llmreg.training.ranks import first_alone, joined
 from llmreg.training.trainer import Fold, Run, train
 
@@ -124,6 +125,20 @@ def run_fold(
         return TrainedFold(prepared.model, prepared.fold.name, prepared.dataset, pairs, ranks.device)
 
 
+def fold_of(folder: Path, fold_text: str, dataset: Dataset) -> tuple[int | str, Split]:
+    """The fold of a preprocessed dataset that a user names, and its split. Raises UserError when there is none."""
+    folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
+    splits.check_splits(folder / pipeline.SPLITS_FILE, folds, dataset)
+    fold = splits.parse_fold(fold_text, range(len(folds)))
+    return fold, splits.split_all(dataset) if fold == "all" else folds[int(fold)]
+
+
+def usable_cases(split: Split, dataset: Dataset, plans: Plans) -> list[str]:
+    """The cases that a fold is trained on with these plans: without image similarity, the labelled ones."""
+    unlabelled = plans.loss.similarity > 0
+    return [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A fold whose plans and other files lie in its model folder."""
@@ -140,13 +155,9 @@ def _prepared(dataset_id: str, fold_text: str, asked: Plans, changed: bool, conf
     dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
     configuration = configuration or asked.default_configuration
     asked.configuration(configuration)
-    folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
-    splits.check_splits(folder / pipeline.SPLITS_FILE, folds, dataset)
-    fold = splits.parse_fold(fold_text, range(len(folds)))
-    split = splits.split_all(dataset) if fold == "all" else folds[int(fold)]
+    fold, split = fold_of(folder, fold_text, dataset)
     volumes = volumes_folder(folder, asked)
-    unlabelled = asked.loss.similarity > 0
-    usable = [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
+    usable = usable_cases(split, dataset, asked)
     missing = next((case for case in usable if not (volumes / f"{case}.json").exists()), None)
     model = model_folder(dataset.name, asked, configuration)
     place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from llmreg.dataset import Pair
+from llmreg.dataset import Pair, pairs_digest
 from llmreg.errors import Interrupted, UserError
 from llmreg.network.compilation import compiled
 from llmreg.network.factory import build_network
@@ -99,6 +99,7 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
         fold=fold.name,
         epochs=run.epochs or settings.epochs,
         processes=ranks.world,
+        pairs_sha256=pairs_digest(fold.training_pairs),
     )
     state = _started(fold.folder, state, network, optimizer, run)
     pairs = _training_pairs(plans, configuration_name, fold)
@@ -212,10 +213,13 @@ def _started(
             stored.processes,
             fresh.processes,
         )
+    if stored.pairs_sha256 not in (None, fresh.pairs_sha256):
+        log.warning("%s was trained on other pairs so far: the split or the dataset has changed since.", latest)
     checkpoint.load(latest, network, optimizer)
     # Without a new number, a training goes on to the one it was started with.
     epochs = max(run.epochs or stored.epochs, stored.epoch)
-    return stored.model_copy(update={"epochs": epochs, "processes": fresh.processes})
+    now = {"epochs": epochs, "processes": fresh.processes, "pairs_sha256": fresh.pairs_sha256}
+    return stored.model_copy(update=now)
 
 
 def _fitted(

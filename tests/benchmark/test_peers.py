@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from other_programs import SHIFT, made
 from smooth import smooth_noise
 
 from llmreg.benchmark import peers
 from llmreg.benchmark.classical import CLASSICAL
 from llmreg.benchmark.peers import PeerPair, register_pairs
 from llmreg.dataset import Pair
-from llmreg.errors import UserError
+from llmreg.errors import Interrupted, UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
@@ -50,20 +55,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> PeerPair:
     )
 
 
-def made(code: str):
-    """A command that runs code, to which the paths are given."""
-    return lambda method, paths: [sys.executable, "-c", code, *map(str, paths)]
-
-
-SHIFT = """
-import sys, numpy, SimpleITK as sitk
-fixed = sitk.ReadImage(sys.argv[1])
-field = sitk.GetImageFromArray(numpy.full((*fixed.GetSize()[::-1], 3), 6, numpy.float32), isVector=True)
-field.CopyInformation(fixed)
-sitk.WriteImage(field, sys.argv[3])
-"""
-
-
 def test_a_field_and_the_prealignment_are_composed_and_scored(
     pair: PeerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +84,46 @@ def test_what_is_there_is_kept_and_what_failed_is_tried_again(
     assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
     monkeypatch.setattr(peers, "_command", made("raise SystemExit('not called')"))
     assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
+
+
+def test_memory_is_the_programs_own(tmp_path: Path) -> None:
+    """Not that of the process that starts it."""
+    ballast = np.ones(2**29, np.uint8)
+    failed, memory = peers._run([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 60)
+    assert failed is None
+    assert 0.002 < memory < 0.2 < ballast.nbytes / 2**30
+    _, memory = peers._run([sys.executable, "-c", "import time; x = b'x' * 2**29; time.sleep(0.2)"], tmp_path, 60)
+    assert 0.5 < memory < 0.7
+
+
+def test_a_pair_that_fails_is_the_last_and_a_field_that_is_gone_is_made_again(
+    pair: PeerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "missing", lambda method: None)
+    monkeypatch.setattr(peers, "_command", made("open(__import__('sys').argv[3], 'w').write('no field')"))
+    pairs = [pair, replace(pair, name="B_A")]
+    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert listed["pairs"] == []
+    (row,) = listed["failed"]
+    assert row["pair_id"] == "A_B"
+    assert "its field is of no use" in row["failed"]
+    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert len(listed["pairs"]) == 2
+    (tmp_path / listed["pairs"][1]["field"]).unlink()
+    kept = (tmp_path / listed["pairs"][0]["field"]).stat().st_mtime_ns
+    again = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())["pairs"]
+    assert all((tmp_path / row["field"]).exists() for row in again)
+    assert (tmp_path / again[0]["field"]).stat().st_mtime_ns == kept
+
+
+def test_a_termination_ends_the_other_program_too(tmp_path: Path) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    command = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]
+    with pytest.raises(Interrupted, match="go on"):
+        peers._run(command, tmp_path, 60)
+    running = [entry.read_text() for entry in Path("/proc").glob("[0-9]*/cmdline") if entry.parent.name.isdigit()]
+    assert not [line for line in running if str(tmp_path) in line]
 
 
 def test_a_crash_and_a_method_that_takes_too_long_are_sentences(tmp_path: Path) -> None:

@@ -63,6 +63,25 @@ def test_p_values_are_holms_of_wilcoxons(scores: dict[str, pd.DataFrame]) -> Non
     assert rows["worse"]["folding_percent"].p is None
 
 
+def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores: dict[str, pd.DataFrame]) -> None:
+    """Lost in the six hardest pairs, and half a millimetre worse in the others."""
+    hard = np.repeat([16.0, 0.0], 6)
+    good = scored(0.8, 4.0, 1, lost=0).assign(hd95_mm=lambda table: table["hd95_mm"] + hard)
+    losing = good.assign(lost=hard / 16, hd95_mm=np.where(hard > 0, np.nan, good["hd95_mm"] + 0.5))
+    table = compared("A", {"good": good, "losing": losing})
+    cell, other = (table.rows[method]["hd95_mm"] for method in ("good", "losing"))
+    assert other.mean < cell.mean
+    assert (cell.best, other.best) == (True, False)
+    assert cell.p is other.p is None
+    assert (table.rows["good"]["lost"].mean, table.rows["losing"]["lost"].mean) == (0, 0.5)
+    row = next(line for line in as_markdown(table).splitlines() if line.startswith("| losing"))
+    assert ")\N{DAGGER} |" in row
+    assert "without the structures that were lost" in as_markdown(table)
+    assert r"$\dagger$" in as_latex(table)
+    # Where nobody loses any, nothing is said of it.
+    assert "lost" not in as_markdown(compared("A", {"good": good, "other": good}))
+
+
 def test_equal_methods_do_not_differ() -> None:
     same = scored(0.8, 3.0, 1)
     rows = compared("A", {"one": same, "other": same.copy()}).rows

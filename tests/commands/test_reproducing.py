@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from tiny_models import save_random_model
 from tiny_predictions import balls
+from tiny_study import in_this_process
 
 from llmreg.benchmark import peers, study
 from llmreg.benchmark.classical import CLASSICAL
 from llmreg.commands import benchmark, plan_and_preprocess
-from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from, write_image
 from llmreg.training import progress
@@ -79,12 +77,6 @@ def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content["training"] |= {"epochs": 1, "steps_per_epoch": 1, "validation_pairs": 1}
     plans.write_text(json.dumps(content))
     return tmp_path / "results" / NAME / "benchmark"
-
-
-def in_this_process(arguments: Sequence[str]) -> None:
-    command, *rest = arguments
-    if import_module(f"llmreg.commands.{command}").main(rest):
-        raise UserError(f"llmreg_{command} failed")
 
 
 def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_a_benchmark_shows_numbers_boxes_pairs_failures_and_slices(benchmark_pag
     assert about["pairs"][0]["methods"][1]["uncertainty_mm"] == pytest.approx(5.5)
 
 
+def test_a_method_whose_prediction_was_stopped_is_left_out(tmp_path: Path, upright: Grid) -> None:
+    folder = write_benchmark(tmp_path / "benchmark", upright, [2.5, 5.0])
+    stopped, title = next(iter(json.loads((folder / "benchmark.json").read_text())["methods"].items()))
+    (folder / stopped / "fold_0" / "predict.json").unlink()
+    source = read_source(folder)
+    assert title not in source.by_pair
+    assert (title, "its prediction was stopped: run the benchmark again") in source.failed
+
+
 def test_numbers_have_initial_ones_beside_and_the_best_in_bold(benchmark_page: Path) -> None:
     text = benchmark_page.read_text(encoding="utf-8")
     rows = re.findall(r'<tr><th scope="row">(Initial|Whole|Half[^<]*)</th>(.*?)</tr>', text)
