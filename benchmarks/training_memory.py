@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
 import torch
 
 from llmreg.devices import autocast
-from llmreg.machine import Machine, this_machine
+from llmreg.machine import Machine, peak_memory_gb, this_machine
 from llmreg.network.factory import build_network
 from llmreg.network.flow import predict_flow
 from llmreg.preprocessing.costs import BUILT_IN_SIZE, training_memory_gb
@@ -67,7 +66,7 @@ def step(size: tuple[int, ...], downsampling: int, width: int, recompute: bool, 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory_gb()
 
 
 def estimate(

@@ -132,8 +132,7 @@ def method(name: str, settings: LLMMorphSettings) -> Method:
         return _NETWORKS[name]
     if name.startswith("llm="):
         source = name.removeprefix("llm=")
-        # Its folder's name: of a path or a hub id the last part.
-        short = re.sub(r"[^A-Za-z0-9]+", "-", source.rstrip("/").rsplit("/", 1)[-1]).strip("-").lower()
+        short = _short(source)
         # Inside, since transformers takes seconds to import.
         from llmreg.network.llm.fetching import named_layers
 
@@ -147,6 +146,13 @@ def method(name: str, settings: LLMMorphSettings) -> Method:
         title = f"layers {pair[1]}/{pair[2]}" + (", w/o LoRA" if pair[3] else "")
         return Method(name, title, "learned", None, changes)
     if name in ABLATIONS:
-        return Method(name, _TITLES[name], "learned", None, tuple(ablation(name, settings)))
+        # Table 3 compares it with other language models.
+        title = _TITLES[name] + (f" ({_short(settings.llm.source)})" if name == "no-lora" else "")
+        return Method(name, title, "learned", None, tuple(ablation(name, settings)))
     known = ", ".join([*GROUPS, INITIAL, *CLASSICAL, *_NETWORKS, *ABLATIONS, "llm=SOURCE"])
     raise UserError(f"There is no method '{name}': choose among {known}.")
+
+
+def _short(source: str) -> str:
+    """A language model's name: of a path or a hub id the last part, fit for a folder's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", source.rstrip("/").rsplit("/", 1)[-1]).strip("-").lower()

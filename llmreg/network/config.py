@@ -82,7 +82,8 @@ class LLMMorphSettings(_Settings):
         blocks: what the tokens pass through. ``llm``: language-model encoding blocks. ``vit``: vision-transformer
             layers that are trained, in their place. ``adapters``: the adapters alone. ``none``: nothing, so that the
             decoder is fed by the encoders' skip connections alone.
-        token_width: channels of the tokens of ``vit`` and ``adapters``; a language model has its own.
+        token_width: channels of the tokens of ``vit`` and ``adapters``, in plans that are made the language model's;
+            a language model has its own.
     """
 
     name: Literal["llm_morph"] = "llm_morph"

@@ -214,7 +214,8 @@ def chosen_network(llm: str | None, layers: Sequence[str] | None) -> LLMMorphSet
     from llmreg.network.llm.fetching import fetch, named_layers
 
     fetched = fetch(named_layers(llm, layers, settings.llm), paths.llm_cache_folder())
-    return settings.model_copy(update={"llm": fetched})
+    # What takes the layers' place in ablations has their width.
+    return settings.model_copy(update={"llm": fetched, "token_width": llm_size(fetched).hidden})
 
 
 def preprocess(dataset_id: str, plans_name: str, num_processes: int, clean: bool = False) -> Path:

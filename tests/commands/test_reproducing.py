@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_models import save_random_model
+from tiny_models import TINY, save_random_model
 from tiny_predictions import balls
 from tiny_study import in_this_process
 
@@ -96,7 +96,10 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
         "LLM-Morph, refined", "ANTs SyN", "greedy", "elastix", "ConvexAdam",
     ]  # fmt: skip
     assert len(rows["table2"]) == 9
-    assert rows["table3"] == ["Initial", "w/o LoRA", "llama-2-7b-chat-hf", "qwen2-7b"]
+    # What stands in the layers' place is as wide as they are.
+    vit = json.loads((benchmarked.parent / "llm_morph__vit__full" / "plans.json").read_text())["network"]
+    assert (vit["blocks"], vit["token_width"]) == ("vit", TINY["llama"]["hidden_size"])
+    assert rows["table3"] == ["Initial", "w/o LoRA (llama-2-7b-chat-hf)", "llama-2-7b-chat-hf", "qwen2-7b"]
     assert rows["figure4"] == ["Initial", *(f"layers {first}/{first + 1}, w/o LoRA" for first in (0, 1, 2))]
 
 

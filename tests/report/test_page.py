@@ -18,6 +18,7 @@ from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.report import stacks
 from llmreg.report.page import write_report
+from llmreg.report.sources import read_source
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What has no end tag.
