@@ -12,7 +12,7 @@ import pandas as pd
 from llmreg.benchmark.figures import boxes, layers
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.scored import BENCHMARK_FILE, earlier
-from llmreg.benchmark.study import Failed, Study, check, identity, of_labels, scores
+from llmreg.benchmark.study import Failed, Study, check, identity, judged_by, of_labels, scores
 from llmreg.benchmark.tables import TITLES, Table, as_frame, as_latex, as_markdown, compared
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, write_text, written_whole
@@ -49,7 +49,7 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         titles = {name: title for name, title in known["methods"].items() if name not in failed}
         titles |= {name: methods[name].title for name in found}
         lost = {name: why for name, why in (known["failed"] | failed).items() if name not in found}
-        about = {"study": identity(study), "methods": titles, "failed": lost}
+        about = {"study": identity(study), "judged_by": judged_by(study), "methods": titles, "failed": lost}
         write_json(output / BENCHMARK_FILE, {"dataset": study.dataset, "folds": list(study.folds)} | about)
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
@@ -71,6 +71,9 @@ def _known(study: Study, output: Path) -> dict[str, dict[str, str]]:
             f"{output} holds a comparison with other plans, pairs, folds or minutes: choose another folder with "
             "--output, or remove it."
         )
+    if content.get("judged_by") != judged_by(study):
+        # Scored before images or label maps were changed: until they are named again, they are no longer compared.
+        return {"methods": {}, "failed": {}}
     return {key: content[key] for key in ("methods", "failed")}
 
 

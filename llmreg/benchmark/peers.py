@@ -89,12 +89,15 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
     if problem:
         raise UserError(problem)
     rows = []
+    file = folder / PREDICT_FILE
     with logging_redirect_tqdm():
         for pair in tqdm(pairs, desc=f"Register ({method})", unit="pair"):
             record = folder / RECORDS_FOLDER / f"{pair.name}.json"
             asked = _asked(pair)
             known = read_json(record) if record.exists() else {}
             if known.get("asked") != asked or not _kept(known, folder, seconds):
+                # Until all pairs are there again, they are no prediction.
+                file.unlink(missing_ok=True)
                 began = time.monotonic()
                 row = _registered(method, pair, folder, seconds)
                 late = "failed" in row and time.monotonic() - began >= seconds
@@ -107,7 +110,6 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
     failed = [row for row in rows if "failed" in row]
     done = [row for row in rows if "failed" not in row]
     content = {"model": method, "pairs": done} | ({"failed": failed} if failed else {})
-    file = folder / PREDICT_FILE
     # Its time tells whether it was scored since.
     if not file.exists() or read_json(file) != content:
         write_json(file, content)
@@ -115,12 +117,17 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
 
 
 def _kept(known: Mapping[str, Any], folder: Path, seconds: float) -> bool:
-    """Whether a pair's record stands: its field is there, or it took too long and would be given no more time.
+    """Whether a pair's record stands: its files are there, or it took too long and would be given no more time.
 
     Other failures may pass.
     """
     row = known["row"]
-    return known.get("waited", 0.0) >= seconds if "failed" in row else (folder / row["field"]).is_file()
+    return known.get("waited", 0.0) >= seconds if "failed" in row else are_there(folder, row)
+
+
+def are_there(folder: Path, row: Mapping[str, Any]) -> bool:
+    """Whether the transforms are in the folder that a row of ``predict.json`` names."""
+    return all((folder / row[output]).is_file() for output in ("field", "prealignment") if row.get(output))
 
 
 def _asked(pair: PeerPair) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def per_pair(folder: Path) -> pd.DataFrame:
     means["seconds"] = known.get("seconds")
     record = folder / BENCHMARK_FILE
     if record.exists():
-        means["seconds"] = read_json(record).get("spent", float("nan")) / len(means)
+        means["seconds"] = read_json(record).get("spent", float("nan")) / len(known)
     for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
         means[column] = known.get(column, predicted.get(column))
     return means

@@ -7,6 +7,8 @@ kept: called again, the comparison goes on where it stopped.
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import logging
 import shutil
 import signal
@@ -22,7 +24,7 @@ import pandas as pd
 
 from llmreg import paths
 from llmreg.benchmark.methods import Method
-from llmreg.benchmark.peers import PeerPair, register_pairs
+from llmreg.benchmark.peers import PeerPair, are_there, register_pairs
 from llmreg.benchmark.scored import BENCHMARK_FILE, per_pair
 from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among, pairs_digest
 from llmreg.errors import Interrupted, UserError
@@ -42,6 +44,8 @@ from llmreg.training.checkpoint import path_of, read_state
 log = logging.getLogger(__name__)
 
 TEST = "test"
+# In a method's folder of predictions: what its scores were made from.
+_SCORED_FILE = "scored.json"
 # An epoch, where the length of training is a time: short, so that whole ones fill it well.
 STEPS_PER_EPOCH = 50
 
@@ -107,6 +111,12 @@ def check(study: Study) -> None:
             log.warning("%s: no test pair is labelled: methods are judged by the validation pairs.", dataset.name)
 
 
+def judged_by(study: Study) -> str:
+    """A hash of the files that all methods are judged by: figures of before they changed are others."""
+    dataset = _dataset(study)
+    return _judged_by([pair for fold in study.folds for pair in _pairs(study, fold, dataset)], dataset)
+
+
 def identity(study: Study) -> dict[str, Any]:
     """What must be the same for figures to be comparable, as JSON."""
     plans = pipeline.find_plans(pipeline.preprocessed_dataset(study.dataset), study.plans)
@@ -127,18 +137,25 @@ def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFr
             _predict(study, method, fold, folder, dataset)
         else:
             register_pairs(method.name, peer_pairs(study, fold, dataset), folder, study.peer_seconds)
-        predicted = read_json(folder / PREDICT_FILE)
-        failed = predicted.get("failed", [])
+        failed = _failures(folder)
         if failed:
             # Means over other pairs could not be compared.
-            number = len(failed) + len(predicted["pairs"])
+            number = len(_pairs(study, fold, dataset))
             raise Failed(f"{len(failed)} of {number} pairs failed: {failed[0]['failed']}")
-        scored = folder / METRICS_FILE
-        if not scored.exists() or scored.stat().st_mtime_ns < (folder / PREDICT_FILE).stat().st_mtime_ns:
-            evaluate_folder(folder, dataset.folder)
+        _score(folder, dataset, _judged_by(_pairs(study, fold, dataset), dataset))
     except UserError as error:
         raise Failed(str(error)) from error
     return per_pair(folder)
+
+
+def _score(folder: Path, dataset: Dataset, judged_by: str) -> None:
+    """Score predictions, unless they are and nothing has changed."""
+    scored, record = folder / METRICS_FILE, folder / _SCORED_FILE
+    now = {"judged_by": judged_by, "predicted": (folder / PREDICT_FILE).stat().st_mtime_ns}
+    if not scored.exists() or not record.exists() or read_json(record) != now:
+        record.unlink(missing_ok=True)
+        evaluate_folder(folder, dataset.folder)
+        write_json(record, now)
 
 
 def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dataset) -> None:
@@ -146,10 +163,9 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
     model = _trained(study, method, fold, dataset)
     checkpoint = path_of(model / f"fold_{_trained_fold(fold)}", "final").stat()
     pairs = _pairs(study, fold, dataset)
-    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
     about = {
         "checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns],
-        "pairs": [[case.name, sources_of(case)] for case in cases],
+        "judged_by": _judged_by(pairs, dataset),
         "flags": list(method.flags),
     }
     record = folder / BENCHMARK_FILE
@@ -162,8 +178,10 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
         shutil.rmtree(folder, ignore_errors=True)
         write_pairs(folder / PAIRS_FILE, pairs, dataset)
         known = {"about": about, "spent": 0.0}
+    finished = _failures(folder) == []
     # Unknown, should this process be killed.
     write_json(record, {"about": about})
+    (folder / PREDICT_FILE).unlink(missing_ok=True)
     began = time.monotonic()
     command = ["predict", "-i", str(folder / PAIRS_FILE), "-o", str(folder), "-m", str(model)]
     command += ["-f", _trained_fold(fold), "--continue", "--save", "field", "prealignment", *method.flags, *_on(study)]
@@ -175,15 +193,28 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
             raise
     finally:
         if "spent" in known:
-            write_json(record, {"about": about, "spent": known["spent"] + time.monotonic() - began})
+            # What was finished and has been removed took no longer for that.
+            spent = 0.0 if finished else time.monotonic() - began
+            write_json(record, {"about": about, "spent": known["spent"] + spent})
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether all pairs were predicted and are there: what failed may pass the next time."""
-    if not (folder / PREDICT_FILE).exists():
-        return False
-    content = read_json(folder / PREDICT_FILE)
-    return not content.get("failed") and all((folder / pair["field"]).is_file() for pair in content["pairs"])
+    pairs = read_json(folder / PREDICT_FILE)["pairs"] if _failures(folder) == [] else None
+    return pairs is not None and all(are_there(folder, pair) for pair in pairs)
+
+
+def _failures(folder: Path) -> list[dict[str, Any]] | None:
+    """The pairs that failed; None without predictions."""
+    file = folder / PREDICT_FILE
+    return list(read_json(file).get("failed", [])) if file.exists() else None
+
+
+def _judged_by(pairs: Sequence[Pair], dataset: Dataset) -> str:
+    """A hash of what scores are made from beside fields: the cases' files, what is annotated, the label table."""
+    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
+    content = [[[case.name, sources_of(case)] for case in cases], list(dataset.labels.items())]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _trained(study: Study, method: Method, fold: str, dataset: Dataset) -> Path:
@@ -211,7 +242,6 @@ def _trained(study: Study, method: Method, fold: str, dataset: Dataset) -> Path:
     final = path_of(model / f"fold_{trained}", "final")
     if not final.exists():
         _run(command)
-        return model
     state = read_state(final)
     if state.plans_digest != experiment.with_layers(plans).digest(configuration):
         raise UserError(f"{model} was trained with other plans than '{plans.plans_name}': remove it, or rename it.")

@@ -136,8 +136,8 @@ def _of_benchmark(path: Path) -> Source:
     figures: dict[str, pd.DataFrame] = {}
     for name, title in titles.items():
         folders = [path / name / f"fold_{fold}" for fold in folds]
-        if not all((folder / PREDICT_FILE).is_file() for folder in folders):
-            failed.append((title, "its prediction was stopped: run the benchmark again"))
+        if not all((folder / file).is_file() for folder in folders for file in (PREDICT_FILE, METRICS_FILE)):
+            failed.append((title, "it was stopped before all was scored: run the benchmark again"))
             continue
         made = read_predictions(title, folders)
         shown.append(made)

@@ -34,7 +34,7 @@ class State(BaseModel):
         sums: of each logged value over these steps, and in how many of them it was known.
         best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
         processes: that trained together.
-        pairs_sha256: hash of the pairs it is trained on; None in checkpoints of earlier versions.
+        pairs_sha256: hash of the pairs it was started on; None in checkpoints of earlier versions.
     """
 
     # Earlier versions wrote more.

@@ -39,7 +39,8 @@ class FolderLogger:
     def __init__(self, folder: Path, epochs: int) -> None:
         self._folder = folder
         self._rows = progress.read_log(folder, epochs)
-        self._drawn, self._drawn_at = len(self._rows), time.monotonic()
+        # Whatever the picture shows that an earlier process may have left.
+        self._drawn, self._drawn_at = 0, time.monotonic()
 
     def epoch(self, row: Row) -> None:
         self._rows.append(dict(row))

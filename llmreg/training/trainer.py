@@ -132,9 +132,9 @@ def train(plans: Plans, configuration_name: str, fold: Fold, run: Run, ranks: Ra
     sums = state.sums if ranks.first else {}
     saved = time.monotonic()
     with ExitStack() as ending:
+        request = ending.enter_context(noted_signals())
         for resource in (loading, bar, *loggers):
             ending.callback(resource.close)
-        request = ending.enter_context(noted_signals())
         for epoch in range(state.epoch, state.epochs):
             before = epoch * settings.steps_per_epoch
             began, rate = time.monotonic(), _learning_rate(plans, epoch, state.epochs)
@@ -218,8 +218,7 @@ def _started(
     checkpoint.load(latest, network, optimizer)
     # Without a new number, a training goes on to the one it was started with.
     epochs = max(run.epochs or stored.epochs, stored.epoch)
-    now = {"epochs": epochs, "processes": fresh.processes, "pairs_sha256": fresh.pairs_sha256}
-    return stored.model_copy(update=now)
+    return stored.model_copy(update={"epochs": epochs, "processes": fresh.processes})
 
 
 def _fitted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +110,9 @@ def test_a_model_of_another_split_is_not_judged_by_what_it_was_trained_on(
     refused(capsys, "was trained on other pairs than fold 0 has now")
     assert train.main([*training("0", "tiny", environment), "--epochs", "2", "--continue"]) == 0
     assert "was trained on other pairs so far" in capsys.readouterr().err
+    # Going on makes no other training of it.
+    assert benchmark.main([*arguments, str(copied / "other")]) == 2
+    refused(capsys, "was trained on other pairs than fold 0 has now")
 
 
 def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +131,19 @@ def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(peers, "_command", made("raise SystemExit('not called')"))
     assert benchmark.main([*arguments, "ants", "llm_morph"]) == 0
     assert written(copied / "out") == before
+    # What else counts as annotated is scored anew, without registering again; who is not named is out of date.
+    description = copied / "raw" / NAME / "dataset.json"
+    content = json.loads(description.read_text())
+    for case in itertools.chain(*content["training"].values()):
+        case["annotated_labels"] = [1, 2]
+    description.write_text(json.dumps(content))
+    assert benchmark.main([*arguments, "ants"]) == 0
+    assert written(copied / "out") == before
+    assert set(pd.read_csv(copied / "out" / "ants" / "fold_0" / "metrics.csv")["label"]) == {1, 2}
     page = copied / "page.html"
     assert report.main([str(copied / "out"), "-o", str(page), "--num_processes", "1"]) == 0
     assert "ANTs SyN" in page.read_text()
+    assert "LLM-Morph" not in page.read_text()
 
 
 def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> None:
