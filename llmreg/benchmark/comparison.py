@@ -35,7 +35,8 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         UserError: no method could be scored.
     """
     check(study)
-    known = _known(study, output)
+    about = {"study": identity(study), "judged_by": judged_by(study)}
+    known = _known(about, output)
     found: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
     methods = {method.name: method for several in wanted.values() for method in several if method.kind != "initial"}
@@ -49,8 +50,8 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         titles = {name: title for name, title in known["methods"].items() if name not in failed}
         titles |= {name: methods[name].title for name in found}
         lost = {name: why for name, why in (known["failed"] | failed).items() if name not in found}
-        about = {"study": identity(study), "judged_by": judged_by(study), "methods": titles, "failed": lost}
-        write_json(output / BENCHMARK_FILE, {"dataset": study.dataset, "folds": list(study.folds)} | about)
+        content = {"dataset": study.dataset, "folds": list(study.folds)} | about
+        write_json(output / BENCHMARK_FILE, content | {"methods": titles, "failed": lost})
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
     return [
@@ -60,18 +61,18 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     ]
 
 
-def _known(study: Study, output: Path) -> dict[str, dict[str, str]]:
+def _known(about: Mapping[str, Any], output: Path) -> dict[str, dict[str, str]]:
     """Methods and failures of the same study that the folder holds already. Raises UserError when it holds another."""
     file = output / BENCHMARK_FILE
     if not file.exists():
         return {"methods": {}, "failed": {}}
     content: dict[str, Any] = read_json(file)
-    if content.get("study") != identity(study):
+    if content.get("study") != about["study"]:
         raise UserError(
             f"{output} holds a comparison with other plans, pairs, folds or minutes: choose another folder with "
             "--output, or remove it."
         )
-    if content.get("judged_by") != judged_by(study):
+    if content.get("judged_by") != about["judged_by"]:
         # Scored before images or label maps were changed: until they are named again, they are no longer compared.
         return {"methods": {}, "failed": {}}
     return {key: content[key] for key in ("methods", "failed")}

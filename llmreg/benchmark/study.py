@@ -137,12 +137,11 @@ def _of_fold(study: Study, method: Method, fold: str, folder: Path) -> pd.DataFr
             _predict(study, method, fold, folder, dataset)
         else:
             register_pairs(method.name, peer_pairs(study, fold, dataset), folder, study.peer_seconds)
-        failed = _failures(folder)
+        pairs, failed = _pairs(study, fold, dataset), _failures(folder)
         if failed:
             # Means over other pairs could not be compared.
-            number = len(_pairs(study, fold, dataset))
-            raise Failed(f"{len(failed)} of {number} pairs failed: {failed[0]['failed']}")
-        _score(folder, dataset, _judged_by(_pairs(study, fold, dataset), dataset))
+            raise Failed(f"{len(failed)} of {len(pairs)} pairs failed: {failed[0]['failed']}")
+        _score(folder, dataset, _judged_by(pairs, dataset))
     except UserError as error:
         raise Failed(str(error)) from error
     return per_pair(folder)
@@ -200,8 +199,7 @@ def _predict(study: Study, method: Method, fold: str, folder: Path, dataset: Dat
 
 def _is_whole(folder: Path) -> bool:
     """Whether all pairs were predicted and are there: what failed may pass the next time."""
-    pairs = read_json(folder / PREDICT_FILE)["pairs"] if _failures(folder) == [] else None
-    return pairs is not None and all(are_there(folder, pair) for pair in pairs)
+    return _failures(folder) == [] and all(are_there(folder, row) for row in read_json(folder / PREDICT_FILE)["pairs"])
 
 
 def _failures(folder: Path) -> list[dict[str, Any]] | None:
