@@ -22,11 +22,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg import paths
 from llmreg.benchmark.classical import CLASSICAL
+from llmreg.benchmark.pairs import peer_pairs, write_pairs
 from llmreg.benchmark.peers import missing, register_pairs
-from llmreg.benchmark.study import Study, peer_pairs, write_pairs
-from llmreg.dataset import load_dataset
+from llmreg.benchmark.study import Study, dataset_of, judged_pairs
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
@@ -37,8 +36,8 @@ Row = tuple[str, float, float, float]
 def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """Name, seconds a pair, peak memory (GB) and mean Dice (%) of each method, as they come."""
     study = Study(options.dataset, (options.fold,))
-    dataset = load_dataset(paths.find_dataset_folder(options.dataset, paths.raw_folder()))
-    pairs = peer_pairs(study, options.fold, dataset)[: options.pairs]
+    dataset = dataset_of(study)
+    pairs = peer_pairs(study, judged_pairs(study, options.fold, dataset), dataset)[: options.pairs]
     listed = write_pairs(work / "pairs.csv", [pair.cases for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"

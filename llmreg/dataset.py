@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +28,7 @@ from llmreg.dataset_json import (
     validated,
 )
 from llmreg.errors import UserError
-from llmreg.files import read_json
+from llmreg.files import json_digest, read_json
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +163,7 @@ def load_dataset(folder: Path) -> Dataset:
 
 def pairs_digest(pairs: Iterable[Pair]) -> str:
     """A hash of pairs in their order."""
-    return hashlib.sha256(json.dumps([[pair.fixed, pair.moving] for pair in pairs]).encode()).hexdigest()
+    return json_digest([[pair.fixed, pair.moving] for pair in pairs])
 
 
 def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:

@@ -34,7 +34,7 @@ def refused(capsys, *said: str) -> None:
 
 
 def in_this_process(arguments: Sequence[str]) -> None:
-    """A command of the package that :mod:`llmreg.benchmark.study` starts, without another process."""
+    """A command of the package that :mod:`llmreg.benchmark.learned` starts, without another process."""
     command, *rest = arguments
     if import_module(f"llmreg.commands.{command}").main(rest):
         raise UserError(f"llmreg_{command} failed")

@@ -12,7 +12,8 @@ import pandas as pd
 from llmreg.benchmark.figures import boxes, layers
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.scored import BENCHMARK_FILE, earlier
-from llmreg.benchmark.study import Failed, Study, check, identity, judged_by, of_labels, scores
+from llmreg.benchmark.scoring import of_labels, scores
+from llmreg.benchmark.study import Study, all_judged_pairs, dataset_of, identity, judged_by
 from llmreg.benchmark.tables import TITLES, Table, as_frame, as_latex, as_markdown, compared
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json, write_text, written_whole
@@ -34,8 +35,9 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     Raises:
         UserError: no method could be scored.
     """
-    check(study)
-    about = {"study": identity(study), "judged_by": judged_by(study)}
+    dataset = dataset_of(study)
+    pairs = all_judged_pairs(study, dataset)
+    about = {"study": identity(study, pairs), "judged_by": judged_by(pairs, dataset)}
     known = _known(about, output)
     found: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
@@ -43,8 +45,8 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     for number, method in enumerate(methods.values(), start=1):
         log.info("%d of %d: %s", number, len(methods), method.title)
         try:
-            found[method.name] = scores(study, method, output)
-        except Failed as error:
+            found[method.name] = scores(study, method, dataset, output)
+        except UserError as error:
             failed[method.name] = str(error)
             log.error("%s is left out: %s", method.title, error)
         titles = {name: title for name, title in known["methods"].items() if name not in failed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,6 +38,12 @@ def per_pair(folder: Path) -> pd.DataFrame:
     for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
         means[column] = known.get(column, predicted.get(column))
     return means
+
+
+def failures(folder: Path) -> list[dict[str, Any]] | None:
+    """The pairs that could not be registered, as ``predict.json`` lists them; None without predictions."""
+    file = folder / PREDICT_FILE
+    return list(read_json(file).get("failed", [])) if file.exists() else None
 
 
 def earlier(tables: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:

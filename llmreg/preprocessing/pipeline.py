@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 from llmreg import __version__, paths
 from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
+from llmreg.files import json_digest
 from llmreg.machine import this_machine
 from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import fingerprint as fingerprints
@@ -102,12 +101,12 @@ def plan(
     kept = (folder / SPLITS_FILE).exists()
     folds = splits.read_splits(folder / SPLITS_FILE) if kept else splits.make_splits(dataset)
     inputs = {
-        "the fingerprint": _digest(fingerprint.model_dump(mode="json")),
-        "dataset.json": _digest(_facts(dataset)),
-        "splits.json": _digest([fold.to_dict() for fold in folds]),
-        "the machine or --memory-gb": _digest(machine.to_dict()),
-        "the options": _digest(network.model_dump(mode="json"), wishes.configuration, wishes.spacing),
-        "the version of llmreg": _digest(__version__),
+        "the fingerprint": json_digest(fingerprint.model_dump(mode="json")),
+        "dataset.json": json_digest(_facts(dataset)),
+        "splits.json": json_digest([fold.to_dict() for fold in folds]),
+        "the machine or --memory-gb": json_digest(machine.to_dict()),
+        "the options": json_digest([network.model_dump(mode="json"), wishes.configuration, wishes.spacing]),
+        "the version of llmreg": json_digest(__version__),
     }
     if not kept:
         splits.write_splits(folder / SPLITS_FILE, folds)
@@ -186,7 +185,7 @@ def _result(plans: Plans) -> str:
     content = plans.model_dump(mode="json", exclude={"planned"}, exclude_defaults=True)
     for name in _users_configurations(plans):
         del content["configurations"][name]
-    return _digest(content)
+    return json_digest(content)
 
 
 def _facts(dataset: Dataset) -> list[Any]:
@@ -195,10 +194,6 @@ def _facts(dataset: Dataset) -> list[Any]:
     cases = [[case.name, case.annotated_labels] for case in dataset.cases]
     pairs = [[pair.fixed, pair.moving] for pair in dataset.explicit_pairs]
     return [direction, cases, pairs, sorted(dataset.held_out)]
-
-
-def _digest(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def chosen_network(llm: str | None, layers: Sequence[str] | None) -> LLMMorphSettings:

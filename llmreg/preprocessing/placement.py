@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmreg.dataset import Case, Dataset
-from llmreg.files import read_json, write_json
+from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import array_of, oriented_lps
 from llmreg.preprocessing.cases import read_case
@@ -90,7 +88,7 @@ def learned(dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Pa
     folder = volumes / TEMPLATES_FOLDER
     content: list[Any] = [[case.name, sources_of(case)] for case in _training_cases(dataset)]
     content += [[split.fold, *split.training_cases] for split in splits]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    digest = json_digest(content)
     known = folder / _LEARNED_FROM
     if not known.exists() or read_json(known) != {"sha256": digest}:
         known.unlink(missing_ok=True)

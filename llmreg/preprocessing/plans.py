@@ -5,7 +5,6 @@ Sizes and spacings are in x, y, z order, as image viewers show them; lengths are
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmreg.errors import UserError
-from llmreg.files import read_json, write_json
+from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid
 from llmreg.network.config import NETWORKS, LLMMorphSettings, NetworkSettings
 
@@ -250,7 +249,7 @@ class Plans(_Model):
         """A short hash of what shapes the preprocessed volumes; experiments that agree on it share them."""
         content = self.model_dump(mode="json", include={"size", "spacing", "centre", "normalization", "prealignment"})
         content["format"] = VOLUMES_FORMAT
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(content)[:12]
 
     def digest(self, configuration: str | None = None) -> str:
         """A hash of all that shapes a trained model, whatever the file's layout.
@@ -265,7 +264,7 @@ class Plans(_Model):
         content = self.model_dump(
             mode="json", exclude=derived | {"configurations": of_configurations}, exclude_defaults=True
         )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json_digest(content)
 
     def configuration(self, name: str) -> Configuration:
         found = self.configurations.get(name)

@@ -12,7 +12,7 @@ import pytest
 from other_programs import SHIFT, made
 from tiny_study import NAME, in_this_process, model, refused, training
 
-from llmreg.benchmark import peers, study
+from llmreg.benchmark import learned, peers
 from llmreg.commands import benchmark, report, train
 
 
@@ -60,7 +60,7 @@ def copied(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("raw", "preprocessed", f"results/{NAME}/{model(environment).name}"):
         shutil.copytree(environment / name, tmp_path / name)
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    monkeypatch.setattr(study, "_run", in_this_process)
+    monkeypatch.setattr(learned, "_run", in_this_process)
     return tmp_path
 
 

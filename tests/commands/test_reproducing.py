@@ -12,7 +12,7 @@ from tiny_models import TINY, save_random_model
 from tiny_predictions import balls
 from tiny_study import in_this_process
 
-from llmreg.benchmark import peers, study
+from llmreg.benchmark import learned, peers
 from llmreg.benchmark.classical import CLASSICAL
 from llmreg.commands import benchmark, plan_and_preprocess
 from llmreg.geometry.grid import Grid
@@ -68,7 +68,7 @@ def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     monkeypatch.setattr(progress, "plot", lambda *_: None)
-    monkeypatch.setattr(study, "_run", in_this_process)
+    monkeypatch.setattr(learned, "_run", in_this_process)
     planned = ["-d", "101", "-c", "full", "-np", "1", "--llm", str(tmp_path / MODELS[0])]
     assert plan_and_preprocess.main(planned) == 0
     plans = tmp_path / "preprocessed" / NAME / "plans.json"
@@ -106,7 +106,7 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
 def test_a_method_is_trained_for_some_minutes(
     benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(learned, "STEPS_PER_EPOCH", 2)
     arguments = ["-d", "101", "--device", "cpu", "--workers", "0", "--folds", "test", "--minutes", "0.0001"]
     assert benchmark.main([*arguments, "--methods", "voxelmorph-small", "voxelmorph-small+refine"]) == 0
     folder = tmp_path / "results" / NAME / "voxelmorph__voxelmorph-small_0.0001min__full"

@@ -1,0 +1,53 @@
+"""A dataset's pairs for those who register them: a table for this package, and what other programs start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llmreg.benchmark.peers import PeerPair
+from llmreg.benchmark.study import Study
+from llmreg.dataset import Dataset, Pair
+from llmreg.files import written_whole
+from llmreg.preprocessing import pipeline
+from llmreg.preprocessing.prealignment import CaseTransform, between
+from llmreg.preprocessing.preprocess import read_case_record, volumes_folder
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
+    """A table for ``llmreg_predict -i`` of a dataset's pairs, with their label maps and masks."""
+    rows = []
+    for pair in pairs:
+        row: dict[str, Any] = {}
+        for role, case in (("fixed", dataset.case(pair.fixed)), ("moving", dataset.case(pair.moving))):
+            files = {role: case.image, f"{role}_label": case.label, f"{role}_mask": case.mask}
+            # A relative path would be looked up beside the table.
+            row |= {column: path.resolve() for column, path in files.items() if path is not None}
+            row[f"{role}_modality"] = case.modality
+        rows.append(row)
+    with written_whole(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    return path
+
+
+def peer_pairs(study: Study, pairs: Sequence[Pair], dataset: Dataset) -> list[PeerPair]:
+    """Labelled pairs, each with the pre-alignment that networks start from."""
+    folder = pipeline.preprocessed_dataset(study.dataset)
+    volumes = volumes_folder(folder, pipeline.find_plans(folder, study.plans))
+    found = []
+    for pair in pairs:
+        fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
+        assert fixed.label is not None
+        assert moving.label is not None
+        start = between(_placed(volumes, fixed.name), _placed(volumes, moving.name))
+        found.append(
+            PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)
+        )
+    return found
+
+
+def _placed(volumes: Path, case: str) -> CaseTransform:
+    return CaseTransform.from_dict(read_case_record(volumes, case)["transform"])

@@ -1,0 +1,72 @@
+"""A method's figures on the pairs of a study. What is done is kept: called again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from llmreg.benchmark.learned import train_and_predict
+from llmreg.benchmark.methods import Method
+from llmreg.benchmark.pairs import peer_pairs
+from llmreg.benchmark.peers import register_pairs
+from llmreg.benchmark.scored import failures, per_pair
+from llmreg.benchmark.study import Study, judged_by, judged_pairs
+from llmreg.dataset import Dataset
+from llmreg.errors import UserError
+from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.evaluation.summary import METRICS_FILE
+from llmreg.files import read_json, write_json
+from llmreg.inference.predict import PREDICT_FILE
+
+# In a method's folder of predictions: what its scores were made from.
+_SCORED_FILE = "scored.json"
+
+
+def scores(study: Study, method: Method, dataset: Dataset, output: Path) -> pd.DataFrame:
+    """Figures of a method, a row a pair of all folds, as :data:`llmreg.benchmark.tables.COLUMNS` has them.
+
+    Args:
+        study: what is compared on.
+        method: learned or another program.
+        dataset: the study's.
+        output: predictions go to ``<output>/<method>/fold_<k>``.
+
+    Raises:
+        UserError: it crashed, is not installed or failed for a pair; the sentence is its row.
+    """
+    found = []
+    for fold in study.folds:
+        folder = _folder(output, method, fold)
+        pairs = judged_pairs(study, fold, dataset)
+        if method.kind == "learned":
+            train_and_predict(study, method, fold, pairs, dataset, folder)
+        else:
+            register_pairs(method.name, peer_pairs(study, pairs, dataset), folder, study.peer_seconds)
+        failed = failures(folder)
+        if failed:
+            # Means over other pairs could not be compared.
+            raise UserError(f"{len(failed)} of {len(pairs)} pairs failed: {failed[0]['failed']}")
+        _score(folder, dataset, judged_by(pairs, dataset))
+        found.append(per_pair(folder))
+    return pd.concat(found)
+
+
+def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
+    """The rows of a scored method, one a pair and label."""
+    folders = [_folder(output, method, fold) for fold in study.folds]
+    return pd.concat([pd.read_csv(folder / METRICS_FILE) for folder in folders], ignore_index=True)
+
+
+def _folder(output: Path, method: Method, fold: str) -> Path:
+    return output / method.name / f"fold_{fold}"
+
+
+def _score(folder: Path, dataset: Dataset, judged_by: str) -> None:
+    """Score predictions, unless they are and nothing has changed."""
+    scored, record = folder / METRICS_FILE, folder / _SCORED_FILE
+    now = {"judged_by": judged_by, "predicted": (folder / PREDICT_FILE).stat().st_mtime_ns}
+    if not scored.exists() or not record.exists() or read_json(record) != now:
+        record.unlink(missing_ok=True)
+        evaluate_folder(folder, dataset.folder)
+        write_json(record, now)
