@@ -10,6 +10,7 @@ import numpy as np
 
 from llmreg.evaluation.pair import evaluate_pair
 from llmreg.evaluation.summary import write_results
+from llmreg.files import file_digest
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from, write_field, write_image
@@ -73,7 +74,7 @@ def write_predictions(
         "failed": failed,
     }
     (folder / "predict.json").write_text(json.dumps(content))
-    write_results(scores, folder)
+    write_results(scores, folder, {"predictions_sha256": file_digest(folder / "predict.json")})
     return folder
 
 

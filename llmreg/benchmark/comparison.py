@@ -37,7 +37,7 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     """
     dataset = dataset_of(study)
     pairs = all_judged_pairs(study, dataset)
-    about = {"study": identity(study, pairs), "judged_by": judged_by(pairs, dataset)}
+    about = {"study": identity(study), "judged_by": judged_by(pairs, dataset)}
     known = _known(about, output)
     found: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
@@ -71,11 +71,15 @@ def _known(about: Mapping[str, Any], output: Path) -> dict[str, dict[str, str]]:
     content: dict[str, Any] = read_json(file)
     if content.get("study") != about["study"]:
         raise UserError(
-            f"{output} holds a comparison with other plans, pairs, folds or minutes: choose another folder with "
-            "--output, or remove it."
+            f"{output} holds a comparison with other plans, another configuration or other minutes: choose another "
+            "folder with --output, or remove it."
         )
     if content.get("judged_by") != about["judged_by"]:
-        # Scored before images or label maps were changed: until they are named again, they are no longer compared.
+        log.warning(
+            "%s was made for other folds, or before images or annotations changed: until they are named again, its "
+            "methods are left out (%s).",
+            file, ", ".join(content["methods"]),
+        )  # fmt: skip
         return {"methods": {}, "failed": {}}
     return {key: content[key] for key in ("methods", "failed")}
 
@@ -99,7 +103,9 @@ def _written(
         as_frame(table).to_csv(temporary, index=False)
     write_text(output / f"{name}.md", as_markdown(table))
     write_text(output / f"{name}.tex", as_latex(table))
-    boxes({method.title: of_labels(study, method, output) for method in own}, output / f"{name}_structures.png")
+    by_label = {method.title: of_labels(study, method, output) for method in own}
+    if not all(rows.empty for rows in by_label.values()):
+        boxes(by_label, output / f"{name}_structures.png")
     if name == "figure4" and len(own) > 1:
         layers({method.title: found[method.name]["dice"] for method in own}, output / "figure4.png")
     return table

@@ -22,7 +22,7 @@ from llmreg.benchmark.scored import BENCHMARK_FILE, failures
 from llmreg.benchmark.study import TEST, Study, judged_by
 from llmreg.dataset import Dataset, Pair, pairs_among, pairs_digest
 from llmreg.errors import Interrupted, UserError
-from llmreg.files import read_json, write_json
+from llmreg.files import file_digest, read_json, write_json
 from llmreg.inference.pairs import PAIRS_FILE
 from llmreg.inference.predict import PREDICT_FILE
 from llmreg.preprocessing import pipeline
@@ -73,9 +73,8 @@ def train_and_predict(
     if not training.final.exists():
         _run(training.command)
     _refuse_others(training, study, dataset)
-    checkpoint = training.final.stat()
     about = {
-        "checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns],
+        "checkpoint": file_digest(training.final),
         "judged_by": judged_by(pairs, dataset),
         "flags": list(method.flags),
     }

@@ -24,8 +24,8 @@ def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
         row: dict[str, Any] = {}
         for role, case in (("fixed", dataset.case(pair.fixed)), ("moving", dataset.case(pair.moving))):
             files = {role: case.image, f"{role}_label": case.label, f"{role}_mask": case.mask}
-            # A relative path would be looked up beside the table.
-            row |= {column: path.resolve() for column, path in files.items() if path is not None}
+            # A relative path would be looked up beside the table; a link's own name is the case's.
+            row |= {column: path.absolute() for column, path in files.items() if path is not None}
             row[f"{role}_modality"] = case.modality
         rows.append(row)
     with written_whole(path) as temporary:
@@ -34,14 +34,12 @@ def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
 
 
 def peer_pairs(study: Study, pairs: Sequence[Pair], dataset: Dataset) -> list[PeerPair]:
-    """Labelled pairs, each with the pre-alignment that networks start from."""
+    """Pairs, each with the pre-alignment that networks start from."""
     folder = pipeline.preprocessed_dataset(study.dataset)
     volumes = volumes_folder(folder, pipeline.find_plans(folder, study.plans))
     found = []
     for pair in pairs:
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
-        assert fixed.label is not None
-        assert moving.label is not None
         start = between(_placed(volumes, fixed.name), _placed(volumes, moving.name))
         found.append(
             PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)

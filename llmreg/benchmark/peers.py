@@ -34,6 +34,7 @@ from llmreg.geometry.io import read_field, read_image, write_field, write_image,
 from llmreg.inference.predict import PREDICT_FILE, RECORDS_FOLDER
 from llmreg.inference.registration import file_name
 from llmreg.machine import held_gb, peak_of
+from llmreg.preprocessing.sources import compressed_digest
 
 # Of what a method says before it fails, so much is kept.
 _LAST_WORDS = 200
@@ -48,7 +49,7 @@ class PeerPair:
         cases: names of the fixed and the moving case.
         fixed: file of the fixed image.
         moving: file of the moving image.
-        fixed_label: its label map's file.
+        fixed_label: its label map's file, where there is one.
         moving_label: the moving one's.
         prealignment: linear, fixed points -> moving points; all methods start from it, as networks do.
     """
@@ -57,8 +58,8 @@ class PeerPair:
     cases: Pair
     fixed: Path
     moving: Path
-    fixed_label: Path
-    moving_label: Path
+    fixed_label: Path | None
+    moving_label: Path | None
     prealignment: sitk.Transform
 
 
@@ -133,8 +134,8 @@ def are_there(folder: Path, row: Mapping[str, Any]) -> bool:
 def _asked(pair: PeerPair) -> dict[str, Any]:
     """What a registration was made from: files that are rewritten, or lie elsewhere, are others."""
     files = [pair.fixed, pair.moving, pair.fixed_label, pair.moving_label]
-    stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"files": stamps, "prealignment": list(pair.prealignment.GetParameters())}
+    content = {str(file.absolute()): compressed_digest(file) for file in files if file is not None}
+    return {"files": content, "prealignment": list(pair.prealignment.GetParameters())}
 
 
 def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> dict[str, Any]:
@@ -164,10 +165,10 @@ def _registered(method: str, pair: PeerPair, folder: Path, seconds: float) -> di
         | files
         | {
             "format": "itk",
-            "fixed_path": str(pair.fixed.resolve()),
-            "moving_path": str(pair.moving.resolve()),
-            "fixed_label": str(pair.fixed_label.resolve()),
-            "moving_label": str(pair.moving_label.resolve()),
+            "fixed_path": str(pair.fixed.absolute()),
+            "moving_path": str(pair.moving.absolute()),
+            "fixed_label": None if pair.fixed_label is None else str(pair.fixed_label.absolute()),
+            "moving_label": None if pair.moving_label is None else str(pair.moving_label.absolute()),
             "seconds": round(time.monotonic() - began, 2),
             "peak_memory_gb": round(memory, 3),
         }

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE
-from llmreg.evaluation.summary import METRICS_FILE, lost
-from llmreg.files import read_json
+from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, lost
+from llmreg.files import file_digest, read_json
 from llmreg.inference.predict import PREDICT_FILE
 
 # In a dataset's folder of results, and in it what was compared.
@@ -19,14 +19,17 @@ BENCHMARK_FILE = "benchmark.json"
 
 
 def per_pair(folder: Path) -> pd.DataFrame:
-    """Means over labels by pair, and how many of them were lost in warping.
+    """Means over labels by pair, and how many of them were lost: outside the image, or vanished in warping.
 
     With the seconds and the memory it took, where ``predict.json`` says so. A comparison's are by the clock, the start
     of the program shared out among the pairs, as other programs start for each.
     """
     table = pd.read_csv(folder / METRICS_FILE, dtype={"pair_id": str})
-    pairs = table.assign(lost=lost(table)).groupby("pair_id")
-    means = pairs.mean(numeric_only=True).drop(columns="label").assign(lost=pairs["lost"].sum())
+    pairs = table.groupby("pair_id")
+    means = pairs.mean(numeric_only=True).drop(columns="label")
+    for stage in ("initial_", "prealigned_", ""):
+        if f"{stage}dice" in table:
+            means[f"{stage}lost"] = lost(table, stage).groupby(table["pair_id"]).sum()
     if not (folder / PREDICT_FILE).exists():
         return means
     predicted = read_json(folder / PREDICT_FILE)
@@ -38,6 +41,14 @@ def per_pair(folder: Path) -> pd.DataFrame:
     for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
         means[column] = known.get(column, predicted.get(column))
     return means
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether there are scores, and of the predictions as they are now."""
+    files = [folder / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE)]
+    if not all(file.is_file() for file in files):
+        return False
+    return bool(read_json(files[1]).get("predictions_sha256") == file_digest(files[2]))
 
 
 def failures(folder: Path) -> list[dict[str, Any]] | None:

@@ -10,14 +10,13 @@ from llmreg.benchmark.learned import train_and_predict
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.pairs import peer_pairs
 from llmreg.benchmark.peers import register_pairs
-from llmreg.benchmark.scored import failures, per_pair
+from llmreg.benchmark.scored import failures, is_scored, per_pair
 from llmreg.benchmark.study import Study, judged_by, judged_pairs
 from llmreg.dataset import Dataset
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json, write_json
-from llmreg.inference.predict import PREDICT_FILE
 
 # In a method's folder of predictions: what its scores were made from.
 _SCORED_FILE = "scored.json"
@@ -55,7 +54,9 @@ def scores(study: Study, method: Method, dataset: Dataset, output: Path) -> pd.D
 def of_labels(study: Study, method: Method, output: Path) -> pd.DataFrame:
     """The rows of a scored method, one a pair and label."""
     folders = [_folder(output, method, fold) for fold in study.folds]
-    return pd.concat([pd.read_csv(folder / METRICS_FILE) for folder in folders], ignore_index=True)
+    rows = pd.concat([pd.read_csv(folder / METRICS_FILE) for folder in folders], ignore_index=True)
+    # Pairs with landmarks alone have a row, too.
+    return rows.dropna(subset="label")
 
 
 def _folder(output: Path, method: Method, fold: str) -> Path:
@@ -64,9 +65,8 @@ def _folder(output: Path, method: Method, fold: str) -> Path:
 
 def _score(folder: Path, dataset: Dataset, judged_by: str) -> None:
     """Score predictions, unless they are and nothing has changed."""
-    scored, record = folder / METRICS_FILE, folder / _SCORED_FILE
-    now = {"judged_by": judged_by, "predicted": (folder / PREDICT_FILE).stat().st_mtime_ns}
-    if not scored.exists() or not record.exists() or read_json(record) != now:
+    record, now = folder / _SCORED_FILE, {"judged_by": judged_by}
+    if not is_scored(folder) or not record.exists() or read_json(record) != now:
         record.unlink(missing_ok=True)
         evaluate_folder(folder, dataset.folder)
         write_json(record, now)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmreg import paths
-from llmreg.dataset import Dataset, Pair, load_dataset, pairs_digest
+from llmreg.dataset import Dataset, Pair, load_dataset
 from llmreg.errors import UserError
-from llmreg.files import json_digest
+from llmreg.files import file_digest, json_digest
 from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.sources import sources_of
@@ -51,24 +51,31 @@ def dataset_of(study: Study) -> Dataset:
 
 
 def judged_pairs(study: Study, fold: str, dataset: Dataset) -> tuple[Pair, ...]:
-    """The labelled pairs that a fold is judged by. Raises UserError when there are none."""
+    """The pairs with label maps or landmarks that a fold is judged by. Raises UserError when there are none."""
 
-    def labelled_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-        cases = [(pair, dataset.case(pair.fixed), dataset.case(pair.moving)) for pair in pairs]
-        return tuple(pair for pair, fixed, moving in cases if fixed.label is not None and moving.label is not None)
+    def annotated_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        cases = [(pair, (dataset.case(pair.fixed), dataset.case(pair.moving))) for pair in pairs]
+        return tuple(
+            pair
+            for pair, both in cases
+            if all(case.label is not None for case in both) or all(case.keypoints is not None for case in both)
+        )
 
     if fold == TEST:
-        labelled = labelled_of(dataset.registration_test) or labelled_of(dataset.registration_val)
+        judged = annotated_of(dataset.registration_test) or annotated_of(dataset.registration_val)
     else:
         file = pipeline.preprocessed_dataset(study.dataset) / pipeline.SPLITS_FILE
         folds = splits.read_splits(file)
         number = splits.parse_fold(fold, range(len(folds)))
         if number == "all":
             raise UserError("Fold all is validated on what it was trained on: choose test, or folds by number.")
-        labelled = labelled_of(folds[number].validation_pairs)
-    if not labelled:
-        raise UserError(f"{dataset.name} has no labelled pairs to judge by in fold {fold}: choose other --folds.")
-    return labelled
+        judged = annotated_of(folds[number].validation_pairs)
+    if not judged:
+        raise UserError(
+            f"{dataset.name} has no pairs with label maps or landmarks to judge by in fold {fold}: choose other "
+            "--folds."
+        )
+    return judged
 
 
 def all_judged_pairs(study: Study, dataset: Dataset) -> list[Pair]:
@@ -77,23 +84,24 @@ def all_judged_pairs(study: Study, dataset: Dataset) -> list[Pair]:
     for fold in study.folds:
         judged = judged_pairs(study, fold, dataset)
         if fold == TEST and not set(judged) <= set(dataset.registration_test):
-            log.warning("%s: no test pair is labelled: methods are judged by the validation pairs.", dataset.name)
+            log.warning("%s: no test pair is annotated: methods are judged by the validation pairs.", dataset.name)
         found += judged
     return found
 
 
 def judged_by(pairs: Iterable[Pair], dataset: Dataset) -> str:
-    """A hash of what scores are made from beside fields: the cases' files, what is annotated, the label table."""
+    """A hash of what scores are made from beside fields: the pairs, their cases' files and annotation, the labels."""
     cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
-    return json_digest([[[case.name, sources_of(case)] for case in cases], list(dataset.labels.items())])
+    points = [None if case.keypoints is None else file_digest(case.keypoints) for case in cases]
+    return json_digest([[[case.name, sources_of(case)] for case in cases], points, list(dataset.labels.items())])
 
 
-def identity(study: Study, pairs: Iterable[Pair]) -> dict[str, Any]:
-    """What must be the same for figures to be comparable, as JSON."""
+def identity(study: Study) -> dict[str, Any]:
+    """What shapes methods, and must be the same for all of a comparison, as JSON."""
     plans = pipeline.find_plans(pipeline.preprocessed_dataset(study.dataset), study.plans)
+    configuration = study.configuration or plans.default_configuration
     about = {"dataset": plans.dataset_name, "plans": study.plans, "digest": plans.digest()}
-    about["pairs"] = pairs_digest(pairs)
-    return about | {"configuration": study.configuration, "minutes": study.minutes, "folds": list(study.folds)}
+    return about | {"configuration": configuration, "minutes": study.minutes}
 
 
 def llm_morph_of(study: Study) -> LLMMorphSettings:

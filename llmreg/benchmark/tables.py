@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
+from llmreg.errors import UserError
+
 TITLES = {
     "table1": "Comparison of methods (the paper's table 1)",
     "table2": "Ablations (the paper's table 2)",
@@ -100,8 +102,13 @@ def compared(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[str
     Methods are compared on the pairs that all of them have. Each is tested against the best of a column by Wilcoxon's
     signed-rank test over pairs, and the p values are Holm's for that many tests; "initial" is not among them, nor, for
     distances between surfaces, a method that has lost structures: it has none of those.
+
+    Raises:
+        UserError: there is no such pair.
     """
     shared = sorted(set.intersection(*(set(table.index) for table in scores.values()))) if scores else []
+    if scores and not shared:
+        raise UserError(f"No pair was scored for all of {', '.join(scores)}: name those that belong together.")
     on_shared = {method: table.loc[shared] for method, table in scores.items()}
     losing = {method for method, table in on_shared.items() if "lost" in table and table["lost"].any()}
     rows: dict[str, dict[str, Cell]] = {method: {} for method in scores}
@@ -195,7 +202,9 @@ def caption(table: Table) -> str:
         f"{table.title}: mean (SD) over {table.pairs} pairs, the best in bold. * differs significantly from it "
         f"(Wilcoxon's signed-rank test, Holm's correction, p < {SIGNIFICANT:g})."
     )
-    return text + (f" {PARTIAL} not ranked: without the structures that were lost in warping." if partial else "")
+    return text + (
+        f" {PARTIAL} not ranked: without structures that are outside or were lost." if partial else ""
+    )
 
 
 def _texts(table: Table, bold: str) -> tuple[list[str], list[list[str]]]:
@@ -225,7 +234,8 @@ def cell_text(cell: Cell | None, column: Column, bold: str = "{}") -> str:
 
 def _escaped(text: str) -> str:
     """Text for LaTeX; ``\\textbf`` of the best stays."""
-    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "|J| <= 0": r"$|J| \leq 0$", PARTIAL: r"$\dagger$"}
+    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "|": "$|$", "<=": r"$\leq$", "<": "$<$", ">": "$>$"}
+    signs |= {PARTIAL: r"$\dagger$"}
     for raw, safe in signs.items():
         text = text.replace(raw, safe)
     return text

@@ -26,7 +26,8 @@ methods:
   or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, a learned
   method's fields are refined (llmreg_predict --refine 50)
 
-What is trained, predicted or scored already is kept: run the command again to go on.
+What is trained, predicted or scored already is kept: run the command again to go on. A table has the methods that are
+named together; the report (llmreg_report -d 2) has all.
 """
 log = logging.getLogger(__name__)
 

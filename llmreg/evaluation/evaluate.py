@@ -50,7 +50,7 @@ def evaluate_folder(
         label_interpolation: how moving label maps are warped.
         keypoints: folder with landmarks ``<case name>.csv``, used for cases whose landmarks ``predict.json`` does not
             give.
-        convention: of the coordinates of landmarks in tables.
+        convention: of the coordinates of landmarks in tables; a dataset's own are in voxels.
 
     Returns:
         What :func:`llmreg.evaluation.summary.summarise` returns, and how the scores were found.
@@ -81,7 +81,13 @@ def evaluate_folder(
     write_text(
         output / LEARN2REG_FILE, json.dumps(learn2reg.results(table_of(rows), found.name, errors), indent=4) + "\n"
     )
-    return write_results(rows, output, {"label_interpolation": label_interpolation, **found.peak_memory})
+    about = {
+        "label_interpolation": label_interpolation,
+        "failed": list(found.failed),
+        "predictions_sha256": found.sha256,
+        **found.peak_memory,
+    }
+    return write_results(rows, output, about)
 
 
 def _score(
@@ -99,7 +105,7 @@ def _score(
     of_pair: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
     of_points = None
     if pair.keypoints is not None:
-        known = read_keypoints(*pair.keypoints, convention, fixed_grid, moving_grid)
+        known = read_keypoints(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
         errors = keypoint_errors(known, field, moving_grid, initial)
         of_pair |= {metric: float(values.mean()) for metric, values in errors.items()}
         of_points = errors["tre_l2r"].tolist()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmreg.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
 from llmreg.evaluation.keypoints import SUFFIXES
-from llmreg.files import read_json
+from llmreg.files import file_digest, read_json
+from llmreg.geometry.points import Convention
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class PairFiles:
         labels: id -> name; None: the ids found.
         annotated: the ids that both images have.
         keypoints: files of the fixed and of the moving image's landmarks.
+        convention: of the coordinates in these, where it is known.
         seconds: what the prediction took.
     """
 
@@ -42,6 +44,7 @@ class PairFiles:
     labels: dict[int, str] | None = None
     annotated: frozenset[int] | None = None
     keypoints: tuple[Path, Path] | None = None
+    convention: Convention | None = None
     seconds: float | None = None
 
 
@@ -51,11 +54,15 @@ class Found:
 
     Attributes:
         name: of the dataset that the label maps belong to, else of the predictions folder.
+        failed: ids of the pairs that could not be registered, which no score knows of.
+        sha256: of ``predict.json``, so that scores of other predictions are noticed.
         peak_memory: of the prediction, GiB: ``peak_memory_gb``, and ``peak_gpu_memory_gb`` where it used a GPU.
     """
 
     name: str
     pairs: tuple[PairFiles, ...]
+    failed: tuple[str, ...]
+    sha256: str
     peak_memory: dict[str, float]
 
 
@@ -77,11 +84,17 @@ class _Pair(BaseModel):
     seconds: float | None = None
 
 
+class _Failed(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    pair_id: str
+
+
 class _Predictions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     pairs: list[_Pair]
-    failed: list[dict[str, Any]] = []
+    failed: list[_Failed] = []
     peak_memory_gb: float | None = None
     peak_gpu_memory_gb: float | None = None
 
@@ -89,11 +102,11 @@ class _Predictions(BaseModel):
 def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = None) -> Found:
     """All pairs of ``predict.json`` with their files.
 
-    A label map is the one that ``predict.json`` names, else ``<labels>/<case name>.nii.gz``. Label names and the
+    A label map is ``<labels>/<case name>.nii.gz``, else the one that ``predict.json`` names. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
-    Landmarks are those that ``predict.json`` names, else ``<keypoints>/<case name>`` with one of
-    :data:`llmreg.evaluation.keypoints.SUFFIXES`; pairs may have none. Where a pair's label maps are not to be found,
-    landmarks are enough.
+    Landmarks are ``<keypoints>/<case name>`` with one of :data:`llmreg.evaluation.keypoints.SUFFIXES`, else those that
+    ``predict.json`` names, else, in voxels, those of the dataset in ``labels``; pairs may have none. Where a pair's
+    label maps are not to be found, landmarks are enough.
 
     Raises:
         UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
@@ -112,8 +125,6 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
             f"{file} is not as llmreg_predict writes it ('{where}': {first['msg']}): run the prediction again."
         ) from None
     listed, failed = made.pairs, made.failed
-    if failed:
-        log.warning("%d pairs could not be predicted and do not count in the scores.", len(failed))
     if not listed:
         raise UserError(f"{file} lists no pairs: run llmreg_predict on at least one pair.")
     if labels is not None and not labels.is_dir():
@@ -130,7 +141,7 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
         before = predictions / pair.prealignment if pair.prealignment else None
         if before is not None:
             _existing(before, pair.pair_id, "run the prediction again")
-        landmarks = _keypoints(predictions, pair, keypoints)
+        landmarks, convention = _keypoints(predictions, pair, keypoints, dataset if labels is not None else None)
         labelled = True
         try:
             fixed = _label_map(predictions, pair.fixed, pair.fixed_label, labels, dataset)
@@ -155,6 +166,7 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
                 labels=dataset.labels if dataset else None,
                 annotated=_annotated(dataset, pair) if dataset else None,
                 keypoints=landmarks,
+                convention=convention,
                 seconds=pair.seconds,
             )
         )
@@ -166,6 +178,8 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
     return Found(
         name=dataset.name if dataset else predictions.resolve().name,
         pairs=tuple(found),
+        failed=tuple(pair.pair_id for pair in failed),
+        sha256=file_digest(file),
         peak_memory={name: value for name, value in used.items() if value is not None},
     )
 
@@ -183,7 +197,7 @@ def _image(predictions: Path, pair: _Pair, named: str | None) -> Path:
 
 
 def _dataset_near(folder: Path) -> Dataset | None:
-    folder = folder.resolve()
+    folder = Path(os.path.abspath(folder))
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file() or len(list(place.glob("*_dataset.json"))) == 1:
             try:
@@ -195,12 +209,14 @@ def _dataset_near(folder: Path) -> Dataset | None:
 
 
 def _label_map(predictions: Path, case: str, named: str | None, labels: Path | None, dataset: Dataset | None) -> Path:
-    # A relative path in predict.json means the predictions folder; joining leaves an absolute one as it is.
-    places = [predictions / named] if named else []
+    places = []
     if labels is not None:
-        places += [labels / f"{case}.nii.gz", labels / "labelsTr" / f"{case}.nii.gz"]
-    if dataset is not None:
-        places += [known.label for known in dataset.cases if known.name == case and known.label is not None]
+        places = [labels / f"{case}.nii.gz", labels / "labelsTr" / f"{case}.nii.gz"]
+        listed = () if dataset is None else dataset.cases
+        places += [known.label for known in listed if known.name == case and known.label is not None]
+    if named:
+        # A relative path in predict.json means the predictions folder; joining leaves an absolute one as it is.
+        places.append(predictions / named)
     for place in places:
         if place.is_file():
             return place
@@ -212,25 +228,33 @@ def _label_map(predictions: Path, case: str, named: str | None, labels: Path | N
     raise UserError(f"{places[0]} does not exist, so {case} cannot be scored: add the label map or correct -l.")
 
 
-def _keypoints(predictions: Path, pair: _Pair, folder: Path | None) -> tuple[Path, Path] | None:
+def _keypoints(
+    predictions: Path, pair: _Pair, folder: Path | None, dataset: Dataset | None
+) -> tuple[tuple[Path, Path] | None, Convention | None]:
+    """The landmarks of both images, and what their coordinates are, where that is known."""
     found = []
     for case, named in ((pair.fixed, pair.fixed_points), (pair.moving, pair.moving_points)):
-        places = [predictions / named] if named else []
-        if folder is not None:
-            places += [folder / f"{case}{suffix}" for suffix in SUFFIXES]
+        places = [] if folder is None else [folder / f"{case}{suffix}" for suffix in SUFFIXES]
+        if named:
+            places.append(predictions / named)
         there = next((place for place in places if place.is_file()), None)
         if named and there is None:
             raise UserError(
-                f"{places[0]} of the pair {pair.pair_id} does not exist: add the landmarks, or --keypoints."
+                f"{places[-1]} of the pair {pair.pair_id} does not exist: add the landmarks, or --keypoints."
             )
         found.append(there)
     fixed, moving = found
     if fixed is not None and moving is not None:
-        return fixed, moving
+        return (fixed, moving), None
+    known = {} if dataset is None else {case.name: case.keypoints for case in dataset.cases}
+    of_dataset = known.get(pair.fixed), known.get(pair.moving)
+    if of_dataset[0] is not None and of_dataset[1] is not None:
+        # As the format's challenge has them.
+        return (of_dataset[0], of_dataset[1]), "voxel"
     if fixed is not None or moving is not None:
         lacking = pair.fixed if fixed is None else pair.moving
         log.warning("%s: no TRE, because %s has no landmarks.", pair.pair_id, lacking)
-    return None
+    return None, None
 
 
 def _annotated(dataset: Dataset, pair: _Pair) -> frozenset[int] | None:

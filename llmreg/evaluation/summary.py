@@ -14,6 +14,7 @@ from llmreg.evaluation.pair import FIELD_METRICS, LABEL_METRICS, Row
 from llmreg.files import write_json, written_whole
 
 METRICS_FILE = "metrics.csv"
+SUMMARY_FILE = "summary.json"
 PAIR_METRICS = (*POINT_METRICS, *FIELD_METRICS, "seconds")
 COLUMNS = ("pair_id", "fixed", "moving", "label", "name", *LABEL_METRICS, *PAIR_METRICS)
 
@@ -29,9 +30,14 @@ def table_of(rows: Iterable[Row]) -> pd.DataFrame:
     return table[known + [column for column in table if column not in known]]
 
 
-def lost(table: pd.DataFrame) -> pd.Series[bool]:
-    """By row, whether the structure ended outside the image or vanished: its Dice is 0, and it has no distances."""
-    return (table["dice"] == 0) & table["hd95_mm"].isna()
+def lost(table: pd.DataFrame, stage: str = "") -> pd.Series[bool]:
+    """By row, whether the structure ended outside the image or vanished: its Dice is 0, and it has no distances.
+
+    Args:
+        table: a row a pair and label.
+        stage: what the columns begin with: ``initial_``, ``prealigned_`` or, registered, nothing.
+    """
+    return (table[f"{stage}dice"] == 0) & table[f"{stage}hd95_mm"].isna()
 
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def write_results(rows: Iterable[Row], folder: Path, about: Mapping[str, Any] | 
     summary = summarise(table) | dict(about or {})
     with written_whole(folder / METRICS_FILE) as temporary:
         table.to_csv(temporary, index=False)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY_FILE, summary)
     return summary
 
 

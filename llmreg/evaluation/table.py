@@ -50,6 +50,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     text.append("")
     if summary["num_lost"]:
         text.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD.")
+    if summary.get("failed"):
+        text.append(f"Pairs that could not be registered, and count in nothing: {', '.join(summary['failed'])}.")
     if lines and "label_interpolation" in summary:
         text.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
     text += _cost(summary)

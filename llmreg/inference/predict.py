@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llmreg import __version__
 from llmreg.devices import peak_memory
 from llmreg.errors import UserError
-from llmreg.files import check_writable, read_json, remove_partial, write_json
+from llmreg.files import check_writable, file_digest, read_json, remove_partial, write_json
 from llmreg.geometry.io import read_image
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
@@ -102,7 +101,7 @@ def predict_folder(source: Path, output: Path, model: Model, device: torch.devic
         "model": f"{model.folder.parent.name}/{model.folder.name}",
         "folds": list(model.folds),
         "epochs": [read_state(path).epoch for path in model.folds.values()],
-        "checkpoints": [_digest(path) for path in model.folds.values()],
+        "checkpoints": [file_digest(path)[:16] for path in model.folds.values()],
         "options": vars(job.options),
         "format": job.format,
         "label_interpolation": job.label_interpolation,
@@ -204,8 +203,8 @@ class _Work:
         return _named(pair) | {
             **files,
             "format": job.format,
-            "fixed_path": str(pair.fixed.resolve()),
-            "moving_path": str(pair.moving.resolve()),
+            "fixed_path": _absolute(pair.fixed),
+            "moving_path": _absolute(pair.moving),
             **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
             "fixed_transform": found.fixed_transform.to_dict(),
             "moving_transform": found.moving_transform.to_dict(),
@@ -325,10 +324,6 @@ def _described(value: Any) -> str:
     return f"{value.resolve()} ({about.st_size} bytes, {about.st_mtime_ns})"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
 def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.resolve())
+    # A link stays one: its name and its folder say which case it is.
+    return None if path is None else str(path.absolute())

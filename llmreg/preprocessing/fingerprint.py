@@ -39,7 +39,7 @@ class CaseFingerprint(_Model):
     """One image, after its axes were turned to lie near left, posterior, superior. x, y, z order; mm.
 
     Attributes:
-        sources: size and time of change of the files that were read.
+        sources: what tells the content of the files that were read from others.
         grid: the image's own grid, with its axes turned.
         orientation: the stored axes' directions, for example RAI.
         size: voxels along the turned axes.

@@ -185,7 +185,8 @@ def _result(plans: Plans) -> str:
     content = plans.model_dump(mode="json", exclude={"planned"}, exclude_defaults=True)
     for name in _users_configurations(plans):
         del content["configurations"][name]
-    return json_digest(content)
+    # A list, as in the plans that there are.
+    return json_digest([content])
 
 
 def _facts(dataset: Dataset) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from llmreg.benchmark.scored import is_scored
 from llmreg.errors import UserError
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
 from llmreg.inference.predict import PREDICT_FILE
+
+log = logging.getLogger(__name__)
 
 
 class Prediction(BaseModel):
@@ -106,7 +110,11 @@ def read_predictions(title: str, folders: Sequence[Path]) -> Predictions:
             raise UserError(f"{file} is not as llmreg_predict writes it: run the prediction again.") from None
         pairs |= {row.pair_id: row for row in rows}
     about = {key: value for key, value in content.items() if key not in ("pairs", "failed")}
-    return Predictions(title, pairs, tuple(failed), read_scores(folders), about)
+    scored = [folder for folder in folders if is_scored(folder)]
+    for folder in folders:
+        if folder not in scored and (folder / METRICS_FILE).is_file():
+            log.warning("%s is of earlier predictions and not shown: run llmreg_evaluate again.", folder / METRICS_FILE)
+    return Predictions(title, pairs, tuple(failed), read_scores(scored), about)
 
 
 def read_scores(folders: Sequence[Path]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.benchmark.scored import BENCHMARK_FILE, earlier, is_prealigned, per_pair
+from llmreg.benchmark.scored import BENCHMARK_FILE, earlier, is_prealigned, is_scored, per_pair
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, compared
 from llmreg.errors import UserError
 from llmreg.evaluation.summary import METRICS_FILE
@@ -136,7 +136,7 @@ def _of_benchmark(path: Path) -> Source:
     figures: dict[str, pd.DataFrame] = {}
     for name, title in titles.items():
         folders = [path / name / f"fold_{fold}" for fold in folds]
-        if not all((folder / file).is_file() for folder in folders for file in (PREDICT_FILE, METRICS_FILE)):
+        if not all(map(is_scored, folders)):
             failed.append((title, "it was stopped before all was scored: run the benchmark again"))
             continue
         made = read_predictions(title, folders)
@@ -171,7 +171,8 @@ def _benchmark_tables(path: Path, figures: Mapping[str, pd.DataFrame]) -> list[T
     for name, title in TITLES.items():
         if (path / f"{name}.csv").is_file():
             listed = set(pd.read_csv(path / f"{name}.csv")["method"])
-            own = {method: scores for method, scores in figures.items() if method in listed}
+            # Single methods may have been compared one after the other.
+            own = {method: scores for method, scores in figures.items() if name == "comparison" or method in listed}
             tables += [compared(title, own)] if own else []
     return tables or ([compared(TITLES["comparison"], figures)] if figures else [])
 

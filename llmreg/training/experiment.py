@@ -76,7 +76,7 @@ def planned(
     changed = override(plans, changes, name)
     path = pipeline.plans_path(folder, name)
     if path.exists() and read_plans(path).digest() != changed.digest():
-        raise UserError(f"{path} holds other plans already: choose another name for --as.")
+        raise UserError(f"{path} holds other plans already: remove it, or choose another name for --as.")
     return changed
 
 

@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from llmreg.benchmark.tables import as_frame, as_latex, as_markdown, compared
+from llmreg.errors import UserError
 
 PAIRS = [f"pair {k}" for k in range(12)]
 
@@ -76,10 +77,23 @@ def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores:
     assert (table.rows["good"]["lost"].mean, table.rows["losing"]["lost"].mean) == (0, 0.5)
     row = next(line for line in as_markdown(table).splitlines() if line.startswith("| losing"))
     assert ")\N{DAGGER} |" in row
-    assert "without the structures that were lost" in as_markdown(table)
+    assert "without structures that are outside or were lost" in as_markdown(table)
     assert r"$\dagger$" in as_latex(table)
     # Where nobody loses any, nothing is said of it.
     assert "lost" not in as_markdown(compared("A", {"good": good, "other": good}))
+
+
+def test_structures_outside_before_registration_flatter_the_start_too() -> None:
+    good = scored(0.8, 4.0, 1, lost=0)
+    start = scored(0.3, 9.0, 2, lost=1)
+    table = compared("A", {"Initial": start, "good": good})
+    assert (table.rows["Initial"]["hd95_mm"].partial, table.rows["good"]["hd95_mm"].partial) == (True, False)
+    assert table.rows["good"]["hd95_mm"].best
+
+
+def test_methods_that_share_no_pair_are_not_compared() -> None:
+    with pytest.raises(UserError, match="No pair was scored for all of one, other"):
+        compared("A", {"one": scored(0.8, 3.0, 1, ["a", "b"]), "other": scored(0.8, 3.0, 1, ["c"])})
 
 
 def test_equal_methods_do_not_differ() -> None:
@@ -114,6 +128,9 @@ def test_latex_compiles_in_principle(scores: dict[str, pd.DataFrame]) -> None:
     assert r"broken\_one & \multicolumn{3}{l}{100\% wrong}" in text
     assert r"\textbf{" in text
     assert text.count("{") == text.count("}")
+    # In text, plain LaTeX sets these as other signs.
+    assert not set("<>|") & set("".join(text.split("$")[::2]))
+    assert "$<$ 0.05" in text
 
 
 def test_numbers_are_kept_in_the_csv(scores: dict[str, pd.DataFrame]) -> None:

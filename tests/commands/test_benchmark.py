@@ -7,9 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from other_programs import SHIFT, made
+from rewritten import recompress
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_study import NAME, in_this_process, model, refused, training
 
 from llmreg.benchmark import learned, peers
@@ -64,6 +69,14 @@ def copied(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
+def trained_on(checkpoint: Path) -> None:
+    """Change the weights, and nothing that is said of them."""
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {name: file.get_tensor(name) * 1.001 for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+    save_file(tensors, checkpoint, about)
+
+
 def test_what_has_changed_or_failed_is_done_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "--methods", "llm_morph", "-o"]
     output = copied / "out"
@@ -77,10 +90,16 @@ def test_what_has_changed_or_failed_is_done_again(copied: Path, capsys: pytest.C
     assert benchmark.main([*arguments, str(output)]) == 0
     assert gone.exists()
     assert {path: time for path, time in written(output).items() if path != gone}.items() <= before.items()
-    # A training that went on and a label map that was mended count.
-    for changed in (model(copied) / "fold_0" / "checkpoint_final.safetensors", Path(pairs["fixed_label"][0])):
+    # A training that went on and a label map that was mended count, another time of change does not.
+    checkpoint, label = model(copied) / "fold_0" / "checkpoint_final.safetensors", Path(pairs["fixed_label"][0])
+    before = written(output)
+    checkpoint.touch()
+    label.touch()
+    assert benchmark.main([*arguments, str(output)]) == 0
+    assert written(output) == before
+    for change, changed in ((trained_on, checkpoint), (recompress, label)):
         before = written(output)
-        changed.touch()
+        change(changed)
         assert benchmark.main([*arguments, str(output)]) == 0
         assert not written(output).items() & before.items()
     # A pair that fails is tried again; meanwhile the report does without the method.
@@ -105,7 +124,7 @@ def test_a_model_of_another_split_is_not_judged_by_what_it_was_trained_on(
     first, second, *others = json.loads(file.read_text())
     file.write_text(json.dumps([second | {"fold": 0}, first | {"fold": 1}, *others]))
     assert benchmark.main([*arguments, str(copied / "out")]) == 2
-    refused(capsys, "other plans, pairs, folds or minutes")
+    refused(capsys, "was trained on other pairs than fold 0 has now")
     assert benchmark.main([*arguments, str(copied / "other")]) == 2
     refused(capsys, "was trained on other pairs than fold 0 has now")
     assert train.main([*training("0", "tiny", environment), "--epochs", "2", "--continue"]) == 0
@@ -115,7 +134,40 @@ def test_a_model_of_another_split_is_not_judged_by_what_it_was_trained_on(
     refused(capsys, "was trained on other pairs than fold 0 has now")
 
 
+def linked(raw: Path) -> None:
+    """Keep all images elsewhere, under one name, as git-annex and archives by subject do."""
+    for path in sorted(raw.glob("*Tr/*.nii.gz")):
+        store = raw.parent / "store" / path.parent.name / path.name
+        store.mkdir(parents=True)
+        path.rename(store / "volume.nii.gz")
+        path.symlink_to(store / "volume.nii.gz")
+
+
+def marked(raw: Path) -> None:
+    """Give every image two landmarks, in voxels."""
+    (raw / "keypointsTr").mkdir()
+    for image in (raw / "imagesTr").iterdir():
+        (raw / "keypointsTr" / image.name.replace(".nii.gz", ".csv")).write_text("3,4,5\n10,9,8\n")
+
+
+def error(folder: Path) -> float:
+    """Mean distance (mm) of the first pair's landmarks, by SimpleITK."""
+    pair = json.loads((folder / "predict.json").read_text())["pairs"][0]
+    fixed, moving = (sitk.ReadImage(pair[f"{role}_path"]) for role in ("fixed", "moving"))
+    field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(folder / pair["field"]), sitk.sitkVectorFloat64))
+    apart = [
+        np.subtract(
+            field.TransformPoint(fixed.TransformIndexToPhysicalPoint(place)),
+            moving.TransformIndexToPhysicalPoint(place),
+        )
+        for place in ((3, 4, 5), (10, 9, 8))
+    ]
+    return float(np.linalg.norm(apart, axis=1).mean())
+
+
 def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked(copied / "raw" / NAME)
+    marked(copied / "raw" / NAME)
     monkeypatch.setattr(peers, "missing", lambda method: None)
     monkeypatch.setattr(peers, "_command", made(SHIFT))
     arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "-o", str(copied / "out"), "--methods"]
@@ -127,16 +179,23 @@ def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.Monk
     for stage in ("initial_dice", "prealigned_dice"):
         pd.testing.assert_series_equal(ants[stage], ours[stage], atol=2e-3, rtol=0)
     assert (table["peak_memory_gb_mean"].dropna() > 0).all()
+    assert ants["tre_mm"][0] == pytest.approx(error(copied / "out" / "ants" / "fold_0"), abs=1e-3)
+    assert table["tre_mm_mean"].notna().all()
     before = written(copied / "out")
     monkeypatch.setattr(peers, "_command", made("raise SystemExit('not called')"))
     assert benchmark.main([*arguments, "ants", "llm_morph"]) == 0
     assert written(copied / "out") == before
+    # Another fold leaves those alone that are there.
+    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    assert benchmark.main([*arguments, "ants", "--folds", "0", "1"]) == 0
+    assert before.items() < written(copied / "out").items()
     # What else counts as annotated is scored anew, without registering again; who is not named is out of date.
     description = copied / "raw" / NAME / "dataset.json"
     content = json.loads(description.read_text())
     for case in itertools.chain(*content["training"].values()):
         case["annotated_labels"] = [1, 2]
     description.write_text(json.dumps(content))
+    before = written(copied / "out")
     assert benchmark.main([*arguments, "ants"]) == 0
     assert written(copied / "out") == before
     assert set(pd.read_csv(copied / "out" / "ants" / "fold_0" / "metrics.csv")["label"]) == {1, 2}
@@ -150,5 +209,5 @@ def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> N
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "demons"]) == 2
     refused(capsys, "There is no method 'demons'")
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "llm_morph", "--folds", "test"]) == 2
-    refused(capsys, "no labelled pairs to judge by in fold test")
+    refused(capsys, "to judge by in fold test")
     assert not list(output.glob("*/fold_*/*.nii.gz"))

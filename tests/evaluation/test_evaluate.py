@@ -331,7 +331,39 @@ def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path,
         pair["fixed_label"] = str(dataset / "labelsTr" / f"{pair['fixed']}.nii.gz")
         pair["moving_label"] = f"../{dataset.name}/labelsTr/{pair['moving']}.nii.gz"
     (predictions / "predict.json").write_text(json.dumps(listed))
-    assert evaluate_folder(predictions, None, tmp_path / "b", 1) == first
+    again = evaluate_folder(predictions, None, tmp_path / "b", 1)
+    assert again.pop("predictions_sha256") != first.pop("predictions_sha256")
+    assert again == first
+    # What is asked for counts, whatever was known when the pairs were predicted.
+    for pair in listed["pairs"]:
+        pair["fixed_label"] = str(dataset / "labelsTr" / "Boxes_0002_0001.nii.gz")
+    (predictions / "predict.json").write_text(json.dumps(listed))
+    assert evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "c", 1)["metrics"] == first["metrics"]
+
+
+def test_a_datasets_own_landmarks_are_in_voxels(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, dataset = folders
+    (dataset / "keypointsTr").mkdir()
+    for name, shift in (("Boxes_0001_0000", 0 * SHIFT), ("Boxes_0001_0001", SHIFT)):
+        image = sitk.ReadImage(str(dataset / "imagesTr" / f"{name}.nii.gz"))
+        places = [
+            image.TransformPhysicalPointToContinuousIndex(shift + point) for point in ([0.0, 10, 35], [2, 12, 38])
+        ]
+        np.savetxt(dataset / "keypointsTr" / f"{name}.csv", places, delimiter=",")
+    evaluate_folder(predictions, dataset, tmp_path / "out", 1)
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert table["tre_mm"].tolist() == pytest.approx([0, 0, np.nan], abs=1e-4, nan_ok=True)
+    assert table["initial_tre_mm"][0] == pytest.approx(np.linalg.norm(SHIFT), abs=1e-4)
+
+
+def test_pairs_that_failed_are_named(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, dataset = folders
+    listed = json.loads((predictions / "predict.json").read_text())
+    listed["failed"] = [{"pair_id": "the third", "failed": "it was broken"}]
+    (predictions / "predict.json").write_text(json.dumps(listed))
+    assert main(["-i", str(predictions), "-l", str(dataset), "--num_processes", "1"]) == 0
+    assert "count in nothing: the third." in capsys.readouterr().out
+    assert json.loads((predictions / "summary.json").read_text())["failed"] == ["the third"]
 
 
 def test_without_a_dataset_the_ids_found_are_used(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_predictions import write_predictions
 
 from llmreg.errors import UserError
+from llmreg.geometry.grid import Grid
 from llmreg.report.predictions import Prediction, Predictions, chosen, read_predictions, read_scores
+from llmreg.report.sources import read_source
 
 
 def made(title: str, dice: dict[str, float | None], unscored: tuple[str, ...] = ()) -> Predictions:
@@ -60,6 +63,18 @@ def test_a_predict_json_of_something_else_is_refused(tmp_path: Path, content: ob
     (tmp_path / "predict.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="run the prediction again"):
         read_predictions("a", [tmp_path])
+
+
+def test_scores_of_earlier_predictions_are_not_shown(
+    upright: Grid, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_predictions(tmp_path, upright, [2.0], 1.0)
+    assert not read_predictions("a", [folder]).scores.empty
+    content = json.loads((folder / "predict.json").read_text())
+    (folder / "predict.json").write_text(json.dumps(content | {"options": {"refine": 50}}))
+    assert read_predictions("a", [folder]).scores.empty
+    assert "run llmreg_evaluate again" in caplog.text
+    assert read_source(folder).tables == ()
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
