@@ -119,7 +119,8 @@ def _training(study: Study, method: Method, fold: str) -> _Training:
     parts = [] if study.plans == "default" else [study.plans]
     parts.append(method.trained_as)
     command = ["train", study.dataset, trained, "-p", study.plans, "--continue", "--workers", str(study.workers)]
-    command += _on(study)
+    # Its pairs are predicted and scored here; those of fold all are many, and were trained on.
+    command += ["--no_validation", *_on(study)]
     if study.minutes is not None:
         changes.append(f"training.steps_per_epoch={STEPS_PER_EPOCH}")
         parts.append(f"{study.minutes:g}min")

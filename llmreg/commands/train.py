@@ -56,7 +56,7 @@ def action(options: argparse.Namespace) -> None:
         network=options.network,
         device_name=options.device,
     )
-    if done is not None:
+    if done is not None and options.validate:
         validate_fold(done.model, done.fold, done.dataset, done.validation_pairs, done.device)
 
 
@@ -109,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--minutes", type=shell.positive_number, metavar="M", help="as many epochs as fit into M minutes of steps"
     )
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
+    parser.add_argument(
+        "--no_validation", dest="validate", action="store_false",
+        help="do not predict and score the fold's validation pairs at the end; --continue without it does",
+    )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
     parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="start from a model folder or checkpoint")
     parser.add_argument(
