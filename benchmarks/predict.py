@@ -28,7 +28,7 @@ from llmreg.benchmark.peers import missing, register_pairs
 from llmreg.benchmark.study import Study, dataset_of, judged_pairs
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.files import read_json
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.pairs import PREDICT_FILE
 
 Row = tuple[str, float, float, float]
 
@@ -37,7 +37,8 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """Name, seconds a pair, peak memory (GB) and mean Dice (%) of each method, as they come."""
     study = Study(options.dataset, (options.fold,))
     dataset = dataset_of(study)
-    pairs = peer_pairs(study, judged_pairs(study, options.fold, dataset), dataset)[: options.pairs]
+    judged = [pair for pair in judged_pairs(study, options.fold, dataset) if dataset.case(pair.fixed).label is not None]
+    pairs = peer_pairs(study, judged, dataset)[: options.pairs]
     listed = write_pairs(work / "pairs.csv", [pair.cases for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"

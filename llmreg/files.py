@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmreg.errors import UserError
+
+# So much of each end of a packed image is looked at.
+_ENDS = 2**16
 
 
 @contextmanager
@@ -85,9 +89,37 @@ def json_digest(content: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
+    """SHA-256 of a file. Raises UserError when it cannot be read."""
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_digest(path: Path) -> str:
+    """A hash that tells the content of an image's file from others; times of change do not: copying changes them.
+
+    A file that gzip has packed is known by its size and both ends, since the last bytes hold a checksum of the whole.
+    Any other is read whole, also one of several packed blocks, as bgzip makes them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        start = file.read(_ENDS)
+        # The fourth byte says whether there are extra fields, where bgzip counts blocks.
+        if start[:2] != b"\x1f\x8b" or start[3] & 4:
+            return file_digest(path)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _ENDS, 0))
+        return hashlib.sha256(b"".join([str(size).encode(), start, file.read()])).hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def read_json(path: Path) -> Any:

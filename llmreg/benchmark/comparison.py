@@ -37,7 +37,12 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
     """
     dataset = dataset_of(study)
     pairs = all_judged_pairs(study, dataset)
-    about = {"study": identity(study), "judged_by": judged_by(pairs, dataset)}
+    about = {
+        "dataset": study.dataset,
+        "folds": list(study.folds),
+        "study": identity(study),
+        "judged_by": judged_by(pairs, dataset),
+    }
     known = _known(about, output)
     found: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
@@ -52,8 +57,7 @@ def compare(study: Study, wanted: Mapping[str, Sequence[Method]], output: Path) 
         titles = {name: title for name, title in known["methods"].items() if name not in failed}
         titles |= {name: methods[name].title for name in found}
         lost = {name: why for name, why in (known["failed"] | failed).items() if name not in found}
-        content = {"dataset": study.dataset, "folds": list(study.folds)} | about
-        write_json(output / BENCHMARK_FILE, content | {"methods": titles, "failed": lost})
+        write_json(output / BENCHMARK_FILE, about | {"methods": titles, "failed": lost})
     if not found:
         raise UserError(f"No method could be scored: {'; '.join(failed.values()) or 'name some with --methods'}")
     return [
@@ -74,7 +78,7 @@ def _known(about: Mapping[str, Any], output: Path) -> dict[str, dict[str, str]]:
             f"{output} holds a comparison with other plans, another configuration or other minutes: choose another "
             "folder with --output, or remove it."
         )
-    if content.get("judged_by") != about["judged_by"]:
+    if (content.get("judged_by"), content.get("folds")) != (about["judged_by"], about["folds"]):
         log.warning(
             "%s was made for other folds, or before images or annotations changed: until they are named again, its "
             "methods are left out (%s).",

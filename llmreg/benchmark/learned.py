@@ -19,12 +19,11 @@ from llmreg.benchmark.methods import Method
 from llmreg.benchmark.pairs import write_pairs
 from llmreg.benchmark.peers import are_there
 from llmreg.benchmark.scored import BENCHMARK_FILE, failures
-from llmreg.benchmark.study import TEST, Study, judged_by
+from llmreg.benchmark.study import TEST, Study, registered_from
 from llmreg.dataset import Dataset, Pair, pairs_among, pairs_digest
 from llmreg.errors import Interrupted, UserError
 from llmreg.files import file_digest, read_json, write_json
-from llmreg.inference.pairs import PAIRS_FILE
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.pairs import PAIRS_FILE, PREDICT_FILE
 from llmreg.preprocessing import pipeline
 from llmreg.preprocessing.plans import Plans
 from llmreg.training import experiment
@@ -75,7 +74,7 @@ def train_and_predict(
     _refuse_others(training, study, dataset)
     about = {
         "checkpoint": file_digest(training.final),
-        "judged_by": judged_by(pairs, dataset),
+        "registered_from": registered_from(pairs, dataset),
         "flags": list(method.flags),
     }
     record = folder / BENCHMARK_FILE
@@ -86,8 +85,8 @@ def train_and_predict(
     else:
         # Of another training, or of images that have changed.
         shutil.rmtree(folder, ignore_errors=True)
-        write_pairs(folder / PAIRS_FILE, pairs, dataset)
         known = {"about": about, "spent": 0.0}
+    write_pairs(folder / PAIRS_FILE, pairs, dataset)
     finished = failures(folder) == []
     # Unknown, should this process be killed.
     write_json(record, {"about": about})

@@ -27,14 +27,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llmreg.benchmark.classical import CLASSICAL, on_one_grid
 from llmreg.dataset import Pair
 from llmreg.errors import Interrupted, UserError
-from llmreg.files import read_json, write_json, written_whole
+from llmreg.files import image_digest, read_json, write_json, written_whole
 from llmreg.geometry.field import DisplacementField, chained
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_field, read_image, write_field, write_image, write_with_itk
-from llmreg.inference.predict import PREDICT_FILE, RECORDS_FOLDER
+from llmreg.inference.pairs import PREDICT_FILE
+from llmreg.inference.predict import RECORDS_FOLDER
 from llmreg.inference.registration import file_name
 from llmreg.machine import held_gb, peak_of
-from llmreg.preprocessing.sources import compressed_digest
 
 # Of what a method says before it fails, so much is kept.
 _LAST_WORDS = 200
@@ -111,9 +111,7 @@ def register_pairs(method: str, pairs: Sequence[PeerPair], folder: Path, seconds
     failed = [row for row in rows if "failed" in row]
     done = [row for row in rows if "failed" not in row]
     content = {"model": method, "pairs": done} | ({"failed": failed} if failed else {})
-    # Its time tells whether it was scored since.
-    if not file.exists() or read_json(file) != content:
-        write_json(file, content)
+    write_json(file, content)
     return file
 
 
@@ -132,9 +130,8 @@ def are_there(folder: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _asked(pair: PeerPair) -> dict[str, Any]:
-    """What a registration was made from: files that are rewritten, or lie elsewhere, are others."""
-    files = [pair.fixed, pair.moving, pair.fixed_label, pair.moving_label]
-    content = {str(file.absolute()): compressed_digest(file) for file in files if file is not None}
+    """What a registration was made from: images that are others, or lie elsewhere, count as others."""
+    content = {str(file.absolute()): image_digest(file) for file in (pair.fixed, pair.moving)}
     return {"files": content, "prealignment": list(pair.prealignment.GetParameters())}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE
-from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, lost
-from llmreg.files import file_digest, read_json
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.evaluation.summary import METRICS_FILE, lost
+from llmreg.files import read_json
+from llmreg.inference.pairs import PREDICT_FILE
 
 # In a dataset's folder of results, and in it what was compared.
 BENCHMARK_FOLDER = "benchmark"
@@ -41,14 +41,6 @@ def per_pair(folder: Path) -> pd.DataFrame:
     for column in ("peak_memory_gb", "peak_gpu_memory_gb"):
         means[column] = known.get(column, predicted.get(column))
     return means
-
-
-def is_scored(folder: Path) -> bool:
-    """Whether there are scores, and of the predictions as they are now."""
-    files = [folder / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE)]
-    if not all(file.is_file() for file in files):
-        return False
-    return bool(read_json(files[1]).get("predictions_sha256") == file_digest(files[2]))
 
 
 def failures(folder: Path) -> list[dict[str, Any]] | None:

@@ -10,11 +10,11 @@ from llmreg.benchmark.learned import train_and_predict
 from llmreg.benchmark.methods import Method
 from llmreg.benchmark.pairs import peer_pairs
 from llmreg.benchmark.peers import register_pairs
-from llmreg.benchmark.scored import failures, is_scored, per_pair
+from llmreg.benchmark.scored import failures, per_pair
 from llmreg.benchmark.study import Study, judged_by, judged_pairs
 from llmreg.dataset import Dataset
 from llmreg.errors import UserError
-from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.evaluation.evaluate import evaluate_folder, is_scored
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json, write_json
 

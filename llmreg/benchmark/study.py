@@ -10,7 +10,7 @@ from typing import Any
 from llmreg import paths
 from llmreg.dataset import Dataset, Pair, load_dataset
 from llmreg.errors import UserError
-from llmreg.files import file_digest, json_digest
+from llmreg.files import file_digest, image_digest, json_digest
 from llmreg.network.config import LLMMorphSettings
 from llmreg.preprocessing import pipeline, splits
 from llmreg.preprocessing.sources import sources_of
@@ -27,7 +27,7 @@ class Study:
     Attributes:
         dataset: id or whole name.
         folds: whose validation pairs count; ``test`` for the dataset's test pairs (its validation pairs where these are
-            not labelled), predicted by a training on all else.
+            not annotated), predicted by a training on all else.
         plans: name of the plans that all learned methods start from.
         configuration: ``full`` or ``half``; the plans' when None.
         minutes: of training for each learned method and fold; the plans' number of epochs when None.
@@ -87,6 +87,13 @@ def all_judged_pairs(study: Study, dataset: Dataset) -> list[Pair]:
             log.warning("%s: no test pair is annotated: methods are judged by the validation pairs.", dataset.name)
         found += judged
     return found
+
+
+def registered_from(pairs: Iterable[Pair], dataset: Dataset) -> str:
+    """A hash of what fields are made from beside a model: the pairs, and the images and masks of their cases."""
+    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
+    files = [[str(file.absolute()), image_digest(file)] for case in cases for file in (case.image, case.mask) if file]
+    return json_digest(files)
 
 
 def judged_by(pairs: Iterable[Pair], dataset: Dataset) -> str:

@@ -44,7 +44,7 @@ def action(options: argparse.Namespace) -> None:
 
     study = Study(
         options.dataset,
-        tuple(dict.fromkeys(fold_name(fold) for fold in options.folds)),
+        tuple(sorted({fold_name(fold) for fold in options.folds})),
         options.plans,
         options.configuration,
         options.minutes,

@@ -16,13 +16,14 @@ from llmreg.evaluation import learn2reg
 from llmreg.evaluation.inputs import PairFiles, find_pairs
 from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
 from llmreg.evaluation.pair import STAGED_METRICS, Row, evaluate_pair, unlabelled
-from llmreg.evaluation.summary import table_of, write_results
-from llmreg.files import check_writable, write_text
+from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, table_of, write_results
+from llmreg.files import check_writable, file_digest, read_json, write_text
 from llmreg.geometry.formats import read_as
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_image, read_transform
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.geometry.points import Convention
+from llmreg.inference.pairs import PREDICT_FILE
 from llmreg.workers import in_parallel
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,13 @@ def evaluate_folder(
 
     Args:
         predictions: folder with ``predict.json`` and the fields that it names.
-        labels: folder with a label map ``<case name>.nii.gz`` for each case, or a dataset's folder; used for cases
-            whose label map ``predict.json`` does not give.
+        labels: folder with a label map ``<case name>.nii.gz`` for each case, or a dataset's folder; for cases that it
+            has none of, and when None, the label maps are those that ``predict.json`` names.
         output: where ``metrics.csv``, ``summary.json`` and ``learn2reg.json`` go; the predictions folder by default.
         num_processes: pairs scored at the same time; labels, where there are fewer pairs.
         label_interpolation: how moving label maps are warped.
-        keypoints: folder with landmarks ``<case name>.csv``, used for cases whose landmarks ``predict.json`` does not
-            give.
+        keypoints: folder with landmarks ``<case name>.csv``; else they are those that ``predict.json`` names, else
+            the dataset's in ``labels``.
         convention: of the coordinates of landmarks in tables; a dataset's own are in voxels.
 
     Returns:
@@ -88,6 +89,14 @@ def evaluate_folder(
         **found.peak_memory,
     }
     return write_results(rows, output, about)
+
+
+def is_scored(predictions: Path) -> bool:
+    """Whether there are scores in a predictions folder, of the predictions as they are now."""
+    table, summary, made = (predictions / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE))
+    if not all(file.is_file() for file in (table, summary, made)):
+        return False
+    return bool(read_json(summary).get("predictions_sha256") == file_digest(made))
 
 
 def _score(

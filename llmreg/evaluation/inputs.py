@@ -14,6 +14,7 @@ from llmreg.errors import UserError
 from llmreg.evaluation.keypoints import SUFFIXES
 from llmreg.files import file_digest, read_json
 from llmreg.geometry.points import Convention
+from llmreg.inference.pairs import PREDICT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def find_pairs(predictions: Path, labels: Path | None, keypoints: Path | None = 
     """
     if not predictions.is_dir():
         raise UserError(f"The predictions folder {predictions} does not exist: run llmreg_predict first.")
-    file = predictions / "predict.json"
+    file = predictions / PREDICT_FILE
     if not file.is_file():
         raise UserError(f"{file} does not exist: give -i the folder that llmreg_predict wrote.")
     try:
@@ -197,23 +198,28 @@ def _image(predictions: Path, pair: _Pair, named: str | None) -> Path:
 
 
 def _dataset_near(folder: Path) -> Dataset | None:
-    folder = Path(os.path.abspath(folder))
-    for place in (folder, folder.parent):
+    # Links may lie in a dataset, or lead into one.
+    named, real = Path(os.path.abspath(folder)), folder.resolve()
+    places = (named, named.parent, real, real.parent)
+    problem: UserError | None = None
+    for place in dict.fromkeys(places):
         if (place / "dataset.json").is_file() or len(list(place.glob("*_dataset.json"))) == 1:
             try:
                 return load_dataset(place)
             except UserError as error:
-                log.warning("Label names are unknown, and all labels count as annotated everywhere: %s", error)
-                return None
+                problem = problem or error
+    if problem is not None:
+        log.warning("Label names are unknown, and all labels count as annotated everywhere: %s", problem)
     return None
 
 
 def _label_map(predictions: Path, case: str, named: str | None, labels: Path | None, dataset: Dataset | None) -> Path:
     places = []
     if labels is not None:
-        places = [labels / f"{case}.nii.gz", labels / "labelsTr" / f"{case}.nii.gz"]
         listed = () if dataset is None else dataset.cases
+        places = [labels / f"{case}.nii.gz"]
         places += [known.label for known in listed if known.name == case and known.label is not None]
+        places.append(labels / "labelsTr" / f"{case}.nii.gz")
     if named:
         # A relative path in predict.json means the predictions folder; joining leaves an absolute one as it is.
         places.append(predictions / named)

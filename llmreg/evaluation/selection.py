@@ -91,6 +91,9 @@ def select(results: Path, folds: Sequence[str] | None = None) -> Selection:
         for folder in sorted(results.glob("*__*__*"))
         if (found := sorted(folder.glob(f"fold_*/validation/{METRICS_FILE}")))
     }
+    for folder in sorted({path.parents[1] for path in results.glob("*__*__*/fold_*/checkpoint_final.safetensors")}):
+        if folder.name not in tables:
+            log.warning("%s is left out: it has no validation, which llmreg_train --continue adds.", folder.name)
     if not tables:
         raise UserError(f"{results} holds no validated model: train one first (llmreg_train).")
     common = sorted(set.intersection(*map(set, tables.values()))) if folds is None else list(folds)

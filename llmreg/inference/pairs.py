@@ -13,6 +13,8 @@ from llmreg.errors import UserError
 from llmreg.preprocessing.plans import Plans
 
 PAIRS_FILE = "pairs.csv"
+# What came of them, in the folder of predictions.
+PREDICT_FILE = "predict.json"
 _NAME = re.compile(r"(?P<dataset>.+)_(?P<subject>\d{4})_(?P<modality>\d{4})\.nii\.gz")
 _REQUIRED = ("fixed", "moving")
 OPTIONAL_FILES = (

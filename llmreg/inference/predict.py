@@ -19,11 +19,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llmreg import __version__
 from llmreg.devices import peak_memory
 from llmreg.errors import UserError
-from llmreg.files import check_writable, file_digest, read_json, remove_partial, write_json
+from llmreg.files import check_writable, file_digest, image_digest, read_json, remove_partial, write_json
 from llmreg.geometry.io import read_image
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
-from llmreg.inference.pairs import OPTIONAL_FILES, PairInput, case_name, find_pairs
+from llmreg.inference.pairs import OPTIONAL_FILES, PREDICT_FILE, PairInput, case_name, find_pairs
 from llmreg.inference.predictor import ImageInput, Options, Predictor, Prepared, is_large
 from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS, Registration, file_name
 from llmreg.inference.summary import failures, figures, table
@@ -32,7 +32,6 @@ from llmreg.training.checkpoint import read_state
 
 log = logging.getLogger(__name__)
 
-PREDICT_FILE = "predict.json"
 # A record for each pair that is done, from which a prediction goes on and its parts are put together.
 RECORDS_FOLDER = ".pairs"
 # Pairs that are worked on at a time: read, registered, written. Of large images, one at a time.
@@ -313,15 +312,14 @@ def _check_names(pairs: Sequence[PairInput], job: Job) -> None:
 
 
 def _asked(pair: PairInput) -> dict[str, str]:
-    """The pair as JSON; files with what tells one that was rewritten."""
+    """The pair as JSON; files with what tells their content from others."""
     return {key: _described(value) for key, value in vars(pair).items()}
 
 
 def _described(value: Any) -> str:
     if not isinstance(value, Path):
         return str(value)
-    about = value.stat()
-    return f"{value.resolve()} ({about.st_size} bytes, {about.st_mtime_ns})"
+    return f"{value.absolute()} {image_digest(value)}"
 
 
 def _absolute(path: Path | None) -> str | None:

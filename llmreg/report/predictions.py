@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmreg.benchmark.scored import is_scored
 from llmreg.errors import UserError
+from llmreg.evaluation.evaluate import is_scored
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.pairs import PREDICT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,11 @@ class Predictions:
     failed: tuple[tuple[str, str], ...]
     scores: pd.DataFrame
     about: Mapping[str, Any]
+
+    @property
+    def labelled(self) -> pd.DataFrame:
+        """The scores without the rows of pairs that have landmarks alone."""
+        return self.scores.dropna(subset="label")
 
     @property
     def dice(self) -> pd.Series[float]:
@@ -113,7 +118,9 @@ def read_predictions(title: str, folders: Sequence[Path]) -> Predictions:
     scored = [folder for folder in folders if is_scored(folder)]
     for folder in folders:
         if folder not in scored and (folder / METRICS_FILE).is_file():
-            log.warning("%s is of earlier predictions and not shown: run llmreg_evaluate again.", folder / METRICS_FILE)
+            log.warning(
+                "%s may be of earlier predictions and is not shown: run llmreg_evaluate again.", folder / METRICS_FILE
+            )
     return Predictions(title, pairs, tuple(failed), read_scores(scored), about)
 
 

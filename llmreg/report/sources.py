@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.benchmark.scored import BENCHMARK_FILE, earlier, is_prealigned, is_scored, per_pair
+from llmreg.benchmark.scored import BENCHMARK_FILE, earlier, is_prealigned, per_pair
 from llmreg.benchmark.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, compared
 from llmreg.errors import UserError
+from llmreg.evaluation.evaluate import is_scored
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json
-from llmreg.inference.predict import PREDICT_FILE
+from llmreg.inference.pairs import PREDICT_FILE
 from llmreg.preprocessing.plans import PLANS_FILE, Plans, read_plans
 from llmreg.report.predictions import Predictions, read_predictions, read_scores
 from llmreg.training.progress import LOG_FILE, read_log
@@ -95,7 +96,7 @@ def _of_predictions(path: Path) -> Source:
         tuple((what, value) for what, value in about if value),
         _stage_table("Before and after registration", stages),
         stages,
-        _stages_of_labels(made.scores),
+        _stages_of_labels(made.labelled),
         (made,),
         failed=made.failed,
     )
@@ -137,16 +138,17 @@ def _of_benchmark(path: Path) -> Source:
     for name, title in titles.items():
         folders = [path / name / f"fold_{fold}" for fold in folds]
         if not all(map(is_scored, folders)):
-            failed.append((title, "it was stopped before all was scored: run the benchmark again"))
+            failed.append((title, "not all of it is scored: run the benchmark again"))
             continue
         made = read_predictions(title, folders)
         shown.append(made)
         if not made.scores.empty:
             figures[title] = _registered(folders)
         failed += [(f"{title}: {pair_id}", why) for pair_id, why in made.failed]
-    by_label = {made.title: made.scores for made in shown if not made.scores.empty}
+    by_label = {made.title: made.labelled for made in shown if not made.labelled.empty}
     if figures:
         figures = earlier(list(figures.values())) | figures
+    if by_label:
         by_label = {INITIAL_TITLE: _initial_of_labels(list(by_label.values()))} | by_label
     about = [
         ("Dataset", str(content.get("dataset", ""))),

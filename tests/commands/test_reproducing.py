@@ -14,7 +14,7 @@ from tiny_study import in_this_process
 
 from llmreg.benchmark import learned, peers
 from llmreg.benchmark.classical import CLASSICAL
-from llmreg.commands import benchmark, plan_and_preprocess
+from llmreg.commands import benchmark, plan_and_preprocess, train
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import image_from, write_image
 from llmreg.training import progress
@@ -113,6 +113,10 @@ def test_a_method_is_trained_for_some_minutes(
     assert len((folder / "fold_all" / "training_log.jsonl").read_text().splitlines()) == 1
     # The pairs that count are scored where the table is.
     assert not (folder / "fold_all" / "validation").exists()
+    trained = ["--network", "voxelmorph", "--set", "network.size=small", "training.steps_per_epoch=2"]
+    trained += ["--as", "voxelmorph-small_0.0001min", "--continue", "--device", "cpu", "--workers", "0"]
+    assert train.main(["101", "all", *trained]) == 0
+    assert (folder / "fold_all" / "validation" / "metrics.csv").exists()
     assert json.loads((folder / "plans.json").read_text())["network"]["size"] == "small"
     table = pd.read_csv(benchmarked / "comparison.csv").set_index("method")
     assert list(table.index) == ["VoxelMorph (small)", "VoxelMorph (small), refined"]

@@ -341,6 +341,32 @@ def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path,
     assert evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "c", 1)["metrics"] == first["metrics"]
 
 
+def test_the_datasets_label_map_is_the_one_that_it_names(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, dataset = folders
+    right = evaluate_folder(predictions, dataset, tmp_path / "a", 1)
+    (dataset / "labelsTr").rename(dataset / "corrected")
+    (dataset / "labelsTr").mkdir()
+    content = json.loads((dataset / "dataset.json").read_text())
+    for entry in content["training"]:
+        name = Path(entry["image"]).name
+        entry["label"] = f"corrected/{name}"
+        sitk.WriteImage(label_image(2 * SHIFT), str(dataset / "labelsTr" / name))
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    assert evaluate_folder(predictions, dataset, tmp_path / "b", 1) == right
+
+
+@pytest.mark.parametrize("target", ["", "labelsTr"])
+def test_a_link_to_a_dataset_leads_to_its_label_table(folders: tuple[Path, Path], tmp_path: Path, target: str) -> None:
+    predictions, dataset = folders
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "data"
+    link.symlink_to(dataset / target)
+    found = evaluate_folder(predictions, link, tmp_path / "out", 1)
+    assert {label: own["name"] for label, own in found["labels"].items()} == {"1": "box", "4": "other"}
+    # Of the second moving image the other alone is annotated.
+    assert found["labels"]["1"]["num_pairs"] == 1
+
+
 def test_a_datasets_own_landmarks_are_in_voxels(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, dataset = folders
     (dataset / "keypointsTr").mkdir()

@@ -46,6 +46,16 @@ def test_points_count_significant_differences_in_three_metrics(tmp_path: Path) -
     assert found.table().splitlines()[1].startswith("llm_morph__good__half")
 
 
+def test_models_without_validation_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scored(tmp_path, "good", "0", range(3), 0.8, 5, 0.1)
+    other = tmp_path / "llm_morph__other__half" / "fold_0"
+    other.mkdir(parents=True)
+    (other / "checkpoint_final.safetensors").touch()
+    assert [one.model for one in select(tmp_path).candidates] == ["llm_morph__good__half"]
+    assert "llm_morph__other__half is left out: it has no validation" in caplog.text
+    assert "good" not in caplog.text.split("With")[0]
+
+
 def test_the_command_names_the_network_where_there_are_several(tmp_path: Path) -> None:
     scored(tmp_path, "default", "0", range(3), 0.70, 5, 0.1)
     (tmp_path / "llm_morph__default__half").rename(tmp_path / "voxelmorph__default__half")

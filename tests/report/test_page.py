@@ -134,7 +134,7 @@ def test_a_method_whose_prediction_was_stopped_is_left_out(tmp_path: Path, uprig
     (folder / stopped / "fold_0" / "predict.json").unlink()
     source = read_source(folder)
     assert title not in source.by_pair
-    assert (title, "it was stopped before all was scored: run the benchmark again") in source.failed
+    assert (title, "not all of it is scored: run the benchmark again") in source.failed
 
 
 def test_numbers_have_initial_ones_beside_and_the_best_in_bold(benchmark_page: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_predictions import write_predictions
+from tiny_predictions import write_benchmark, write_predictions
 
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
@@ -75,6 +75,16 @@ def test_scores_of_earlier_predictions_are_not_shown(
     assert read_predictions("a", [folder]).scores.empty
     assert "run llmreg_evaluate again" in caplog.text
     assert read_source(folder).tables == ()
+
+
+def test_methods_that_were_compared_one_after_the_other_share_a_table(upright: Grid, tmp_path: Path) -> None:
+    folder = write_benchmark(tmp_path, upright, [2.0, 3.0])
+    (folder / "comparison.csv").write_text("method\nWhole\n")
+    (table,) = read_source(folder).tables
+    assert len(table.rows) == 3
+    (folder / "comparison.csv").rename(folder / "table1.csv")
+    (table,) = read_source(folder).tables
+    assert list(table.rows) == ["Whole"]
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
