@@ -37,8 +37,8 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """Name, seconds a pair, peak memory (GB) and mean Dice (%) of each method, as they come."""
     study = Study(options.dataset, (options.fold,))
     dataset = dataset_of(study)
-    judged = [pair for pair in judged_pairs(study, options.fold, dataset) if dataset.case(pair.fixed).label is not None]
-    pairs = peer_pairs(study, judged, dataset)[: options.pairs]
+    judged = peer_pairs(study, judged_pairs(study, options.fold, dataset), dataset)
+    pairs = [pair for pair in judged if pair.fixed_label is not None and pair.moving_label is not None][: options.pairs]
     listed = write_pairs(work / "pairs.csv", [pair.cases for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from llmreg.benchmark.pairs import peer_pairs
 from llmreg.benchmark.peers import register_pairs
 from llmreg.benchmark.scored import failures, per_pair
 from llmreg.benchmark.study import Study, judged_by, judged_pairs
-from llmreg.dataset import Dataset
+from llmreg.dataset import Dataset, Pair
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder, is_scored
 from llmreg.evaluation.summary import METRICS_FILE
@@ -46,7 +47,7 @@ def scores(study: Study, method: Method, dataset: Dataset, output: Path) -> pd.D
         if failed:
             # Means over other pairs could not be compared.
             raise UserError(f"{len(failed)} of {len(pairs)} pairs failed: {failed[0]['failed']}")
-        _score(folder, dataset, judged_by(pairs, dataset))
+        _score(folder, pairs, dataset)
         found.append(per_pair(folder))
     return pd.concat(found)
 
@@ -63,9 +64,9 @@ def _folder(output: Path, method: Method, fold: str) -> Path:
     return output / method.name / f"fold_{fold}"
 
 
-def _score(folder: Path, dataset: Dataset, judged_by: str) -> None:
+def _score(folder: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
     """Score predictions, unless they are and nothing has changed."""
-    record, now = folder / _SCORED_FILE, {"judged_by": judged_by}
+    record, now = folder / _SCORED_FILE, {"judged_by": judged_by(pairs, dataset)}
     if not is_scored(folder) or not record.exists() or read_json(record) != now:
         record.unlink(missing_ok=True)
         evaluate_folder(folder, dataset.folder)

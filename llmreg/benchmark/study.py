@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmreg import paths
-from llmreg.dataset import Dataset, Pair, load_dataset
+from llmreg.dataset import Case, Dataset, Pair, load_dataset
 from llmreg.errors import UserError
 from llmreg.files import file_digest, image_digest, json_digest
 from llmreg.network.config import LLMMorphSettings
@@ -91,16 +91,21 @@ def all_judged_pairs(study: Study, dataset: Dataset) -> list[Pair]:
 
 def registered_from(pairs: Iterable[Pair], dataset: Dataset) -> str:
     """A hash of what fields are made from beside a model: the pairs, and the images and masks of their cases."""
-    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
+    cases = _cases(pairs, dataset)
     files = [[str(file.absolute()), image_digest(file)] for case in cases for file in (case.image, case.mask) if file]
     return json_digest(files)
 
 
 def judged_by(pairs: Iterable[Pair], dataset: Dataset) -> str:
     """A hash of what scores are made from beside fields: the pairs, their cases' files and annotation, the labels."""
-    cases = [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
+    cases = _cases(pairs, dataset)
     points = [None if case.keypoints is None else file_digest(case.keypoints) for case in cases]
     return json_digest([[[case.name, sources_of(case)] for case in cases], points, list(dataset.labels.items())])
+
+
+def _cases(pairs: Iterable[Pair], dataset: Dataset) -> list[Case]:
+    """The fixed and the moving case of each pair, in their order."""
+    return [dataset.case(name) for pair in pairs for name in (pair.fixed, pair.moving)]
 
 
 def identity(study: Study) -> dict[str, Any]:

@@ -223,5 +223,5 @@ def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> N
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "demons"]) == 2
     refused(capsys, "There is no method 'demons'")
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "llm_morph", "--folds", "test"]) == 2
-    refused(capsys, "to judge by in fold test")
+    refused(capsys, "no pairs with label maps or landmarks to judge by in fold test")
     assert not list(output.glob("*/fold_*/*.nii.gz"))
