@@ -106,7 +106,7 @@ def image_digest(path: Path) -> str:
     with _opened(path) as file:
         start = file.read(_ENDS)
         # The fourth byte says whether there are extra fields, where bgzip counts blocks.
-        if start[:2] != b"\x1f\x8b" or start[3] & 4:
+        if start[:2] != b"\x1f\x8b" or len(start) < 4 or start[3] & 4:
             return file_digest(path)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - _ENDS, 0))

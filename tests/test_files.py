@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmreg.errors import UserError
-from llmreg.files import image_digest, json_digest
+from llmreg.files import file_digest, image_digest, json_digest
 
 SIZE = 300_000
 NOISE = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8).tobytes()
@@ -51,6 +51,12 @@ def test_a_packed_file_is_not_read_whole(tmp_path: Path) -> None:
     (tmp_path / "volume").write_bytes(packed)
     # Broken, but not written by whoever packs a file.
     assert image_digest(tmp_path / "volume") == before
+
+
+def test_a_file_that_breaks_off_in_its_first_bytes_has_a_digest(tmp_path: Path) -> None:
+    path = tmp_path / "volume"
+    path.write_bytes(b"\x1f\x8b")
+    assert image_digest(path) == file_digest(path)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
