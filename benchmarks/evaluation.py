@@ -26,11 +26,11 @@ from scipy.spatial import cKDTree
 
 from llmreg.evaluation.keypoints import Keypoints, keypoint_errors
 from llmreg.evaluation.metrics import dice_per_label
-from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from
+from llmreg.geometry.io import array_to_image, image_to_array
 from llmreg.geometry.labels import resample_labels
 from llmreg.machine import available_cores, peak_memory_gb
 
@@ -61,11 +61,11 @@ def smooth_field(grid: Grid, seed: int, mm: float) -> DisplacementField:
 def scoring(method: str, shape: tuple[int, ...], labels: int) -> Callable[[], object]:
     """What computes the figures, all of its input made."""
     grid = Grid(shape[::-1], (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    fixed = image_from(brain(shape, labels), grid)
+    fixed = array_to_image(brain(shape, labels), grid)
     moving = resample_labels(fixed, grid, smooth_field(grid, 1, 3.0))
     field = smooth_field(grid, 2, 1.0)
-    here, ids = array_of(fixed), list(range(1, labels + 1))
-    warped = array_of(resample_labels(moving, grid, field))
+    here, ids = image_to_array(fixed), list(range(1, labels + 1))
+    warped = image_to_array(resample_labels(moving, grid, field))
     spacing = grid.spacing
     points = grid.index_to_physical(np.random.default_rng(3).uniform(10, min(shape) - 10, (100, 3)))
 

@@ -58,10 +58,17 @@ def write_model(folder: Path, layers: int) -> None:
         weight_map |= dict.fromkeys(shard, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": INNER,
-        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS,
-        "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_HEADS,
+        "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-5,
+        "torch_dtype": "bfloat16",
+    }
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -70,9 +77,9 @@ def peak_mb() -> float:
 
 
 def fill_cache(folder: Path) -> None:
-    from llmreg.network.config import LLMSettings
-    from llmreg.network.llm.fetching import fetch
-    from llmreg.network.llm.loading import find_layers
+    from llmreg.networks.config import LLMSettings
+    from llmreg.networks.language_models.fetching import fetch
+    from llmreg.networks.language_models.loading import find_layers
 
     pinned = fetch(LLMSettings(source=str(folder), layers=LAYERS), folder / "cache")
     find_layers(pinned, folder / "cache")
@@ -85,10 +92,10 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModel
 
-    from llmreg.network.config import LLMSettings
-    from llmreg.network.llm.loading import build_layers, find_layers
-    from llmreg.network.llm.reading import LocalFiles
-    from llmreg.network.llm.sources import read_layers
+    from llmreg.networks.config import LLMSettings
+    from llmreg.networks.language_models.loading import build_layers, find_layers
+    from llmreg.networks.language_models.reading import LocalFiles
+    from llmreg.networks.language_models.sources import read_layers
 
     read = 0
     real = LocalFiles.read

@@ -19,12 +19,12 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from llmreg.dataset import Pair
-from llmreg.machine import Machine
-from llmreg.network.config import LLMMorphSettings
+from llmreg.data.dataset import Pair
+from llmreg.devices import Machine
+from llmreg.networks.config import LLMMorphSettings
+from llmreg.plans.plans import AugmentationSettings
 from llmreg.preprocessing.planning import Budget, plan_configuration
-from llmreg.preprocessing.plans import AugmentationSettings
-from llmreg.training.pairs import Sampling, TrainingPairs, batches
+from llmreg.training.samples import Sampling, TrainingPairs, batches
 
 SHAPE, CASES, PAIRS = (96, 96, 96), 20, 200
 

@@ -4,7 +4,7 @@
     python benchmarks/predict.py -d 2 -m MODEL --methods ants convexadam --llmreg "" "--refine 50"
 
 The start of each program is included: ``llmreg_predict`` is one command over all pairs, as users type it, and its time
-is shared out among them; the other programs start for each pair (see llmreg/benchmark/classical.py for how they are
+is shared out among them; the other programs start for each pair (see llmreg/comparison/classical.py for how they are
 called). The pairs are validation pairs of the model's fold, which it was not trained on. Peers need
 ``pip install llmreg[peers]``; those that are not installed are left out.
 """
@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg.benchmark.classical import CLASSICAL
-from llmreg.benchmark.pairs import peer_pairs, write_pairs
-from llmreg.benchmark.peers import missing, register_pairs
-from llmreg.benchmark.study import Study, dataset_of, judged_pairs
+from llmreg.comparison.classical import CLASSICAL
+from llmreg.comparison.pair_tables import peer_pairs, write_pairs
+from llmreg.comparison.peers import missing, register_pairs
+from llmreg.comparison.study import Study, dataset_of, judged_pairs
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.files import read_json
-from llmreg.inference.pairs import PREDICT_FILE
+from llmreg.inference.pair_inputs import PREDICT_FILE
 
 Row = tuple[str, float, float, float]
 

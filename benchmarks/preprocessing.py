@@ -109,9 +109,9 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
     import blosc2
     import SimpleITK as sitk
 
-    from llmreg.dataset import Case
-    from llmreg.preprocessing.plans import parse_plans
-    from llmreg.preprocessing.preprocess import Guides, preprocess_case
+    from llmreg.data.dataset import Case
+    from llmreg.plans.plans import parse_plans
+    from llmreg.preprocessing.preprocess import PlacementHints, preprocess_case
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cores)
     blosc2.set_nthreads(cores)
@@ -119,20 +119,33 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
     tokens = [n // 16 for n in padded]
     window = {"modality": "CT", "scheme": "window", "lower": WINDOW[0], "upper": WINDOW[1]}
     configuration = {
-        "downsampling": 1, "padded_size": padded, "network_shape": padded, "token_grid": tokens,
-        "token_length": tokens[0] * tokens[1] * tokens[2], "memory_gb": 1,
-    }  # fmt: skip
+        "downsampling": 1,
+        "padded_size": padded,
+        "network_shape": padded,
+        "token_grid": tokens,
+        "token_length": tokens[0] * tokens[1] * tokens[2],
+        "memory_gb": 1,
+    }
     content = {
-        "dataset_name": "Benchmark", "plans_name": "default", "spacing": told["spacing"], "size": told["size"],
-        "centre": [0, 0, 0], "fixed_modality": 0, "moving_modality": 0, "labels": {n: f"s{n}" for n in told["ids"]},
-        "normalization": {0: window}, "prealignment": {"method": "centre", "reference_case": "case_0"},
-        "configurations": {"full": configuration}, "default_configuration": "full", "reasons": {},
-    }  # fmt: skip
+        "dataset_name": "Benchmark",
+        "plans_name": "default",
+        "spacing": told["spacing"],
+        "size": told["size"],
+        "centre": [0, 0, 0],
+        "fixed_modality": 0,
+        "moving_modality": 0,
+        "labels": {n: f"s{n}" for n in told["ids"]},
+        "normalization": {0: window},
+        "prealignment": {"method": "centre", "reference_case": "case_0"},
+        "configurations": {"full": configuration},
+        "default_configuration": "full",
+        "reasons": {},
+    }
     plans = parse_plans(content, "the benchmark")
 
     def run(number: int, image: str, label: str) -> int:
         case = Case(f"case_{number}", f"subject_{number}", 0, Path(image), Path(label))
-        return preprocess_case(case, plans, out, Guides(), {}).image.size
+        return preprocess_case(case, plans, out, PlacementHints(), {}).image.size
 
     return run
 
@@ -156,18 +169,29 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
         function = "resample_data_or_seg_to_shape"
         of_data, of_seg = of_all | {"is_seg": False, "order": 3}, of_all | {"is_seg": True, "order": 1}
     configuration = {
-        "data_identifier": "benchmark", "preprocessor_name": "DefaultPreprocessor", "patch_size": [128, 128, 128],
-        "spacing": told["spacing"][::-1], "normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False],
-        "resampling_fn_data": function, "resampling_fn_data_kwargs": of_data,
-        "resampling_fn_seg": function, "resampling_fn_seg_kwargs": of_seg, "architecture": {},
-    }  # fmt: skip
+        "data_identifier": "benchmark",
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": [128, 128, 128],
+        "spacing": told["spacing"][::-1],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": function,
+        "resampling_fn_data_kwargs": of_data,
+        "resampling_fn_seg": function,
+        "resampling_fn_seg_kwargs": of_seg,
+        "architecture": {},
+    }
     intensities = {"mean": 40.0, "std": 100.0, "percentile_00_5": WINDOW[0], "percentile_99_5": WINDOW[1]}
     content = {
-        "dataset_name": "Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
+        "dataset_name": "Benchmark",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": intensities},
         "configurations": {"3d_fullres": configuration},
-    }  # fmt: skip
+    }
     plans = PlansManager(content)
     names = {"background": 0} | {f"s{n}": n for n in told["ids"]}
     dataset = {"labels": names, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}

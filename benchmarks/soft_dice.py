@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmreg.training.losses import soft_dice
+from llmreg.similarity.losses import soft_dice
 
 
 def label_volume(shape: tuple[int, ...], labels: int, variant: int) -> Tensor:

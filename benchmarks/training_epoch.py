@@ -24,16 +24,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from llmreg import paths
 from llmreg.commands import plan_and_preprocess
-from llmreg.dataset import load_dataset, pairs_among
+from llmreg.data import splits
+from llmreg.data.dataset import load_dataset, pairs_among
+from llmreg.data.synthetic import write_demo_dataset
 from llmreg.devices import choose_device, has_bfloat16
-from llmreg.network.factory import build_network
-from llmreg.preprocessing import pipeline, splits
+from llmreg.networks.factory import build_network
+from llmreg.preprocessing import dataset_steps as pipeline
 from llmreg.preprocessing.preprocess import volumes_folder
-from llmreg.synthetic import write_demo_dataset
+from llmreg.training.distributed import DistributedContext
 from llmreg.training.experiment import with_layers
-from llmreg.training.learner import Learner
-from llmreg.training.pairs import Sampling, TrainingPairs, batches, numbered
-from llmreg.training.ranks import Ranks
+from llmreg.training.samples import Sampling, TrainingPairs, batches, numbered
+from llmreg.training.step import Learner
 
 PARTS = ("load", "forward", "loss", "backward", "update")
 WARM_UP = 3
@@ -53,7 +54,9 @@ def measure(options: argparse.Namespace) -> None:
     pairs = TrainingPairs(volumes_folder(folder, plans), pairs_among(dataset, cases), configuration, sampling, (0,))
     steps = range(WARM_UP + options.steps)
     workers = int(options.measure)
-    loading = batches(pairs, numbered(steps, plans.training, Ranks(0, 1, device)), workers, device.type == "cuda")
+    loading = batches(
+        pairs, numbered(steps, plans.training, DistributedContext(0, 1, device)), workers, device.type == "cuda"
+    )
     learner = Learner(plans, configuration.downsampling, network, optimizer, device)
     for _ in range(WARM_UP):
         learner.step(loading, 1e-5)

@@ -12,13 +12,13 @@ import sys
 
 import torch
 
-from llmreg.devices import autocast
-from llmreg.machine import Machine, peak_memory_gb, this_machine
-from llmreg.network.factory import build_network
-from llmreg.network.flow import predict_flow
-from llmreg.preprocessing.costs import BUILT_IN_SIZE, training_memory_gb
+from llmreg.devices import Machine, autocast, this_machine
+from llmreg.machine import peak_memory_gb
+from llmreg.networks.factory import build_network
+from llmreg.networks.llm_morph.costs import BUILT_IN_SIZE, training_memory_gb
+from llmreg.networks.resolution import predict_flow
+from llmreg.plans.plans import Loss
 from llmreg.preprocessing.planning import NETWORK
-from llmreg.preprocessing.plans import Loss
 from llmreg.training.objective import Predicted, terms, total
 
 # Size of the grid (x, y, z), downsampling, width, finest level twice, weight of the image term.
@@ -54,10 +54,14 @@ def step(size: tuple[int, ...], downsampling: int, width: int, recompute: bool, 
     labels = torch.nn.functional.interpolate(blocks, size=shape)[:, 0].to(torch.uint8)
     image = torch.rand((1, 1, *shape), generator=generator)
     batch = {
-        "fixed": image.flip(-1), "moving": image, "fixed_labels": labels.flip(-1), "moving_labels": labels,
-        "fixed_seen": torch.ones_like(labels), "moving_seen": torch.ones_like(labels),
+        "fixed": image.flip(-1),
+        "moving": image,
+        "fixed_labels": labels.flip(-1),
+        "moving_labels": labels,
+        "fixed_seen": torch.ones_like(labels),
+        "moving_seen": torch.ones_like(labels),
         "labels": torch.arange(1, LABELS + 1),
-    }  # fmt: skip
+    }
     weights = Loss(similarity=similarity)
     for _ in range(2):
         with autocast(device, "bfloat16"):

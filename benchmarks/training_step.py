@@ -29,14 +29,14 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from llmreg.devices import autocast, has_bfloat16
-from llmreg.network.config import LLMMorphSettings, LLMSettings
-from llmreg.network.convolution import Conv3d
-from llmreg.network.encoder import ConvBlock
-from llmreg.network.factory import DTYPES
-from llmreg.network.flow import predict_flow
-from llmreg.network.llm.loading import LoadedLayers, build_layers, random_layers
-from llmreg.network.llm_morph import LLMMorph
-from llmreg.training.losses import gradient_l2, soft_dice
+from llmreg.networks.config import LLMMorphSettings, LLMSettings
+from llmreg.networks.convolution import Conv3d
+from llmreg.networks.factory import DTYPES
+from llmreg.networks.language_models.loading import LoadedLayers, build_layers, random_layers
+from llmreg.networks.llm_morph.encoder import ConvBlock
+from llmreg.networks.llm_morph.network import LLMMorph
+from llmreg.networks.resolution import predict_flow
+from llmreg.similarity.losses import gradient_l2, soft_dice
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,13 @@ CASES = {
 def layers_of(width: int, dtype: torch.dtype) -> LoadedLayers:
     """Two layers of LLaMA-3-8B's shape with random weights, the same numbers in every type."""
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=width * 7 // 2, num_attention_heads=width // 128,
-        num_key_value_heads=max(1, width // 512), num_hidden_layers=32, vocab_size=128,
-    ).to_dict()  # fmt: skip
+        hidden_size=width,
+        intermediate_size=width * 7 // 2,
+        num_attention_heads=width // 128,
+        num_key_value_heads=max(1, width // 512),
+        num_hidden_layers=32,
+        vocab_size=128,
+    ).to_dict()
     return build_layers(random_layers("random", config, (15, 16)), dtype)
 
 

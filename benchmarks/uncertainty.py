@@ -20,10 +20,11 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from llmreg import DisplacementField, Grid, ImageInput, Options, Predictor, paths
-from llmreg.dataset import load_dataset
+from llmreg.data import splits
+from llmreg.data.dataset import load_dataset
 from llmreg.geometry.field import inverse, warp_image
-from llmreg.geometry.io import array_of, read_image
-from llmreg.preprocessing import pipeline, splits
+from llmreg.geometry.io import image_to_array, read_image
+from llmreg.preprocessing import dataset_steps as pipeline
 
 BINS = 10
 
@@ -66,10 +67,10 @@ def main() -> None:
         found = predictor.predict(
             ImageInput(images[0], fixed.modality), ImageInput(warp_image(images[1], drawn), moving.modality)
         )
-        inside = array_of(read_image(fixed.label)) > 0
+        inside = image_to_array(read_image(fixed.label)) > 0
         away = np.linalg.norm(found.field.vectors - inverse(drawn).vectors, axis=-1)
         assert found.uncertainty is not None
-        estimated.append(array_of(found.uncertainty)[inside])
+        estimated.append(image_to_array(found.uncertainty)[inside])
         wrong.append(away[inside])
     sure, error = np.concatenate(estimated), np.concatenate(wrong)
     edges = np.quantile(sure, np.linspace(0, 1, BINS + 1))

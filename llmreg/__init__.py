@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llmreg.version import __version__
+
 if TYPE_CHECKING:
     from llmreg.geometry.field import DisplacementField
     from llmreg.geometry.grid import Grid
     from llmreg.inference.predictor import ImageInput, Options, Predictor
     from llmreg.inference.registration import Registration
 
-__version__ = "0.1.0"
-__all__ = ["DisplacementField", "Grid", "ImageInput", "Options", "Predictor", "Registration"]
+__all__ = ["DisplacementField", "Grid", "ImageInput", "Options", "Predictor", "Registration", "__version__"]
 
 _HOMES = {
     "DisplacementField": "geometry.field",

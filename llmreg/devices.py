@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
 from llmreg.errors import UserError
-from llmreg.machine import peak_memory_gb
+from llmreg.machine import available_cores, peak_memory_gb, ram_gb
+
+# The rest is for the system, the data loader and what PyTorch does not give back.
+USABLE = {"cpu": 0.75, "cuda": 0.9}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -50,3 +55,40 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         found["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
     return {name: round(value, 3) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides how large a network may be, and how long it may train.
+
+    Attributes:
+        device: where training will run.
+        memory_gb: memory for it there, GiB.
+        cores: CPU cores.
+        bfloat16: whether the device computes in bfloat16.
+    """
+
+    device: Literal["cpu", "cuda"]
+    memory_gb: float
+    cores: int
+    bfloat16: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def this_machine(memory_gb: float | None = None) -> Machine:
+    """This computer's GPU where it has one, else its processor.
+
+    Args:
+        memory_gb: the memory to plan for; most of what the device has when None.
+    """
+    device = choose_device(None)
+    if device.type == "cuda":
+        kind: Literal["cpu", "cuda"] = "cuda"
+        whole = torch.cuda.get_device_properties(device).total_memory / 2**30
+    else:
+        kind, whole = "cpu", ram_gb()
+    # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
+    memory = max(1, round(whole * USABLE[kind])) if memory_gb is None else memory_gb
+    return Machine(kind, float(memory), available_cores(), has_bfloat16(device))

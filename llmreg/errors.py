@@ -1,19 +1,183 @@
-"""The exceptions that reach a user as a sentence instead of a traceback."""
+"""The exceptions that reach a user as a sentence instead of a traceback.
+
+Every class carries what it is about as attributes, so that a program can react to it. Its message says what is wrong,
+with which file, and what to do in terms that hold for Python and the command line alike. It names no option of a
+command: :mod:`llmreg.commands.hints` adds those for people who typed one.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one sentence: which file, what is wrong, what to do.
+    """Something the user can mend; the base of all errors that this package raises on purpose.
 
-    The command line prints it and exits with code 2 (see :mod:`llmreg.commands.shell`).
+    The command line prints the message, adds a hint where it knows one, and exits with code 2.
     """
 
 
+class MissingFile(UserError):
+    """A file or folder that is needed does not exist.
+
+    Attributes:
+        path: where it was looked for.
+        remedy: what to do, a clause.
+    """
+
+    def __init__(self, path: Path, remedy: str = "") -> None:
+        super().__init__(f"{path} does not exist" + (f": {remedy}." if remedy else "."))
+        self.path, self.remedy = path, remedy
+
+
+class UnreadableFile(UserError):
+    """A file exists, but its content cannot be read or is not what it should be.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong, a clause that continues the path.
+        remedy: what to do, a clause.
+    """
+
+    def __init__(self, path: Path | str, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{path} {problem}" + (f": {remedy}." if remedy else "."))
+        self.path, self.problem, self.remedy = path, problem, remedy
+
+
+class BadImage(UnreadableFile):
+    """An image, label map or mask that cannot be used."""
+
+
+class BadTransform(UnreadableFile):
+    """A transform or displacement field that cannot be used."""
+
+
+class BadTable(UnreadableFile):
+    """A table of pairs or landmarks that cannot be used."""
+
+
+class NotWritable(UserError):
+    """A file or folder cannot be written.
+
+    Attributes:
+        path: what was to be written.
+        reason: what the system says.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"Cannot write {path}: {reason}. Choose a folder that you may write to.")
+        self.path, self.reason = path, reason
+
+
+class WouldOverwrite(UserError):
+    """A result would replace a file that exists, which was not allowed.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists already and is not replaced.")
+        self.path = path
+
+
+class WouldReplaceInput(UserError):
+    """A result would replace a file that it is made from.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is read and would be replaced by the result: write the result elsewhere.")
+        self.path = path
+
+
+class UnknownName(UserError):
+    """Something was named that does not exist among a known set.
+
+    Attributes:
+        kind: what is named: network, term, configuration ...
+        name: the name that was given.
+        known: the names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"There is no {kind} '{name}': choose {', '.join(known) or 'nothing, since there is none'}.")
+        self.kind, self.name, self.known = kind, name, tuple(known)
+
+
+class Ambiguous(UserError):
+    """A choice is needed, because several things fit.
+
+    Attributes:
+        kind: what is to be chosen: model, dataset ...
+        candidates: what fits.
+    """
+
+    def __init__(self, kind: str, candidates: Sequence[str]) -> None:
+        super().__init__(f"Several {kind}s fit: {', '.join(candidates)}. Choose one of them.")
+        self.kind, self.candidates = kind, tuple(candidates)
+
+
+class OtherPlans(UserError):
+    """A folder holds a model or volumes of plans other than those that are given.
+
+    Attributes:
+        folder: the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} belongs to other plans: give these plans another name, or remove the folder.")
+        self.folder = folder
+
+
+class NotPrepared(UserError):
+    """A step before this one has not been run.
+
+    Attributes:
+        path: what is missing.
+        step: what makes it: fingerprint, plan, preprocess, train, predict, evaluate, fetch_llm.
+        dataset: the dataset's id or name, where there is one.
+        plans: the name of the plans, where the step needs one.
+    """
+
+    def __init__(self, path: Path | str, step: str, dataset: str | None = None, plans: str | None = None) -> None:
+        super().__init__(f"{path} is missing: it is made by the step '{step}', which has to be run first.")
+        self.path, self.step, self.dataset, self.plans = path, step, dataset, plans
+
+
+class DeviceUnavailable(UserError):
+    """A device cannot be used for computing.
+
+    Attributes:
+        device: its name.
+        reason: what PyTorch says.
+    """
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(f"The device '{device}' cannot be used ({reason}): use the CPU.")
+        self.device, self.reason = device, reason
+
+
+class MissingPackage(UserError):
+    """An optional package is not installed.
+
+    Attributes:
+        package: its name on PyPI.
+        purpose: what needs it.
+        install: the requirement to install.
+    """
+
+    def __init__(self, package: str, purpose: str, install: str) -> None:
+        super().__init__(f"{package} is not installed, which {purpose} needs: pip install '{install}'.")
+        self.package, self.purpose, self.install = package, purpose, install
+
+
 class Interrupted(Exception):
-    """Work that was stopped by a signal and left what it had done in a state to go on from.
+    """Work that was stopped by a signal and can be resumed.
 
     Attributes:
         exit_code: 128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for a termination.

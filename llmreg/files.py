@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: everything is written beside its place and then renamed."""
+"""Atomic writes: a file is written beside its place and then renamed, so that it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmreg.errors import UserError
+from llmreg.errors import MissingFile, NotWritable, UnreadableFile, WouldOverwrite, WouldReplaceInput
 
-# So much of each end of a packed image is looked at.
+# Bytes at each end of a gzip-compressed image that its digest covers.
 _ENDS = 2**16
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffixes); rename it to ``path`` when the block succeeds.
 
     Raises:
-        UserError: if the folder cannot be written.
+        NotWritable: if the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + path.name, dir=path.parent)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}. Choose a folder that you may write to.") from error
+        raise NotWritable(path, error.strerror or str(error)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -45,37 +45,41 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` have left of it; not while another writes it."""
+    """Remove the temporary files of processes that were killed while they wrote ``path``.
+
+    No other process may be writing ``path`` at the same time.
+    """
     for temporary in path.parent.glob(f".partial-????????-{glob.escape(path.name)}"):
         temporary.unlink(missing_ok=True)
 
 
-def check_new(targets: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:
-    """Find out before the work whether its results would replace something.
+def check_outputs(targets: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:
+    """Check before the work that its results replace nothing.
 
     Raises:
-        UserError: one is there and may not be overwritten, or is what the work reads.
+        WouldOverwrite: a target exists and ``overwrite`` is false.
+        WouldReplaceInput: a target is one of the sources.
     """
-    read = [source for source in sources if source.exists()]
+    existing_sources = [source for source in sources if source.exists()]
     for target in targets:
         if not target.exists():
             continue
-        if any(target.samefile(source) for source in read):
-            raise UserError(f"{target} would replace what is read: choose another --output.")
+        if any(target.samefile(source) for source in existing_sources):
+            raise WouldReplaceInput(target)
         if not overwrite:
-            raise UserError(f"{target} exists: choose another --output, or add --overwrite.")
+            raise WouldOverwrite(target)
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before the work whether its results can be written. Raises UserError when they cannot."""
-    with written_whole(folder / ".writable"):
+    """Check before the work that its results can be written. Raises NotWritable when they cannot."""
+    with atomic_write(folder / ".writable"):
         pass
     # Another process may have looked at the same time.
     (folder / ".writable").unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -89,23 +93,23 @@ def json_digest(content: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file. Raises UserError when it cannot be read."""
-    with _opened(path) as file:
+    """SHA-256 of a file. Raises UnreadableFile when it cannot be read."""
+    with _open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image_digest(path: Path) -> str:
-    """A hash that tells the content of an image's file from others; times of change do not: copying changes them.
+    """A hash of an image file's content, which unlike its time of change survives copying.
 
-    A file that gzip has packed is known by its size and both ends, since the last bytes hold a checksum of the whole.
-    Any other is read whole, also one of several packed blocks, as bgzip makes them.
+    Of a gzip-compressed file, size and both ends are hashed, since its last bytes hold a checksum of the whole. Any
+    other file is hashed whole, also one of several compressed blocks as bgzip makes them.
 
     Raises:
-        UserError: the file cannot be read.
+        UnreadableFile: the file cannot be read.
     """
-    with _opened(path) as file:
+    with _open_binary(path) as file:
         start = file.read(_ENDS)
-        # The fourth byte says whether there are extra fields, where bgzip counts blocks.
+        # The fourth byte says whether the header has extra fields, in which bgzip stores the sizes of its blocks.
         if start[:2] != b"\x1f\x8b" or len(start) < 4 or start[3] & 4:
             return file_digest(path)
         size = file.seek(0, os.SEEK_END)
@@ -114,21 +118,21 @@ def image_digest(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _open_binary(path: Path) -> Iterator[io.BufferedReader]:
     try:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        raise UnreadableFile(path, f"cannot be read ({error.strerror})") from error
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError when the file is missing or is not JSON."""
+    """The content of a JSON file. Raises MissingFile, or UnreadableFile when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+        raise MissingFile(path) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Mend or restore the file.") from error
+        raise UnreadableFile(path, f"is not valid JSON ({error})", "mend or restore the file") from error
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        raise UnreadableFile(path, f"cannot be read ({error.strerror})") from error

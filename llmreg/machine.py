@@ -1,58 +1,13 @@
-"""The computer that plans are made for."""
+"""Cores and memory of this computer, without importing torch."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-# The rest is for the system, the data loader and what PyTorch does not give back.
-USABLE = {"cpu": 0.75, "cuda": 0.9}
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What decides how large a network may be, and how long it may train.
-
-    Attributes:
-        device: where training will run.
-        memory_gb: memory for it there, GiB.
-        cores: CPU cores.
-        bfloat16: whether the device computes in bfloat16.
-    """
-
-    device: Literal["cpu", "cuda"]
-    memory_gb: float
-    cores: int
-    bfloat16: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def this_machine(memory_gb: float | None = None) -> Machine:
-    """This computer's GPU where it has one, else its processor.
-
-    Args:
-        memory_gb: the memory to plan for; most of what the device has when None.
-    """
-    import torch
-
-    from llmreg.devices import choose_device, has_bfloat16
-
-    device = choose_device(None)
-    if device.type == "cuda":
-        kind: Literal["cpu", "cuda"] = "cuda"
-        whole = torch.cuda.get_device_properties(device).total_memory / 2**30
-    else:
-        kind, whole = "cpu", ram_gb()
-    # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
-    memory = max(1, round(whole * USABLE[kind])) if memory_gb is None else memory_gb
-    return Machine(kind, float(memory), available_cores(), has_bfloat16(device))
 
 
 def available_cores() -> int:

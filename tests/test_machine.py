@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmreg import machine, workers
-from llmreg.machine import USABLE, ram_gb, this_machine
+from llmreg.devices import USABLE, this_machine
+from llmreg.machine import ram_gb
 from llmreg.workers import GB_A_PROCESS, default_processes
 
 

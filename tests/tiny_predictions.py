@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.summary import write_results
 from llmreg.files import file_digest
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_field, write_image
+from llmreg.geometry.io import array_to_image, write_field, write_image
 
 # Names that a page must not take for its own.
 EVIL = "<script>alert('a & b')</script>"
@@ -50,8 +50,8 @@ def write_predictions(
         maps = {}
         for role, grid, apart in (("fixed", fixed, 0.0), ("moving", moving, shift)):
             image, labels = balls(grid, apart)
-            maps[role] = image_from(labels, grid)
-            for what, volume in (("path", image_from(image, grid)), ("label", maps[role])):
+            maps[role] = array_to_image(labels, grid)
+            for what, volume in (("path", array_to_image(image, grid)), ("label", maps[role])):
                 row[f"{role}_{what}"] = str(images / f"{names[role]}_{what}.nii.gz")
                 write_image(volume, Path(row[f"{role}_{what}"]))
         vectors = np.zeros((*fixed.shape, 3), np.float32)
@@ -61,7 +61,7 @@ def write_predictions(
         write_field(field, folder / row["field"])
         if uncertainty:
             row["uncertainty"] = f"uncertainty_{number}.nii.gz"
-            write_image(image_from(np.abs(vectors[..., 0]) + 0.5, fixed), folder / row["uncertainty"])
+            write_image(array_to_image(np.abs(vectors[..., 0]) + 0.5, fixed), folder / row["uncertainty"])
         rows.append(row)
         named = {"pair_id": row["pair_id"], **names}
         scores += [named | score for score in evaluate_pair(maps["fixed"], maps["moving"], field, NAMES)]

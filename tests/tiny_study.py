@@ -13,9 +13,13 @@ NAME = "Dataset999_Demo"
 
 def training(fold: str, name: str, home: Path, *more: str) -> list[str]:
     changes = [
-        f"network.llm.source={home / 'llm'}", "network.llm.layers=[1,2]", "network.width=4",
-        "training.steps_per_epoch=2", "training.validation_pairs=1", *more,
-    ]  # fmt: skip
+        f"network.llm.source={home / 'llm'}",
+        "network.llm.layers=[1,2]",
+        "network.width=4",
+        "training.steps_per_epoch=2",
+        "training.validation_pairs=1",
+        *more,
+    ]
     return ["999", f"fold{fold}", "--set", *changes, "--as", name, "--workers", "0", "--device", "cpu"]
 
 
@@ -34,7 +38,7 @@ def refused(capsys, *said: str) -> None:
 
 
 def in_this_process(arguments: Sequence[str]) -> None:
-    """A command of the package that :mod:`llmreg.benchmark.learned` starts, without another process."""
+    """A command of the package that :mod:`llmreg.comparison.learned` starts, without another process."""
     command, *rest = arguments
     if import_module(f"llmreg.commands.{command}").main(rest):
         raise UserError(f"llmreg_{command} failed")

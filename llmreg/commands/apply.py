@@ -27,9 +27,15 @@ def action(options: argparse.Namespace) -> None:
 
     inputs = Inputs(tuple(options.input), tuple(options.labels), tuple(options.points))
     how = How(
-        options.interpolation, options.like, options.default, options.convention, options.fixed, options.moving,
-        options.inverse, options.overwrite,
-    )  # fmt: skip
+        options.interpolation,
+        options.like,
+        options.default,
+        options.convention,
+        options.fixed,
+        options.moving,
+        options.inverse,
+        options.overwrite,
+    )
     for path in apply(options.transforms, inputs, options.output, how):
         sys.stdout.write(f"{path}\n")
 
@@ -41,9 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         EXAMPLES,
     )
     parser.add_argument(
-        "-t", "--transforms", nargs="+", action="extend", type=Path, required=True, metavar="T",
+        "-t",
+        "--transforms",
+        nargs="+",
+        action="extend",
+        type=Path,
+        required=True,
+        metavar="T",
         help="fields (.nii.gz .nrrd .mha .npz) and ITK transforms (.tfm .mat .txt .h5), fixed image first",
-    )  # fmt: skip
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="a file, or a folder for several inputs")
     for flags, text in (
         (("-i", "--input"), "images"),
@@ -55,16 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--like", type=Path, metavar="IMAGE", help="the result gets this image's grid (default: the first field's)"
     )
     parser.add_argument(
-        "--interpolation", choices=("linear", "bspline", "nearest", "label"),
+        "--interpolation",
+        choices=("linear", "bspline", "nearest", "label"),
         help="default: linear for images, nearest for label maps; label: the label that weighs most, less jagged",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--default", type=float, default=0.0, metavar="V", help="value of images where they were not seen (default: 0)"
     )
     parser.add_argument(
-        "--convention", choices=("lps", "ras", "voxel"), default="lps",
+        "--convention",
+        choices=("lps", "ras", "voxel"),
+        default="lps",
         help="coordinates of .csv points: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--fixed", type=Path, metavar="IMAGE", help="the image whose voxels points of the fixed image count"
     )

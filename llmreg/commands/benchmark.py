@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.benchmark.comparison import compare
-    from llmreg.benchmark.methods import chosen
-    from llmreg.benchmark.scored import BENCHMARK_FOLDER
-    from llmreg.benchmark.study import Study, layers_of, llm_morph_of
-    from llmreg.benchmark.tables import as_markdown
-    from llmreg.preprocessing import pipeline
-    from llmreg.preprocessing.splits import fold_name
+    from llmreg.comparison.comparison import compare
+    from llmreg.comparison.methods import chosen
+    from llmreg.comparison.scored import BENCHMARK_FOLDER
+    from llmreg.comparison.study import Study, layers_of, llm_morph_of
+    from llmreg.comparison.tables import as_markdown
+    from llmreg.data.splits import fold_name
+    from llmreg.preprocessing import dataset_steps as pipeline
 
     study = Study(
         options.dataset,
@@ -71,19 +71,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods", nargs="+", default=["table1"], metavar="METHOD", help="tables or single methods (default: table1)"
     )
     parser.add_argument(
-        "--folds", nargs="+", default=["0"], metavar="K",
+        "--folds",
+        nargs="+",
+        default=["0"],
+        metavar="K",
         help="whose validation pairs count; test: the dataset's test pairs, by a training on all else (default: 0)",
-    )  # fmt: skip
+    )
     parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
     parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")
     parser.add_argument(
-        "--minutes", type=shell.positive_number, metavar="M",
+        "--minutes",
+        type=shell.positive_number,
+        metavar="M",
         help="of training for each learned method and fold (default: the plans' number of epochs)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--peer_minutes", type=shell.positive_number, default=15.0, metavar="M",
+        "--peer_minutes",
+        type=shell.positive_number,
+        default=15.0,
+        metavar="M",
         help="how long another program may take for a pair (default: 15)",
-    )  # fmt: skip
+    )
     parser.add_argument("--llms", nargs="+", default=[], metavar="SOURCE", help="language models of table3")
     parser.add_argument("-o", "--output", type=Path, help="default: benchmark/ in the dataset's folder of results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")

@@ -16,13 +16,13 @@ EXAMPLES = """\
 
 
 def convert_abdomen(options: argparse.Namespace) -> None:
-    from llmreg.conversion.learn2reg_abdomen_mrct import convert
+    from llmreg.data.converters.learn2reg_abdomen_mrct import convert
 
     convert(options.path, options.protocol, options.id)
 
 
 def convert_brains(options: argparse.Namespace) -> None:
-    from llmreg.conversion.sr_reg import convert
+    from llmreg.data.converters.sr_reg import convert
 
     convert(options.path, options.split, options.id)
 
@@ -37,17 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     abdomen = datasets.add_parser("learn2reg-abdomen-mrct", help="Learn2Reg's AbdomenMRCT: MR and CT of the abdomen")
     abdomen.add_argument(
-        "--protocol", choices=("paper", "learn2reg"), default="paper",
+        "--protocol",
+        choices=("paper", "learn2reg"),
+        default="paper",
         help="paper: every MR with every CT, 10 of each for testing (default); learn2reg: the images of one person, "
         "the official validation pairs held out",
-    )  # fmt: skip
+    )
     abdomen.set_defaults(convert=convert_abdomen)
 
     brains = datasets.add_parser("sr-reg", help="SR-Reg of MambaMorph: MR and CT of the brain")
     brains.add_argument(
-        "--split", type=Path, metavar="FILE",
+        "--split",
+        type=Path,
+        metavar="FILE",
         help="JSON file with 'test' and 'validation', lists of subjects by name, instead of llmreg's own draw",
-    )  # fmt: skip
+    )
     brains.set_defaults(convert=convert_brains)
 
     for made, default in ((abdomen, "101, or 102 for learn2reg"), (brains, "103")):

@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--fixed", type=Path, metavar="IMAGE", help="the fixed image, to read learn2reg")
     parser.add_argument(
-        "--moving", type=Path, metavar="IMAGE",
+        "--moving",
+        type=Path,
+        metavar="IMAGE",
         help="the moving image, to read and write learn2reg where its grid is not the fixed one's",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return shell.run(action, parser, argv)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.files import read_json, written_whole
+from llmreg.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -42,9 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _EXAMPLES,
     )
     arguments.add_argument(
-        "-o", "--output", type=Path, default=Path("llmreg_demo"), metavar="FOLDER",
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("llmreg_demo"),
+        metavar="FOLDER",
         help="everything goes there; an earlier demo in it is replaced (default: ./llmreg_demo)",
-    )  # fmt: skip
+    )
     arguments.add_argument(
         "--epochs", type=shell.positive, default=_EPOCHS, help=f"epochs of {_STEPS} steps (default: {_EPOCHS})"
     )
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from llmreg.synthetic import DEMO_FOLDER, DEMO_ID, HELD_OUT, write_demo_dataset
+    from llmreg.data.synthetic import DEMO_FOLDER, DEMO_ID, HELD_OUT, write_demo_dataset
 
     began = time.monotonic()
     folder = options.output.expanduser().resolve()
@@ -147,25 +151,25 @@ def _draw(predictions: Path, raw: Path, target: Path) -> None:
     from matplotlib.figure import Figure
 
     from llmreg.geometry.field import warp_image
-    from llmreg.geometry.io import array_of, read_field, read_image
+    from llmreg.geometry.io import image_to_array, read_field, read_image
 
     pair = read_json(predictions / "predict.json")["pairs"][0]
     fixed, moving = (read_image(raw / "imagesTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
     fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
     field = read_field(predictions / pair["field"])
-    labels = array_of(fixed_label)
+    labels = image_to_array(fixed_label)
     # Roots of areas: a slice with several large organs, rather than one huge or many tiny ones.
     position = max(
         range(len(labels)), key=lambda z: np.sqrt(np.unique(labels[z][labels[z] > 0], return_counts=True)[1]).sum()
     )
 
     def here(image: sitk.Image) -> NDArray[Any]:
-        return array_of(image)[position]
+        return image_to_array(image)[position]
 
     def as_it_lies(image: sitk.Image, interpolator: int, outside: float) -> sitk.Image:
         return sitk.Resample(image, fixed, sitk.Transform(), interpolator, outside)
 
-    air = float(array_of(moving).min())
+    air = float(image_to_array(moving).min())
     before = here(as_it_lies(moving_label, sitk.sitkNearestNeighbor, 0))
     after = here(warp_image(moving_label, field, "nearest"))
     mr, ct = {"cmap": "gray"}, {"cmap": "gray", "vmin": -150, "vmax": 250}
@@ -201,7 +205,7 @@ def _draw(predictions: Path, raw: Path, target: Path) -> None:
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 

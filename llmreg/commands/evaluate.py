@@ -25,24 +25,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("-i", "--input", type=Path, required=True, help="folder that llmreg_predict wrote")
     arguments.add_argument(
-        "-l", "--labels", type=Path,
+        "-l",
+        "--labels",
+        type=Path,
         help="folder with a label map <case name>.nii.gz for each case, or a dataset's folder; "
         "may be left out when predict.json names the label maps, or there are landmarks",
-    )  # fmt: skip
+    )
     arguments.add_argument("-o", "--output", type=Path, help="where the results go (default: the input folder)")
     arguments.add_argument(
-        "--label_interpolation", choices=("nearest", "linear"), default="nearest",
+        "--label_interpolation",
+        choices=("nearest", "linear"),
+        default="nearest",
         help="how label maps are warped (default: nearest); linear: the label that weighs most, less jagged",
-    )  # fmt: skip
+    )
     arguments.add_argument(
-        "--keypoints", type=Path, metavar="FOLDER",
+        "--keypoints",
+        type=Path,
+        metavar="FOLDER",
         help="landmarks <case name>.csv, .fcsv or .mrk.json, the same places in one order in both images of a pair; "
         "may be left out when predict.json names them",
-    )  # fmt: skip
+    )
     arguments.add_argument(
-        "--convention", choices=("lps", "ras", "voxel"), default="lps",
+        "--convention",
+        choices=("lps", "ras", "voxel"),
+        default="lps",
         help="coordinates of .csv landmarks: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
-    )  # fmt: skip
+    )
     arguments.add_argument(
         "--num_processes", type=shell.positive, default=2, help="pairs scored at the same time (default: 2)"
     )
@@ -54,9 +62,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     from llmreg.evaluation.table import format_summary
 
     summary = evaluate_folder(
-        options.input, options.labels, options.output, options.num_processes, options.label_interpolation,
-        options.keypoints, options.convention,
-    )  # fmt: skip
+        options.input,
+        options.labels,
+        options.output,
+        options.num_processes,
+        options.label_interpolation,
+        options.keypoints,
+        options.convention,
+    )
     output = options.output or options.input
     sys.stdout.write(f"\n{format_summary(summary)}\nmetrics.csv, summary.json and learn2reg.json are in {output}\n")
 

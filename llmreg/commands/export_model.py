@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from llmreg.inference.sharing import export_model
-    from llmreg.network.llm.sources import is_local
-    from llmreg.preprocessing.plans import PLANS_FILE, read_plans
+    from llmreg.networks.language_models.sources import is_local
+    from llmreg.plans.plans import PLANS_FILE, read_plans
+    from llmreg.sharing.model_zip import export_model
 
     model = shell.chosen_model(options)
     manifest = export_model(model, options.output, options.overwrite)

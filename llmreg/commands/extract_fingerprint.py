@@ -13,7 +13,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import pipeline
+    from llmreg.preprocessing import dataset_steps as pipeline
 
     for dataset in options.datasets:
         pipeline.extract_fingerprint(dataset, options.num_processes)

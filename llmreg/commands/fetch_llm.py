@@ -17,7 +17,7 @@ EXAMPLES = """\
 
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.network.llm.fetching import fetch, named_layers
+    from llmreg.networks.language_models.fetching import fetch, named_layers
 
     fetch(named_layers(options.source, options.layers), paths.llm_cache_folder(), measure=True)
 

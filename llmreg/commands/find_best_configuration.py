@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
+    from llmreg.data.splits import fold_name
     from llmreg.evaluation.selection import select, write_selection
-    from llmreg.preprocessing.splits import fold_name
 
     results = paths.find_dataset_folder(options.dataset, paths.results_folder())
     folds = [fold_name(fold) for fold in options.folds] if options.folds else None

@@ -25,9 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("archive", type=Path, metavar="ZIP", help="the file")
     arguments.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER",
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
         help="install below this folder (default: the results folder, $llmreg_results)",
-    )  # fmt: skip
+    )
     arguments.add_argument(
         "--overwrite", action="store_true", help="replace a model of that name, with all that its folder holds"
     )
@@ -36,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _install(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.inference.manifest import missing_layers
-    from llmreg.inference.sharing import install_model
+    from llmreg.sharing.manifest import missing_layers
+    from llmreg.sharing.model_zip import install_model
 
     installed = install_model(options.archive, options.output or paths.results_folder(), options.overwrite)
     folder, llm = installed.model.folder, installed.manifest.llm

@@ -15,7 +15,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import pipeline
+    from llmreg.preprocessing import dataset_steps as pipeline
 
     wishes = shell.wishes(options)
     for dataset in options.datasets:

@@ -16,7 +16,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import pipeline
+    from llmreg.preprocessing import dataset_steps as pipeline
 
     # A name that is wrong is found out before the work.
     wishes = shell.wishes(options)

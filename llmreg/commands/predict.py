@@ -66,32 +66,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     shell.add_model(parser.add_argument_group("which model"), "average")
     results = parser.add_argument_group("what is written, all of it on the fixed image's grid but for the inverse")
     results.add_argument(
-        "--save", nargs="+", choices=OUTPUTS, default=DEFAULT_OUTPUTS, metavar="OUTPUT",
+        "--save",
+        nargs="+",
+        choices=OUTPUTS,
+        default=DEFAULT_OUTPUTS,
+        metavar="OUTPUT",
         help=f"any of {', '.join(OUTPUTS)} (default: {' '.join(DEFAULT_OUTPUTS)})",
-    )  # fmt: skip
+    )
     results.add_argument(
         "--format", choices=FORMATS, default="itk", help="of the fields (default: itk, for SimpleITK, ANTs and Slicer)"
     )
     results.add_argument(
-        "--labels", type=Path, metavar="FOLDER",
+        "--labels",
+        type=Path,
+        metavar="FOLDER",
         help="warp the moving images' label maps too, <case name>.nii.gz in this folder",
-    )  # fmt: skip
+    )
     results.add_argument(
-        "--label_interpolation", choices=("nearest", "linear"), default="nearest",
+        "--label_interpolation",
+        choices=("nearest", "linear"),
+        default="nearest",
         help="linear interpolates each label and takes the largest, for smoother outlines (default: nearest)",
-    )  # fmt: skip
+    )
     beyond = parser.add_argument_group("beyond the network's field")
     beyond.add_argument(
-        "--refine", type=shell.whole, default=0, metavar="N",
+        "--refine",
+        type=shell.whole,
+        default=0,
+        metavar="N",
         help="optimise the field for each pair by image similarity, in at most N steps (try 50)",
-    )  # fmt: skip
+    )
     beyond.add_argument(
         "--diffeomorphic", action="store_true", help="the nearest smooth field that folds nowhere and has an inverse"
     )
     beyond.add_argument(
-        "--uncertainty", action="store_true",
+        "--uncertainty",
+        action="store_true",
         help="estimate and write how far the field may be off (mm), from folds or, of one fold, from samples",
-    )  # fmt: skip
+    )
     pairs = parser.add_argument_group("which pairs")
     pairs.add_argument("--all_pairs", action="store_true", help="every fixed with every moving image")
     pairs.add_argument("--overwrite", action="store_true", help="replace predictions that the output folder holds")

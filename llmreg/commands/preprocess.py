@@ -14,7 +14,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import pipeline
+    from llmreg.preprocessing import dataset_steps as pipeline
 
     for dataset in options.datasets:
         pipeline.preprocess(dataset, options.plans, options.num_processes)

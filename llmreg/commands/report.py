@@ -30,7 +30,7 @@ def action(options: argparse.Namespace) -> None:
 
 def _benchmark(dataset: str) -> Path:
     from llmreg import paths
-    from llmreg.benchmark.scored import BENCHMARK_FILE, BENCHMARK_FOLDER
+    from llmreg.comparison.scored import BENCHMARK_FILE, BENCHMARK_FOLDER
 
     path = paths.find_dataset_folder(dataset, paths.results_folder()) / BENCHMARK_FOLDER
     if not (path / BENCHMARK_FILE).is_file():

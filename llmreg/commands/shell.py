@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmreg.commands.hints import hint
 from llmreg.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from llmreg.inference.models import Model
-    from llmreg.preprocessing.planning import Wishes
+    from llmreg.preprocessing.planning import PlannerOverrides
 
 INTERRUPTED = 130
 # A disk, or what a user may have of it; Windows knows no quota.
@@ -40,9 +41,13 @@ def dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
     made = parser(description, examples)
     made.add_argument("-d", "--datasets", nargs="+", required=True, metavar="D", help="dataset ids or whole names")
     made.add_argument(
-        "-np", "--num_processes", type=positive, metavar="N", default=default_processes(),
+        "-np",
+        "--num_processes",
+        type=positive,
+        metavar="N",
+        default=default_processes(),
         help="cases at the same time (default: %(default)s, one a core as far as the memory goes)",
-    )  # fmt: skip
+    )
     return made
 
 
@@ -50,27 +55,34 @@ def add_planning(made: argparse.ArgumentParser) -> None:
     """The flags of the commands that plan."""
     made.add_argument("--overwrite", action="store_true", help="replace plans that were edited")
     made.add_argument(
-        "-c", "--configuration", choices=("full", "half"),
+        "-c",
+        "--configuration",
+        choices=("full", "half"),
         help="what llmreg_train uses without -c (default: the planner's choice)",
-    )  # fmt: skip
+    )
     made.add_argument(
-        "--spacing", type=positive_number, nargs=3, metavar="MM",
+        "--spacing",
+        type=positive_number,
+        nargs=3,
+        metavar="MM",
         help="of the common grid, along left, posterior and superior (default: from the images')",
-    )  # fmt: skip
+    )
     made.add_argument(
-        "--memory-gb", type=positive_number, metavar="GB",
+        "--memory-gb",
+        type=positive_number,
+        metavar="GB",
         help="memory to plan the training for (default: most of what the GPU, or without one the computer, has)",
-    )  # fmt: skip
+    )
     add_llm(made)
 
 
-def wishes(options: argparse.Namespace) -> Wishes:
+def wishes(options: argparse.Namespace) -> PlannerOverrides:
     """What the flags of :func:`add_planning` say; a language model's layers are fetched."""
-    from llmreg.preprocessing.pipeline import chosen_network
-    from llmreg.preprocessing.planning import Wishes
+    from llmreg.preprocessing.dataset_steps import chosen_network
+    from llmreg.preprocessing.planning import PlannerOverrides
 
     spacing = None if options.spacing is None else tuple(options.spacing)
-    return Wishes(chosen_network(options.llm, options.layers), options.configuration, spacing)
+    return PlannerOverrides(chosen_network(options.llm, options.layers), options.configuration, spacing)
 
 
 def add_llm(made: argparse.ArgumentParser) -> None:
@@ -95,7 +107,7 @@ def add_layers(made: argparse.ArgumentParser) -> None:
 
 def add_model(made: argparse._ActionsContainer, purpose: str) -> None:
     """The flags that choose a trained model and its folds."""
-    from llmreg.network.config import NETWORKS
+    from llmreg.networks.config import NETWORKS
 
     made.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
     made.add_argument("-c", "--configuration", help="full or half")
@@ -158,7 +170,7 @@ def run(
     try:
         action(options)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(" ".join(["error:", str(error), hint(error)]).rstrip() + "\n")
         return 2
     except MemoryError as error:
         return _out_of(f"memory ({error})" if str(error) else "memory")

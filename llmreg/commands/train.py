@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.network.ablations import ABLATIONS
-from llmreg.network.config import NETWORKS
+from llmreg.networks.config import NETWORKS
+from llmreg.networks.llm_morph.ablations import ABLATIONS
 
 EXAMPLES = """\
   llmreg_train 1 fold0
@@ -28,10 +28,10 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.inference.validation import validate_fold
+    from llmreg.evaluation.fold_validation import validate_fold
     from llmreg.training.experiment import run_fold
     from llmreg.training.finetuning import checkpoint_in
-    from llmreg.training.trainer import Run
+    from llmreg.training.run import Run
 
     if options.num_gpus is not None and "WORLD_SIZE" not in os.environ:
         start_processes(options.num_gpus, options.device, options.arguments)
@@ -110,9 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
     parser.add_argument(
-        "--no_validation", dest="validate", action="store_false",
+        "--no_validation",
+        dest="validate",
+        action="store_false",
         help="do not predict and score the fold's validation pairs at the end; --continue without it does",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
     parser.add_argument("--pretrained", type=Path, metavar="MODEL", help="start from a model folder or checkpoint")
     parser.add_argument(

@@ -15,7 +15,7 @@ from llmreg.errors import UserError
 from llmreg.evaluation import learn2reg
 from llmreg.evaluation.inputs import PairFiles, find_pairs
 from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
-from llmreg.evaluation.pair import STAGED_METRICS, Row, evaluate_pair, unlabelled
+from llmreg.evaluation.pair_scores import STAGED_METRICS, Row, evaluate_pair, unlabelled
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, table_of, write_results
 from llmreg.files import check_writable, file_digest, read_json, write_text
 from llmreg.geometry.formats import read_as
@@ -23,7 +23,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_image, read_transform
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.geometry.points import Convention
-from llmreg.inference.pairs import PREDICT_FILE
+from llmreg.inference.pair_inputs import PREDICT_FILE
 from llmreg.workers import in_parallel
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmreg.dataset import Dataset, load_dataset
+from llmreg.data.dataset import Dataset, load_dataset
 from llmreg.errors import UserError
 from llmreg.evaluation.keypoints import SUFFIXES
 from llmreg.files import file_digest, read_json
 from llmreg.geometry.points import Convention
-from llmreg.inference.pairs import PREDICT_FILE
+from llmreg.inference.pair_inputs import PREDICT_FILE
 
 log = logging.getLogger(__name__)
 

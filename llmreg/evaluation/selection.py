@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 from scipy.stats import wilcoxon
 
+from llmreg.data.splits import fold_name
 from llmreg.errors import UserError
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import write_json
-from llmreg.preprocessing.splits import fold_name
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from llmreg.evaluation.keypoints import POINT_METRICS
-from llmreg.evaluation.pair import FIELD_METRICS, LABEL_METRICS, Row
-from llmreg.files import write_json, written_whole
+from llmreg.evaluation.pair_scores import FIELD_METRICS, LABEL_METRICS, Row
+from llmreg.files import atomic_write, write_json
 
 METRICS_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
@@ -86,7 +86,7 @@ def write_results(rows: Iterable[Row], folder: Path, about: Mapping[str, Any] | 
     """
     table = table_of(rows)
     summary = summarise(table) | dict(about or {})
-    with written_whole(folder / METRICS_FILE) as temporary:
+    with atomic_write(folder / METRICS_FILE) as temporary:
         table.to_csv(temporary, index=False)
     write_json(folder / SUMMARY_FILE, summary)
     return summary

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
-from llmreg.geometry.field import DisplacementField, chained
+from llmreg.geometry.field import DisplacementField, chain_transforms
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.points import Points, inverse_transform_points, transform_points
 
@@ -82,7 +82,7 @@ def lookup(steps: Sequence[Step], grid: Grid) -> sitk.Transform | DisplacementFi
     """
     plain = [step for step in steps if isinstance(step, sitk.Transform)]
     if len(plain) == len(steps):
-        return chained(*plain)
+        return chain_transforms(*plain)
     first = steps[0]
     if len(steps) == 1 and isinstance(first, DisplacementField) and first.grid.same_as(grid, 1e-4):
         return DisplacementField(first.vectors, grid)

@@ -79,14 +79,14 @@ def sampled(transform: sitk.Transform, grid: Grid) -> sitk.Image:
     )
 
 
-def chained(*transforms: sitk.Transform) -> sitk.Transform:
+def chain_transforms(*transforms: sitk.Transform) -> sitk.Transform:
     """The transform that applies ``transforms`` in the order given (ITK's composite applies the last added first)."""
     return sitk.CompositeTransform(list(reversed(transforms)))
 
 
 def compose(first: DisplacementField, second: DisplacementField) -> DisplacementField:
     """first(p) + second(p + first(p)), on the first field's grid; ``second`` is zero outside its own grid."""
-    return DisplacementField.from_transform(chained(first.to_transform(), second.to_transform()), first.grid)
+    return DisplacementField.from_transform(chain_transforms(first.to_transform(), second.to_transform()), first.grid)
 
 
 def resample(field: DisplacementField, grid: Grid) -> DisplacementField:

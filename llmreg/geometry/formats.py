@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.errors import UserError
-from llmreg.files import check_new, written_whole
+from llmreg.files import atomic_write, check_outputs
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import (
@@ -157,7 +157,7 @@ def convert(
         _of(result, target)
         targets[path] = result
     grids = [None if path is None else Grid.from_image(read_image(path)) for path in (fixed, moving)]
-    check_new(targets.values(), paths, overwrite)
+    check_outputs(targets.values(), paths, overwrite)
     with logging_redirect_tqdm():
         for path, result in tqdm(targets.items(), desc="Convert", unit="field"):
             write_as(read_as(path, source or format_of(path), *grids), result, target, grids[1])
@@ -245,7 +245,7 @@ def _read_ras(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> 
 
 def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
     ras = DisplacementField(lps_to_ras(field.vectors), field.grid)
-    with written_whole(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+    with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         plain = Path(folder) / "field.nii"
         write_with_itk(ras.to_image(), plain)
         with plain.open("r+b") as stream:
@@ -300,7 +300,7 @@ def _write_learn2reg(field: DisplacementField, path: Path, moving_grid: Grid | N
     """
     array = to_learn2reg(field, moving_grid)
     if path.suffix == ".npz":
-        with written_whole(path) as temporary, temporary.open("wb") as stream:
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, displacements=array)
         return
     volumes = [sitk.GetImageFromArray(np.ascontiguousarray(array[..., k].T)) for k in range(3)]
@@ -341,7 +341,7 @@ def _read_npz(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> 
 def _write_npz(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
     """``vectors`` (z, y, x, 3) with components x, y, z in mm, LPS, and the grid as in :class:`Grid`."""
     grid: dict[str, Any] = {key: np.array(value) for key, value in field.grid.to_dict().items()}
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, vectors=field.vectors, **grid)
 
 

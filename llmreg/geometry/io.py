@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from llmreg.errors import UserError
-from llmreg.files import written_whole
+from llmreg.files import atomic_write
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.storage import is_whole_nifti, storage_problem
@@ -220,7 +220,7 @@ def _overflow(values: NDArray[Any]) -> str:
 
 def write_image(image: sitk.Image, path: Path) -> None:
     """Write an image. Raises OSError (ENOSPC) where the disk is full, which ITK passes over."""
-    with written_whole(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         write_with_itk(image, temporary)
 
 
@@ -243,12 +243,12 @@ def write_with_itk(what: sitk.Image | sitk.Transform, path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def array_of(image: sitk.Image) -> NDArray[Any]:
+def image_to_array(image: sitk.Image) -> NDArray[Any]:
     """The voxels as an array (z, y, x)."""
     return sitk.GetArrayFromImage(image)
 
 
-def image_from(array: NDArray[Any], grid: Grid) -> sitk.Image:
+def array_to_image(array: NDArray[Any], grid: Grid) -> sitk.Image:
     """An image with the voxels of an array (z, y, x) on a grid."""
     if array.shape != grid.shape:
         raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {grid.shape}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmreg.geometry.field import DisplacementField, resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from
+from llmreg.geometry.io import array_to_image, image_to_array
 
 LabelInterpolation = Literal["nearest", "linear"]
 # Labels whose weights differ by no more are level, and the lowest is taken, as arg max has it.
@@ -37,7 +37,7 @@ def resample_labels(
         return resample_image(labels, grid, transform, "nearest")
     if isinstance(transform, DisplacementField) and transform.grid != grid:
         transform = transform.to_transform()
-    values, source = array_of(labels), Grid.from_image(labels)
+    values, source = image_to_array(labels), Grid.from_image(labels)
     borders = _borders(values)
     found = np.empty(grid.shape, values.dtype)
     for part, slab in grid.slabs():
@@ -48,7 +48,7 @@ def resample_labels(
             points += DisplacementField.from_transform(transform, slab).vectors
         index = source.physical_to_index(points).reshape(-1, 3)
         found[part] = _most(values, borders, index).reshape(slab.shape)
-    return image_from(found, grid)
+    return array_to_image(found, grid)
 
 
 def _borders(labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -14,14 +14,26 @@ import numpy as np
 # Format and offset of what is looked at, by the header's length; of nifti1.h and nifti2.h.
 _FIELDS = {
     348: {
-        "magic": ("4s", 344), "dim": ("8h", 40), "datatype": ("2h", 70), "pixdim": ("8f", 76), "vox_offset": ("f", 108),
-        "codes": ("2h", 252), "qform": ("6f", 256), "sform": ("12f", 280),
+        "magic": ("4s", 344),
+        "dim": ("8h", 40),
+        "datatype": ("2h", 70),
+        "pixdim": ("8f", 76),
+        "vox_offset": ("f", 108),
+        "codes": ("2h", 252),
+        "qform": ("6f", 256),
+        "sform": ("12f", 280),
     },
     540: {
-        "magic": ("4s", 4), "dim": ("8q", 16), "datatype": ("2h", 12), "pixdim": ("8d", 104), "vox_offset": ("q", 168),
-        "codes": ("2i", 344), "qform": ("6d", 352), "sform": ("12d", 400),
+        "magic": ("4s", 4),
+        "dim": ("8q", 16),
+        "datatype": ("2h", 12),
+        "pixdim": ("8d", 104),
+        "vox_offset": ("q", 168),
+        "codes": ("2i", 344),
+        "qform": ("6d", 352),
+        "sform": ("12d", 400),
     },
-}  # fmt: skip
+}
 
 
 def is_whole_nifti(path: Path, voxels: int) -> bool:

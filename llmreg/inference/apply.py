@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.errors import UserError
-from llmreg.files import check_new
+from llmreg.files import check_outputs
 from llmreg.geometry.chain import Step, follow, lookup, reversed_steps, steps_of
 from llmreg.geometry.field import DisplacementField, resample_image
 from llmreg.geometry.formats import format_of, read_as
@@ -23,7 +23,7 @@ from llmreg.geometry.grid import Grid
 from llmreg.geometry.io import read_image, read_transform, write_image
 from llmreg.geometry.labels import resample_labels
 from llmreg.geometry.points import SLICER, Convention, read_points, write_points
-from llmreg.inference.pairs import case_name
+from llmreg.inference.pair_inputs import case_name
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def apply(transforms: Sequence[Path], inputs: Inputs, output: Path, how: How) ->
             f"--interpolation {how.interpolation} would mix labels into others: choose nearest or label for --labels."
         )
     targets = _targets(inputs, output)
-    check_new(targets.values(), (*inputs.all, *transforms), how.overwrite)
+    check_outputs(targets.values(), (*inputs.all, *transforms), how.overwrite)
     steps = read_chain(transforms)
     start = steps[0].grid if isinstance(steps[0], DisplacementField) else None
     if how.inverse:
@@ -124,8 +124,9 @@ def apply(transforms: Sequence[Path], inputs: Inputs, output: Path, how: How) ->
                 if not Grid.from_image(image).contains(middle).any():
                     log.warning(
                         "%s: the transforms lead past it everywhere, so that the result is empty: check which image "
-                        "they belong to, their order, and whether --inverse is meant.", path,
-                    )  # fmt: skip
+                        "they belong to, their order, and whether --inverse is meant.",
+                        path,
+                    )
                 write_image(_applied(image, path, through, grid, how, path in inputs.labels), targets[path])
                 progress.update()
     return list(targets.values())
@@ -208,13 +209,19 @@ def _apply_to_points(
     if lost and how.inverse:
         log.warning(
             "%s: %d of %d points lie where the field has no inverse, beyond what it reaches or in a fold: check them, "
-            "--convention, and whether --inverse is meant.", path, lost, len(points),
-        )  # fmt: skip
+            "--convention, and whether --inverse is meant.",
+            path,
+            lost,
+            len(points),
+        )
     elif lost:
         log.warning(
             "%s: %d of %d points lie outside the field's grid, where it moves nothing: check --convention, and whether "
-            "they belong to the fixed image (points of the moving image need --inverse).", path, lost, len(points),
-        )  # fmt: skip
+            "they belong to the fixed image (points of the moving image need --inverse).",
+            path,
+            lost,
+            len(points),
+        )
     write_points(table, moved, target, last)
 
 

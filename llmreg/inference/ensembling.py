@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from llmreg.devices import autocast
 from llmreg.errors import UserError
 from llmreg.inference.models import Model
-from llmreg.network.config import language_model
-from llmreg.network.factory import build_network, trainable_state
-from llmreg.network.flow import predict_flow
-from llmreg.network.llm.layer import merge_lora
-from llmreg.network.registration_network import RegistrationNetwork
-from llmreg.preprocessing.plans import PLANS_FILE, Plans
-from llmreg.training import checkpoint
+from llmreg.networks.config import language_model
+from llmreg.networks.factory import build_network, trainable_state
+from llmreg.networks.language_models.layer import merge_lora
+from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.resolution import predict_flow
+from llmreg.plans.plans import PLANS_FILE, Plans
+from llmreg.training import checkpoints as checkpoint
 
 # Voxels by which LoRA that is merged into the frozen weights may change the field.
 MERGED_CHANGE = 0.01

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg import paths
+from llmreg.data.splits import fold_name
 from llmreg.errors import UserError
-from llmreg.preprocessing.plans import PLANS_FILE
-from llmreg.preprocessing.splits import fold_name
-from llmreg.training.checkpoint import read_state
+from llmreg.plans.plans import PLANS_FILE
+from llmreg.training.checkpoints import read_state
 
 log = logging.getLogger(__name__)
 

@@ -16,19 +16,19 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from llmreg import __version__
 from llmreg.devices import peak_memory
 from llmreg.errors import UserError
 from llmreg.files import check_writable, file_digest, image_digest, read_json, remove_partial, write_json
 from llmreg.geometry.io import read_image
 from llmreg.geometry.labels import LabelInterpolation
 from llmreg.inference.models import Model
-from llmreg.inference.pairs import OPTIONAL_FILES, PREDICT_FILE, PairInput, case_name, find_pairs
+from llmreg.inference.overview import failures, figures, table
+from llmreg.inference.pair_inputs import OPTIONAL_FILES, PREDICT_FILE, PairInput, case_name, find_pairs
 from llmreg.inference.predictor import ImageInput, Options, Predictor, Prepared, is_large
 from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS, Registration, file_name
-from llmreg.inference.summary import failures, figures, table
-from llmreg.preprocessing.plans import PLANS_FILE, read_plans
-from llmreg.training.checkpoint import read_state
+from llmreg.plans.plans import PLANS_FILE, read_plans
+from llmreg.training.checkpoints import read_state
+from llmreg.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -18,26 +18,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmreg.data.case_images import check_mask
 from llmreg.devices import choose_device
+from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import UserError
 from llmreg.geometry import warping
 from llmreg.geometry.diffeomorphism import nearest_velocity
-from llmreg.geometry.field import DisplacementField, chained, fade_outside, jacobian_determinant
+from llmreg.geometry.field import DisplacementField, chain_transforms, fade_outside, jacobian_determinant
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, image_from, read_image, read_linear_transform, usable, voxels_in
+from llmreg.geometry.io import array_to_image, check_values, read_image, read_linear_transform, usable, voxels_in
 from llmreg.inference.ensembling import Ensemble, deviation
 from llmreg.inference.models import Model, model_in
 from llmreg.inference.registration import FADE, Registration
-from llmreg.preprocessing.cases import check_mask
+from llmreg.plans.plans import PLANS_FILE, Normalization, Plans, read_plans
+from llmreg.preprocessing.dataset_templates import EVERYONE, fold_set, templates_in
 from llmreg.preprocessing.normalization import safe_default
 from llmreg.preprocessing.padding import pad
-from llmreg.preprocessing.placement import EVERYONE, fold_set, templates_in
-from llmreg.preprocessing.plans import PLANS_FILE, Normalization, Plans, read_plans
-from llmreg.preprocessing.prealignment import CaseTransform
-from llmreg.preprocessing.preprocess import FramedCase, Guides, bring_into_frame, read_reference
+from llmreg.preprocessing.preprocess import FramedCase, PlacementHints, bring_into_frame, read_reference
 
 if TYPE_CHECKING:
-    from llmreg.inference.refinement import Refined
+    from llmreg.engine.refinement import Refined
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Predictor:
         else:
             fixed_image, fixed_case = self._framed(fixed, "The fixed image")
             given = initial if isinstance(initial, sitk.Transform) else read_linear_transform(Path(initial))
-            start = CaseTransform.from_sitk(chained(fixed_case.transform.to_sitk(), given), "given")
+            start = CaseTransform.from_sitk(chain_transforms(fixed_case.transform.to_sitk(), given), "given")
             moving_image, moving_case = self._framed(moving, "The moving image", start)
         return Prepared(fixed_image, moving_image, fixed_case, moving_case)
 
@@ -247,11 +247,11 @@ class Predictor:
             samples = [warping.exponential(flow) for flow in samples]
         frame = self.plans.frame
         fields = [DisplacementField.from_flow(flow[0].cpu().numpy(), frame).vectors for flow in samples]
-        return image_from(deviation(fields, pair.moving_case.transform.matrix), frame)
+        return array_to_image(deviation(fields, pair.moving_case.transform.matrix), frame)
 
     def _refined(self, pair: Prepared, flow: Tensor) -> Refined:
         # Inside: what it needs takes seconds to import.
-        from llmreg.inference.refinement import refine
+        from llmreg.engine.refinement import refine
 
         cases = pair.fixed_case, pair.moving_case
         fixed, moving = (torch.from_numpy(case.image)[None, None].to(self.device) for case in cases)
@@ -329,7 +329,7 @@ class Predictor:
             mask, mask_name = _opened(given.mask, f"{role}'s mask")
             foreground = check_mask(mask, mask_name, image, Path(name).name)
         template = self._templates.get(modality) if isinstance(modality, int) else None
-        guides = Guides(self._reference, template, foreground, transform)
+        guides = PlacementHints(self._reference, template, foreground, transform)
         framed = bring_into_frame(image, self._normalization(modality), self.plans, guides, name)
         if (framed.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
             self._warn_once(
@@ -343,7 +343,7 @@ def _opened(given: ImageLike, role: str) -> tuple[sitk.Image, str]:
     """An image, and what errors call it."""
     if isinstance(given, Path | str):
         return read_image(Path(given)), str(given)
-    return usable(image_from(*given) if isinstance(given, tuple) else given, role), role
+    return usable(array_to_image(*given) if isinstance(given, tuple) else given, role), role
 
 
 def is_large(path: Path) -> bool:

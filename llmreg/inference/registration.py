@@ -12,12 +12,13 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
+from llmreg.engine.prealignment import CaseTransform, between
 from llmreg.errors import UserError
-from llmreg.files import written_whole
+from llmreg.files import atomic_write
 from llmreg.geometry.field import (
     DisplacementField,
     Interpolator,
-    chained,
+    chain_transforms,
     inverse,
     jacobian_determinant,
     resample_beyond,
@@ -27,10 +28,9 @@ from llmreg.geometry.field import (
 )
 from llmreg.geometry.formats import FORMATS, write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_image, write_with_itk
+from llmreg.geometry.io import array_to_image, write_image, write_with_itk
 from llmreg.geometry.labels import LabelInterpolation, resample_labels
 from llmreg.geometry.points import transform_points
-from llmreg.preprocessing.prealignment import CaseTransform, between
 
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
@@ -87,7 +87,7 @@ class Registration:
     @cached_property
     def transform(self) -> sitk.Transform:
         """Fixed points -> moving points (mm, LPS), with which ``sitk.Resample(moving, fixed, transform)`` warps."""
-        return chained(self._to_frame, self.deformation.to_transform(), self.moving_transform.to_sitk())
+        return chain_transforms(self._to_frame, self.deformation.to_transform(), self.moving_transform.to_sitk())
 
     @property
     def prealignment(self) -> sitk.Transform:
@@ -116,7 +116,7 @@ class Registration:
         The volume that a fixed voxel takes up in the moving image: above 1 the moving image is larger there and shrinks
         when it is warped; at 0 or below the field folds.
         """
-        return image_from(jacobian_determinant(self.field), self.grid)
+        return array_to_image(jacobian_determinant(self.field), self.grid)
 
     @property
     def uncertainty(self) -> sitk.Image | None:
@@ -215,7 +215,7 @@ class Registration:
         elif output == "field":
             self._write_field(path, format)
         elif output in ("transform", "prealignment"):
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 write_with_itk(getattr(self, output), temporary)
         else:
             image = getattr(self, output)

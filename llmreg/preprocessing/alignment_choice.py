@@ -13,19 +13,19 @@ from typing import Literal, TypeVar
 import numpy as np
 import SimpleITK as sitk
 
-from llmreg.dataset import Case, Dataset, pairs_among
+from llmreg.data.case_images import read_case
+from llmreg.data.dataset import Case, Dataset, pairs_among
+from llmreg.data.splits import Split
+from llmreg.engine.prealignment import COARSE_MM, stages
+from llmreg.engine.templates import Template, place_case
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from
-from llmreg.preprocessing.cases import read_case
+from llmreg.geometry.io import array_to_image
+from llmreg.plans.plans import Plans
+from llmreg.preprocessing.dataset_templates import learn, set_without
 from llmreg.preprocessing.fingerprint import annotated_in, label_dice
 from llmreg.preprocessing.normalization import normalized
-from llmreg.preprocessing.placement import learn, set_without
-from llmreg.preprocessing.plans import Plans
-from llmreg.preprocessing.prealignment import COARSE_MM, stages
-from llmreg.preprocessing.preprocess import Guides, bring_into_frame
-from llmreg.preprocessing.splits import Split
-from llmreg.preprocessing.templates import Template, place_case
+from llmreg.preprocessing.preprocess import PlacementHints, bring_into_frame
 from llmreg.workers import in_parallel
 
 Method = Literal["centre", "rigid", "affine", "template"]
@@ -62,7 +62,7 @@ def choose_prealignment(
         )
     first = dataset.case(plans.prealignment.reference_case)
     images = read_case(first, plans.labels)
-    guides = Guides(mask=images.mask)
+    guides = PlacementHints(mask=images.mask)
     framed = bring_into_frame(images.image, plans.normalization[first.modality], plans, guides, first.image)
     sets = learn(dataset, plans, splits, num_processes)
     items = [(case, sets[set_without(case.name, splits)].get(case.modality)) for case in chosen]
@@ -71,12 +71,17 @@ def choose_prealignment(
     placed = dict(zip((case.name for case in chosen), found, strict=True))
     known = {case.name: annotated_in(case, plans.labels) for case in chosen}
     score = {
-        method: float(np.mean([
-            label_dice(placed[p.fixed][method], placed[p.moving][method], known[p.fixed] & known[p.moving]) or 0.0
-            for p in pairs
-        ]))
+        method: float(
+            np.mean(
+                [
+                    label_dice(placed[p.fixed][method], placed[p.moving][method], known[p.fixed] & known[p.moving])
+                    or 0.0
+                    for p in pairs
+                ]
+            )
+        )
         for method in METHODS
-    }  # fmt: skip
+    }
     best: Method = "centre"
     for method in METHODS:
         if score[method] > score[best] + LEAST_GAIN:
@@ -101,7 +106,7 @@ def _placed_labels(
 ) -> dict[str, sitk.Image]:
     """The case's label map in a coarse frame after each method."""
     case, template = item
-    reference = image_from(reference_values, plans.frame)
+    reference = array_to_image(reference_values, plans.frame)
     images = read_case(case, plans.labels)
     assert images.label is not None
     frame = plans.frame

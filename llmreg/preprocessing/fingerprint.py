@@ -13,16 +13,16 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmreg.dataset import Case, Dataset, Pair, pairs_among
+from llmreg.data.case_images import read_case
+from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
+from llmreg.data.modalities import is_ct
+from llmreg.data.provenance import Sources, sources_of
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, oriented_lps, read_image
-from llmreg.preprocessing.cases import read_case
+from llmreg.geometry.io import image_to_array, oriented_lps, read_image
 from llmreg.preprocessing.foreground import find_foreground
-from llmreg.preprocessing.modalities import is_ct
-from llmreg.preprocessing.sources import Sources, sources_of
 from llmreg.workers import in_parallel
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
@@ -135,9 +135,9 @@ def case_fingerprint(case: Case, modalities: dict[int, str], known_labels: Colle
     images = read_case(case, known_labels)
     image = oriented_lps(images.image)
     grid = Grid.from_image(image)
-    values = array_of(image)
+    values = image_to_array(image)
     foreground = find_foreground(image, is_ct(modalities[case.modality]), images.mask)
-    labels = np.zeros(grid.shape, np.uint8) if images.label is None else array_of(oriented_lps(images.label))
+    labels = np.zeros(grid.shape, np.uint8) if images.label is None else image_to_array(oriented_lps(images.label))
     found = structures(labels, values, grid)
     annotated = labels > 0
     voxel_ml = float(np.prod(grid.spacing)) / 1000

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, oriented_lps
+from llmreg.geometry.io import image_to_array, oriented_lps
 
 AIR_HU = -500.0
 # A background of one constant value (skull-stripped or masked images) fills at least this share.
@@ -75,8 +75,10 @@ def find_foreground(image: sitk.Image, ct: bool, given: sitk.Image | None = None
         max(1, min(int(COARSE_MM / s), n // 4)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)
     ]
     small = sitk.Shrink(image, factors)
-    values = array_of(small)
-    mask = np.zeros(values.shape, bool) if given is None else array_of(sitk.Shrink(oriented_lps(given), factors)) > 0
+    values = image_to_array(small)
+    mask = (
+        np.zeros(values.shape, bool) if given is None else image_to_array(sitk.Shrink(oriented_lps(given), factors)) > 0
+    )
     if not mask.any():
         mask = _found(small, values, ct)
     return Foreground(mask, Grid.from_image(small), values[mask])
@@ -96,8 +98,8 @@ def _found(image: sitk.Image, values: NDArray[Any], ct: bool) -> NDArray[np.bool
     # Within slices, since slices may be few and thick.
     opened = sitk.BinaryMorphologicalOpening(mask, [radius, radius, 0])
     components = sitk.RelabelComponent(sitk.ConnectedComponent(opened), sortByObjectSize=True)
-    sizes = np.bincount(array_of(components).ravel())[1:]
+    sizes = np.bincount(image_to_array(components).ravel())[1:]
     kept = int((sizes >= LEAST_PART * sizes.max(initial=1)).sum())
     filled = sitk.VotingBinaryIterativeHoleFilling(sitk.BinaryThreshold(components, 1, max(kept, 1)), [1, 1, 1], 1) > 0
-    found = array_of(filled).astype(bool)
+    found = image_to_array(filled).astype(bool)
     return found if found.any() else np.ones_like(found)

@@ -9,11 +9,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from llmreg.data.modalities import is_ct, is_mr
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, oriented_lps
+from llmreg.geometry.io import array_to_image, image_to_array, oriented_lps
+from llmreg.plans.plans import Normalization
 from llmreg.preprocessing.foreground import Foreground, find_foreground
-from llmreg.preprocessing.modalities import is_ct, is_mr
-from llmreg.preprocessing.plans import Normalization
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def normalized(
     image = oriented_lps(stored)
     normalization = applicable(normalization, image)
     foreground = find_foreground(image, is_ct(normalization.modality), mask)
-    values = normalize(array_of(image), foreground.intensities, normalization)
-    return image_from(values, Grid.from_image(image)), foreground
+    values = normalize(image_to_array(image), foreground.intensities, normalization)
+    return array_to_image(values, Grid.from_image(image)), foreground
 
 
 def normalize(values: NDArray[Any], inside: NDArray[Any], normalization: Normalization) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from typing import Any
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from numpy.typing import NDArray
 
-from llmreg.preprocessing.plans import Configuration
+from llmreg.plans.plans import Configuration
 
 
 def pad(array: NDArray[Any], configuration: Configuration) -> tuple[NDArray[Any], tuple[slice, ...]]:

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmreg import pages
-from llmreg.dataset import Case, Dataset
+from llmreg.data.dataset import Case, Dataset
+from llmreg.data.modalities import is_ct
 from llmreg.files import write_text
 from llmreg.geometry.field import resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, oriented_lps, read_image
+from llmreg.geometry.io import image_to_array, oriented_lps, read_image
+from llmreg.plans.plans import Normalization, Plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint
 from llmreg.preprocessing.foreground import find_foreground
-from llmreg.preprocessing.modalities import is_ct
 from llmreg.preprocessing.normalization import normalized
-from llmreg.preprocessing.plans import Normalization, Plans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ def _histogram(axis: Axes, case: Case, plan: Normalization, colour: str) -> None
 def _annotated(image: Any, case: Case) -> NDArray[Any]:
     if case.label is None:
         return np.zeros(0)
-    return array_of(image)[array_of(oriented_lps(read_image(case.label))) > 0]
+    return image_to_array(image)[image_to_array(oriented_lps(read_image(case.label))) > 0]
 
 
 def _grids(dataset: Dataset, fingerprint: Fingerprint, plans: Plans) -> Figure:
@@ -176,7 +176,7 @@ def _padded_view(dataset: Dataset, case: CaseFingerprint, plans: Plans) -> tuple
     image, foreground = normalized(read_image(dataset.case(case.case).image), plans.normalization[case.modality])
     shift = np.zeros(3) if plans.prealignment.aligned_grid is not None else foreground.centre - frame.centre
     moved = Grid(wide.size, wide.spacing, tuple((np.asarray(wide.origin) + shift).tolist()))
-    return array_of(resample_image(image, moved)), wide, frame
+    return image_to_array(resample_image(image, moved)), wide, frame
 
 
 def _draw_plane(axis: Axes, values: NDArray[Any], wide: Grid, frame: Grid, plans: Plans, across: int) -> None:

@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llmreg.dataset import Dataset
+from llmreg.data.dataset import Dataset
+from llmreg.data.modalities import is_ct
+from llmreg.devices import Machine
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
-from llmreg.machine import Machine
-from llmreg.network.config import LLMMorphSettings
-from llmreg.preprocessing.costs import BUILT_IN_SIZE, LLMSize, step_seconds, training_memory_gb
-from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint
-from llmreg.preprocessing.modalities import is_ct
-from llmreg.preprocessing.plans import (
+from llmreg.networks.config import LLMMorphSettings
+from llmreg.networks.llm_morph.costs import BUILT_IN_SIZE, LLMSize, step_seconds, training_memory_gb
+from llmreg.plans.plans import (
     AugmentationSettings,
     Configuration,
     Loss,
@@ -26,6 +25,7 @@ from llmreg.preprocessing.plans import (
     PreAlignment,
     Training,
 )
+from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint
 from llmreg.preprocessing.windows import PAPER_HU, plan_window
 
 CONFIGURATIONS = ("full", "half")
@@ -311,7 +311,7 @@ def reference_case(cases: Sequence[CaseFingerprint], fixed_modality: int) -> str
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlannerOverrides:
     """What a user decides instead of the planner; None leaves it to the planner.
 
     Attributes:
@@ -325,7 +325,9 @@ class Wishes:
     spacing: tuple[float, ...] | None = None
 
 
-def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishes: Wishes | None = None) -> Plans:
+def make_plans(
+    dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishes: PlannerOverrides | None = None
+) -> Plans:
     """The plans of a dataset; each decision's reason is in ``reasons``.
 
     The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.alignment_choice.choose_prealignment`.
@@ -336,7 +338,7 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, wishe
         budget: what training may cost.
         wishes: what the user decides.
     """
-    wishes = wishes or Wishes()
+    wishes = wishes or PlannerOverrides()
     cases = [case for case in fingerprint.cases if case.case not in dataset.held_out]
     reasons: dict[str, str] = {}
     normalization = {}
@@ -415,8 +417,12 @@ def paper_plans(plans: Plans) -> Plans:
     content["network"]["cost_volume"] = 0
     content["loss"] |= {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1}
     content["training"] |= {
-        "learning_rate": 1e-4, "schedule": "constant", "clip_gradient": None, "epochs": 50, "steps_per_epoch": 1620,
-    }  # fmt: skip
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "clip_gradient": None,
+        "epochs": 50,
+        "steps_per_epoch": 1620,
+    }
     content["augmentation"] |= {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0}
     content["reasons"]["paper"] = (
         "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its brain 300 epochs. "

@@ -14,21 +14,21 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from llmreg.dataset import Case, Dataset
+from llmreg.data.case_images import read_case
+from llmreg.data.dataset import Case, Dataset
+from llmreg.data.provenance import sources_of
+from llmreg.data.splits import Split
+from llmreg.engine.prealignment import CaseTransform, align_case, lies_in_frame
+from llmreg.engine.templates import Template, place_case
 from llmreg.errors import UserError
-from llmreg.files import read_json, write_json, written_whole
+from llmreg.files import atomic_write, read_json, write_json
 from llmreg.geometry.field import resample_image, volume_of
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, read_image, write_image
-from llmreg.preprocessing.cases import read_case
+from llmreg.geometry.io import array_to_image, image_to_array, read_image, write_image
+from llmreg.plans.plans import Normalization, Plans
+from llmreg.preprocessing.dataset_templates import learned, set_without, templates_in
 from llmreg.preprocessing.fingerprint import annotated_in
 from llmreg.preprocessing.normalization import normalized
-from llmreg.preprocessing.placement import learned, set_without, templates_in
-from llmreg.preprocessing.plans import Normalization, Plans
-from llmreg.preprocessing.prealignment import CaseTransform, align_case, lies_in_frame
-from llmreg.preprocessing.sources import sources_of
-from llmreg.preprocessing.splits import Split
-from llmreg.preprocessing.templates import Template, place_case
 from llmreg.workers import in_parallel
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class FramedCase:
 
 
 @dataclass(frozen=True, eq=False)
-class Guides:
+class PlacementHints:
     """What a case is placed by, beside its own image.
 
     Attributes:
@@ -76,7 +76,7 @@ def volumes_folder(preprocessed: Path, plans: Plans) -> Path:
 
 
 def bring_into_frame(
-    stored: sitk.Image, normalization: Normalization, plans: Plans, guides: Guides, path: Path | str
+    stored: sitk.Image, normalization: Normalization, plans: Plans, guides: PlacementHints, path: Path | str
 ) -> FramedCase:
     """Normalise an image and bring it into the frame: the one way for preprocessing and prediction.
 
@@ -100,16 +100,18 @@ def bring_into_frame(
     else:
         transform = align_case(normal, foreground.centre, plans.frame, plan, guides.reference)
     framed = resample_image(normal, plans.frame, transform.to_sitk())
-    seen = array_of(resample_image(volume_of(grid), plans.frame, transform.to_sitk(), "nearest")) > 0
+    seen = image_to_array(resample_image(volume_of(grid), plans.frame, transform.to_sitk(), "nearest")) > 0
     if not seen.any():
         raise UserError(
             f"No part of {path} lies in the common frame of the plans: check where it lies in space, or plan with "
             "another prealignment.method."
         )
-    return FramedCase(array_of(framed), seen, transform)
+    return FramedCase(image_to_array(framed), seen, transform)
 
 
-def preprocess_case(case: Case, plans: Plans, folder: Path, guides: Guides, guided_by: dict[str, Any]) -> FramedCase:
+def preprocess_case(
+    case: Case, plans: Plans, folder: Path, guides: PlacementHints, guided_by: dict[str, Any]
+) -> FramedCase:
     """Write ``<case>.b2nd``, ``<case>_seen.b2nd``, ``<case>_seg.b2nd`` when annotated and ``<case>.json``.
 
     Args:
@@ -127,7 +129,7 @@ def preprocess_case(case: Case, plans: Plans, folder: Path, guides: Guides, guid
     _write_volume(folder / f"{case.name}.b2nd", framed.image)
     _write_volume(folder / f"{case.name}_seen.b2nd", framed.seen.astype(np.uint8))
     if images.label is not None:
-        seg = array_of(resample_image(images.label, plans.frame, framed.transform.to_sitk(), "nearest"))
+        seg = image_to_array(resample_image(images.label, plans.frame, framed.transform.to_sitk(), "nearest"))
         _write_volume(folder / f"{case.name}_seg.b2nd", seg.astype(np.uint8 if max(plans.labels) < 256 else np.int32))
     write_json(
         folder / f"{case.name}.json",
@@ -156,7 +158,7 @@ def _preprocess_to_reference(
     case: Case, plans: Plans, folder: Path, guided_by: dict[str, Any], splits: Sequence[Split]
 ) -> None:
     template = templates_in(folder, set_without(case.name, splits)).get(case.modality)
-    preprocess_case(case, plans, folder, Guides(read_reference(folder, plans), template), guided_by)
+    preprocess_case(case, plans, folder, PlacementHints(read_reference(folder, plans), template), guided_by)
 
 
 def _is_current(case: Case, plans: Plans, folder: Path, guided_by: dict[str, Any]) -> bool:
@@ -190,8 +192,8 @@ def preprocess(
         # Removed first: others must not be aligned to an earlier one.
         (folder / REFERENCE_FILE).unlink(missing_ok=True)
         template = templates_in(folder, set_without(first.name, splits)).get(first.modality)
-        framed = preprocess_case(first, plans, folder, Guides(template=template), guided_by)
-        write_image(image_from(framed.image, plans.frame), folder / REFERENCE_FILE)
+        framed = preprocess_case(first, plans, folder, PlacementHints(template=template), guided_by)
+        write_image(array_to_image(framed.image, plans.frame), folder / REFERENCE_FILE)
     waiting = [case for case in dataset.cases if not _is_current(case, plans, folder, guided_by)]
     if len(waiting) < len(dataset.cases):
         log.info("%d of %d cases are preprocessed already.", len(dataset.cases) - len(waiting), len(dataset.cases))
@@ -210,7 +212,7 @@ def read_reference(folder: Path, plans: Plans) -> sitk.Image:
 
 
 def _write_volume(path: Path, array: NDArray[Any]) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         # blosc2 is asked to create the file itself.
         temporary.unlink()
         blosc2.asarray(np.ascontiguousarray(array), urlpath=str(temporary), mode="w", cparams=_COMPRESSION)

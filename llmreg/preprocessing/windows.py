@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmreg.data.modalities import is_ct, is_mr
+from llmreg.plans.plans import Normalization
 from llmreg.preprocessing.fingerprint import CaseFingerprint
-from llmreg.preprocessing.modalities import is_ct, is_mr
 from llmreg.preprocessing.normalization import MR_PERCENTILES, safe_default
-from llmreg.preprocessing.plans import Normalization
 
 # The paper's window (section Data Preparation), for soft tissue.
 PAPER_HU = (-180.0, 400.0)

@@ -11,15 +11,16 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from llmreg import __version__, pages
-from llmreg.benchmark.tables import COLUMNS, UNRANKED, Table, caption, cell_text, keys_of
+from llmreg import pages
+from llmreg.comparison.tables import COLUMNS, UNRANKED, Table, caption, cell_text, keys_of
 from llmreg.errors import UserError
 from llmreg.files import check_writable, write_text
 from llmreg.report import plots
-from llmreg.report.predictions import chosen
+from llmreg.report.content import Source, read_source
 from llmreg.report.rendering import JACOBIAN_SPAN, palette
-from llmreg.report.sources import Source, read_source
+from llmreg.report.shown_predictions import chosen
 from llmreg.report.viewer import Viewer, viewer_of
+from llmreg.version import __version__
 
 REPORT_FILE = "report.html"
 DEFAULT_PAIRS = 10

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from llmreg.benchmark.figures import box_plots
+from llmreg.comparison.figures import box_plots
 from llmreg.pages import embedded
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Plot:
 
 
 def structures(tables: Mapping[str, pd.DataFrame]) -> Plot:
-    """Dice of each structure over pairs, a box a method or stage (:func:`llmreg.benchmark.figures.box_plots`)."""
+    """Dice of each structure over pairs, a box a method or stage (:func:`llmreg.comparison.figures.box_plots`)."""
     names = dict.fromkeys(name for table in tables.values() for name in table["name"])
     return _plot(
         lambda: box_plots(tables),
@@ -96,8 +96,10 @@ def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
             **{key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")},
             **{key: background for key in ("figure.facecolor", "axes.facecolor", "legend.facecolor")},
             **{key: lines for key in ("axes.edgecolor", "grid.color", "legend.edgecolor")},
-            "boxplot.flierprops.markeredgecolor": text, "axes.spines.top": False, "axes.spines.right": False,
-        }  # fmt: skip
+            "boxplot.flierprops.markeredgecolor": text,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
         stream = io.BytesIO()
         with matplotlib.rc_context(colours):
             figure = draw()

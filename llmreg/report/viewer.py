@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmreg.benchmark.tables import COLUMNS
+from llmreg.comparison.tables import COLUMNS
 from llmreg.errors import UserError
-from llmreg.report.predictions import Predictions, ShownPair
 from llmreg.report.rendering import colour_of
+from llmreg.report.shown_predictions import Predictions, ShownPair
 from llmreg.report.stacks import Stacks, stacks_of
 from llmreg.report.volumes import Result, read_result, read_scene
 from llmreg.workers import in_parallel

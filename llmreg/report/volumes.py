@@ -14,8 +14,8 @@ from llmreg.errors import UserError
 from llmreg.geometry.field import DisplacementField, jacobian_determinant, resample, resample_image
 from llmreg.geometry.formats import read_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, oriented_lps, read_image, read_transform
-from llmreg.report.predictions import Prediction, ShownPair
+from llmreg.geometry.io import array_to_image, image_to_array, oriented_lps, read_image, read_transform
+from llmreg.report.shown_predictions import Prediction, ShownPair
 
 # Pixels of a picture's longest side.
 LONGEST = 256
@@ -98,8 +98,8 @@ def read_scene(pair: ShownPair) -> Scene:
     fixed, moving = (_image(images, role) for role in ("fixed", "moving"))
     labels = {role: _label(pair, role) for role in ("fixed", "moving")}
     grid = shown_grid(fixed)
-    span = window(array_of(moving))
-    fixed_stage = _stage(fixed, labels["fixed"], window(array_of(fixed)), grid)
+    span = window(image_to_array(moving))
+    fixed_stage = _stage(fixed, labels["fixed"], window(image_to_array(fixed)), grid)
     before = _stage(moving, labels["moving"], span, grid)
     start = next((made.path("prealignment") for made in pair.made if made and made.prealignment), None)
     prealigned = None
@@ -118,14 +118,14 @@ def read_result(scene: Scene, made: Prediction) -> Result:
     image, label, span = scene.moving
     field = read_as(path, made.format, scene.fixed_grid, Grid.from_image(image))
     # Folded voxels must not be blurred away.
-    jacobian = resample_image(image_from(jacobian_determinant(field), field.grid), scene.grid, None, "nearest", 1.0)
+    jacobian = resample_image(array_to_image(jacobian_determinant(field), field.grid), scene.grid, None, "nearest", 1.0)
     here = resample(field, scene.grid)
     uncertainty = made.path("uncertainty")
     return Result(
         _stage(image, label, span, scene.grid, here),
         here.to_flow(),
-        array_of(jacobian),
-        None if uncertainty is None else array_of(resample_image(_float(read_image(uncertainty)), scene.grid)),
+        image_to_array(jacobian),
+        None if uncertainty is None else image_to_array(resample_image(_float(read_image(uncertainty)), scene.grid)),
     )
 
 
@@ -152,11 +152,11 @@ def _stage(
     transform: sitk.Transform | DisplacementField | None = None,
 ) -> Stage:
     low, high = span
-    seen = array_of(resample_image(_float(image), grid, transform, default=low))
+    seen = image_to_array(resample_image(_float(image), grid, transform, default=low))
     grey = np.clip(255 * (seen - low) / (high - low), 0, 255).astype(np.uint8)
     if label is None:
         return Stage(grey, None)
-    labels = array_of(resample_image(label, grid, transform, "nearest"))
+    labels = image_to_array(resample_image(label, grid, transform, "nearest"))
     return Stage(grey, np.rint(labels).astype(np.int32))
 
 

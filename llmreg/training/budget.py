@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from llmreg.training.learner import Learner
+from llmreg.training.step import Learner
 
 # The first step is longer: memory is set aside, kernels are chosen.
 _WARM_UP = 1

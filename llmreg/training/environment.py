@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from llmreg import __version__
 from llmreg.devices import has_bfloat16
 from llmreg.files import read_json, write_json
 from llmreg.machine import available_cores, ram_gb
+from llmreg.version import __version__
 
 DEBUG_FILE = "debug.json"
 

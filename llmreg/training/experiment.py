@@ -11,20 +11,22 @@ from pathlib import Path
 import torch
 
 from llmreg import paths
-from llmreg.dataset import Dataset, Pair, load_dataset, pairs_among
+from llmreg.data import splits
+from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
+from llmreg.data.splits import Split
 from llmreg.errors import UserError
-from llmreg.files import written_whole
-from llmreg.network.ablations import ablation
-from llmreg.network.config import language_model, network_settings
-from llmreg.network.llm.fetching import fetch
-from llmreg.preprocessing import pipeline, planning, splits
+from llmreg.files import atomic_write
+from llmreg.networks.config import language_model, network_settings
+from llmreg.networks.language_models.fetching import fetch
+from llmreg.networks.llm_morph.ablations import ablation
+from llmreg.plans.plans import PLANS_FILE, Plans, override, read_plans, write_plans
+from llmreg.preprocessing import dataset_steps as pipeline
+from llmreg.preprocessing import planning
+from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER, fold_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
-from llmreg.preprocessing.placement import EVERYONE, TEMPLATES_FOLDER, fold_set
-from llmreg.preprocessing.plans import PLANS_FILE, Plans, override, read_plans, write_plans
 from llmreg.preprocessing.preprocess import REFERENCE_FILE, volumes_folder
-from llmreg.preprocessing.splits import Split
-from llmreg.training.ranks import first_alone, joined
-from llmreg.training.trainer import Fold, Run, train
+from llmreg.training.distributed import join_processes, main_process_first
+from llmreg.training.run import Fold, Run, train
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +115,8 @@ def run_fold(
     Returns:
         What was trained; None in all processes but the first.
     """
-    with joined(device_name) as ranks:
-        with first_alone(ranks):
+    with join_processes(device_name) as ranks:
+        with main_process_first(ranks):
             folder = pipeline.preprocessed_dataset(dataset_id)
             asked = planned(folder, plans_name, changes or [], name, ablation_name, network)
             prepared = _prepared(dataset_id, fold_text, asked, asked.plans_name != plans_name, configuration)
@@ -189,6 +191,6 @@ def _prepared(dataset_id: str, fold_text: str, asked: Plans, changed: bool, conf
         travelling += tuple(sorted((volumes / TEMPLATES_FOLDER / one).glob("*"), key=lambda p: p.suffix == ".json"))
     for source in travelling:
         below = source.parent.relative_to(volumes) if source.is_relative_to(volumes) else Path()
-        with written_whole(model / below / source.name) as temporary:
+        with atomic_write(model / below / source.name) as temporary:
             shutil.copyfile(source, temporary)
     return _Prepared(model, dataset, plans, configuration, place)

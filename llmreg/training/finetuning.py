@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from llmreg.errors import UserError
-from llmreg.network.factory import trainable_state
-from llmreg.training.checkpoint import network_tensors, path_of, read_state
+from llmreg.networks.factory import trainable_state
+from llmreg.training.checkpoints import network_tensors, path_of, read_state
 
 
 @dataclass(frozen=True)
-class TakenOver:
+class TransferReport:
     """What a network took over from a checkpoint.
 
     Attributes:
@@ -42,7 +42,7 @@ class TakenOver:
         return said
 
 
-def take_over(network: nn.Module, path: Path) -> TakenOver:
+def transfer_weights(network: nn.Module, path: Path) -> TransferReport:
     """Put the tensors of a checkpoint that fit into a network; the others keep their start.
 
     A position embedding belongs to a number of tokens, and adapters to the width of a language model: these start anew
@@ -58,7 +58,7 @@ def take_over(network: nn.Module, path: Path) -> TakenOver:
     with torch.no_grad():
         for name in same:
             own[name].copy_(stored[name])
-    return TakenOver(
+    return TransferReport(
         tuple(same),
         tuple(name for name in shared if name not in same),
         tuple(sorted(own.keys() - stored.keys())),

@@ -115,9 +115,12 @@ class WandbLogger:
             write_text(known, uuid.uuid4().hex)
         self._run = wandb.init(
             project=None if "WANDB_PROJECT" in os.environ else "llmreg",
-            name="_".join(folder.parts[-3:]), id=known.read_text(), resume="allow",
-            dir=str(folder), config=dict(config),
-        )  # fmt: skip
+            name="_".join(folder.parts[-3:]),
+            id=known.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+        )
 
     def epoch(self, row: Row) -> None:
         self._run.log(_numbers(row), step=row["epoch"])

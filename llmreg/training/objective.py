@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmreg.geometry import warping
-from llmreg.preprocessing.plans import Loss
-from llmreg.similarity import similarity_loss
-from llmreg.training.losses import folding_penalty, gradient_l2, soft_dice
+from llmreg.plans.plans import Loss
+from llmreg.similarity.image_terms import similarity_loss
+from llmreg.similarity.losses import folding_penalty, gradient_l2, soft_dice
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Predicted:
     """A batch and what the network made of it.
 
     Attributes:
-        batch: as :func:`llmreg.training.pairs.as_tensors` makes it, with a batch axis.
+        batch: as :func:`llmreg.training.samples.as_tensors` makes it, with a batch axis.
         flow: the network's displacement, (B, 3, z, y, x), voxels of its own grid.
         full: the same on the images' grid.
         downsampling: from the images' grid to the network's.

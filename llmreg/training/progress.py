@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmreg.files import written_whole
+from llmreg.files import atomic_write
 
 LOG_FILE = "training_log.jsonl"
 
@@ -19,7 +19,7 @@ def read_log(folder: Path, epochs: int | None = None) -> list[dict[str, Any]]:
 
 
 def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
-    with written_whole(folder / LOG_FILE) as temporary:
+    with atomic_write(folder / LOG_FILE) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -55,6 +55,6 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
             axis.legend()
     for axis in axes[1]:
         axis.set_xlabel("epoch")
-    with written_whole(folder / "progress.png") as temporary:
+    with atomic_write(folder / "progress.png") as temporary:
         figure.savefig(temporary, dpi=100)
     pyplot.close(figure)

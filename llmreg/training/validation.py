@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llmreg.dataset import Pair
+from llmreg.data.dataset import Pair
 from llmreg.devices import autocast
 from llmreg.geometry import warping
-from llmreg.network.flow import predict_flow
-from llmreg.preprocessing.plans import Configuration, Plans
-from llmreg.training.losses import soft_dice
+from llmreg.networks.resolution import predict_flow
+from llmreg.plans.plans import Configuration, Plans
+from llmreg.similarity.losses import soft_dice
+from llmreg.training.distributed import DistributedContext
 from llmreg.training.objective import Predicted, similarity
-from llmreg.training.pairs import as_tensors, common_labels, load_pair
-from llmreg.training.ranks import Ranks
+from llmreg.training.samples import as_tensors, common_labels, load_pair
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Validation:
 
 
 def validation_samples(
-    plans: Plans, configuration: Configuration, pairs: Sequence[Pair], volumes: Path, ranks: Ranks
+    plans: Plans, configuration: Configuration, pairs: Sequence[Pair], volumes: Path, ranks: DistributedContext
 ) -> list[dict[str, Tensor]]:
     """This process's share of the pairs that labels can judge, or with image similarity any.
 
@@ -61,7 +61,11 @@ def validation_samples(
 
 
 def validate(
-    network: nn.Module | None, samples: Sequence[dict[str, Tensor]], plans: Plans, downsampling: int, ranks: Ranks
+    network: nn.Module | None,
+    samples: Sequence[dict[str, Tensor]],
+    plans: Plans,
+    downsampling: int,
+    ranks: DistributedContext,
 ) -> Validation:
     """How well the pairs of all processes are aligned; without a network, how well they are as they lie."""
     if network is not None:

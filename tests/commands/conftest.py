@@ -10,7 +10,7 @@ from tiny_study import training
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmreg.commands import plan_and_preprocess, train
-from llmreg.synthetic import write_demo_dataset
+from llmreg.data.synthetic import write_demo_dataset
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +19,13 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         vocab_size=50,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(home / "llm")
     write_demo_dataset(home / "raw", subjects=6, seed=3, held_out=2)
     with pytest.MonkeyPatch.context() as patch:

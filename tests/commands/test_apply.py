@@ -9,7 +9,7 @@ from random_fields import random_field
 from smooth import smooth_noise
 
 from llmreg.commands import apply
-from llmreg.geometry.io import image_from, write_field, write_image
+from llmreg.geometry.io import array_to_image, write_field, write_image
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def folder(tmp_path, oblique, monkeypatch):
     write_field(random_field(oblique, 1, 1.0), tmp_path / "field.nii.gz")
     sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 0.0, 0.0)), "shift.tfm")
     write_image(
-        image_from(smooth_noise(rng, oblique.shape, 1.0).astype(np.float32), oblique), tmp_path / "image.nii.gz"
+        array_to_image(smooth_noise(rng, oblique.shape, 1.0).astype(np.float32), oblique), tmp_path / "image.nii.gz"
     )
-    write_image(image_from(np.ones(oblique.shape, np.uint8), oblique), tmp_path / "labels.nii.gz")
+    write_image(array_to_image(np.ones(oblique.shape, np.uint8), oblique), tmp_path / "labels.nii.gz")
     point = oblique.index_to_physical((6, 5, 4))
     (tmp_path / "points.csv").write_text("name,x,y,z\napex,{},{},{}\n".format(*point))
     return tmp_path

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_study import NAME, in_this_process, model, refused, training
 
-from llmreg.benchmark import learned, peers
 from llmreg.commands import benchmark, report, train
+from llmreg.comparison import learned, peers
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from random_fields import random_field
 from llmreg.commands import convert_field
 from llmreg.geometry import formats
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, read_field, write_field, write_image
+from llmreg.geometry.io import array_to_image, read_field, write_field, write_image
 
 MOVING = Grid((8, 9, 7), (2.0, 2.0, 2.0), (0.0, -20.0, 0.0))
 
@@ -19,8 +19,8 @@ def folder(tmp_path, oblique, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
         write_field(random_field(oblique, number, 1.0), tmp_path / f"disp_{number}.nii.gz")
-    write_image(image_from(np.zeros(oblique.shape, np.float32), oblique), tmp_path / "fixed.nii.gz")
-    write_image(image_from(np.zeros(MOVING.shape, np.float32), MOVING), tmp_path / "moving.nii.gz")
+    write_image(array_to_image(np.zeros(oblique.shape, np.float32), oblique), tmp_path / "fixed.nii.gz")
+    write_image(array_to_image(np.zeros(MOVING.shape, np.float32), MOVING), tmp_path / "moving.nii.gz")
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from tiny_study import NAME, model
 
 from llmreg.geometry.field import DisplacementField, resample_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, write_field, write_image
+from llmreg.geometry.io import array_to_image, image_to_array, write_field, write_image
 
 DOCUMENTATION = Path(__file__).parents[2] / "documentation"
 
@@ -38,11 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     fixed = Grid((24, 20, 16), (2.0, 2.0, 3.0), (-20.0, -18.0, -20.0), (0, -1, 0, 1, 0, 0, 0, 0, 1))
     moving = Grid.axis_aligned((30, 26, 22), (1.8, 2.2, 2.5), fixed.centre)
-    image = image_from((100 * smooth_noise(rng, moving.shape, 2.0)).astype(np.float32), moving)
+    image = array_to_image((100 * smooth_noise(rng, moving.shape, 2.0)).astype(np.float32), moving)
     vectors = np.stack([4 * smooth_noise(rng, fixed.shape, 3.0) for _ in range(3)], axis=-1).astype(np.float32)
     field = DisplacementField(vectors, fixed)
     write_image(image, tmp_path / "moving.nii.gz")
-    write_image(image_from(np.zeros(fixed.shape, np.float32), fixed), tmp_path / "fixed.nii.gz")
+    write_image(array_to_image(np.zeros(fixed.shape, np.float32), fixed), tmp_path / "fixed.nii.gz")
     write_image(resample_image(image, fixed), tmp_path / "moving_on_fixed.nii.gz")
     write_field(field, tmp_path / "disp_A_B.nii.gz")
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def expected(moving: str) -> np.ndarray:
     """By ITK."""
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage("disp_A_B.nii.gz", sitk.sitkVectorFloat64))
     warped = sitk.Resample(sitk.ReadImage(moving), sitk.ReadImage("fixed.nii.gz"), transform)
-    return array_of(warped)
+    return image_to_array(warped)
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_other_libraries_warp_alike(folder: Path, library: str, moving: str) -> 
         pytest.skip(f"{library} is not installed")
     order = ("SimpleITK", "ants", "monai", "torch")
     warped = run(examples("deformation-fields.md", "## Using it elsewhere")[order.index(library)])["warped"]
-    values = array_of(warped) if isinstance(warped, sitk.Image) else np.asarray(warped.numpy())
+    values = image_to_array(warped) if isinstance(warped, sitk.Image) else np.asarray(warped.numpy())
     wanted = expected(moving)
     if library in ("ants", "monai"):
         values = np.transpose(values)
     # Close to the border, libraries blend with the outside differently.
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage("disp_A_B.nii.gz", sitk.sitkVectorFloat64))
-    inner = image_from(
-        np.ones(array_of(sitk.ReadImage(moving)).shape, np.float32), Grid.from_image(sitk.ReadImage(moving))
+    inner = array_to_image(
+        np.ones(image_to_array(sitk.ReadImage(moving)).shape, np.float32), Grid.from_image(sitk.ReadImage(moving))
     )
     inner = sitk.BinaryErode(sitk.Cast(inner, sitk.sitkUInt8), (2, 2, 2), sitk.sitkBall, 0, 1, False)
-    seen = array_of(sitk.Resample(inner, sitk.ReadImage("fixed.nii.gz"), transform, sitk.sitkNearestNeighbor)) > 0
+    seen = image_to_array(sitk.Resample(inner, sitk.ReadImage("fixed.nii.gz"), transform, sitk.sitkNearestNeighbor)) > 0
     assert seen.mean() > 0.2
     np.testing.assert_allclose(values[seen], wanted[seen], atol=1e-3 * np.ptp(wanted))
 
@@ -107,5 +107,7 @@ def test_the_python_interface_is_as_documented(environment: Path, tmp_path: Path
     found = run(block)["found"]
     assert found.warped.GetSize() == sitk.ReadImage("fixed.nii.gz").GetSize()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "disp_a_pair.nii.gz", "inverse_a_pair.nii.gz", "warped_a_pair.nii.gz",
-    ]  # fmt: skip
+        "disp_a_pair.nii.gz",
+        "inverse_a_pair.nii.gz",
+        "warped_a_pair.nii.gz",
+    ]

@@ -14,12 +14,12 @@ from tiny_study import NAME, model, refused, training
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
 from llmreg.inference.predictor import ImageInput, Predictor
-from llmreg.network import decoder
-from llmreg.network.config import NETWORKS, network_settings
-from llmreg.network.recomputation import recomputed
-from llmreg.preprocessing.plans import read_plans, write_plans
+from llmreg.networks.config import NETWORKS, network_settings
+from llmreg.networks.gradient_checkpointing import recomputed
+from llmreg.networks.llm_morph import decoder
+from llmreg.plans.plans import read_plans, write_plans
 from llmreg.training.experiment import model_folder, planned
-from llmreg.training.learner import Learner
+from llmreg.training.step import Learner
 
 
 def test_planning_writes_plans_with_reasons_and_volumes_that_fit(environment):
@@ -569,12 +569,14 @@ def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation)
     assert train.main([*training("0", ablation, environment), "--ablation", ablation, "--epochs", "1"]) == 0
     trained = read_plans(model(environment, ablation) / "plans.json").network
     expected = {
-        "no-blocks": trained.blocks == "none", "vit": trained.blocks == "vit",
+        "no-blocks": trained.blocks == "none",
+        "vit": trained.blocks == "vit",
         "one-block": len(trained.llm.layers) == 1,
-        "no-lora": trained.llm.lora is None, "random-weights": trained.llm.weights == "random",
+        "no-lora": trained.llm.lora is None,
+        "random-weights": trained.llm.weights == "random",
         "adapters-only": trained.blocks == "adapters",
         "no-cost-volume": trained.cost_volume == 0,
-    }  # fmt: skip
+    }
     assert [name for name, is_so in expected.items() if is_so] == [ablation]
     assert (model(environment, ablation) / "fold_0" / "validation" / "summary.json").exists()
 

@@ -21,7 +21,7 @@ from llmreg.commands import evaluate, predict, train
 from llmreg.errors import UserError
 from llmreg.geometry import formats
 from llmreg.geometry.field import jacobian_determinant, resample_image
-from llmreg.geometry.io import array_of, image_from, read_field, read_image, write_image
+from llmreg.geometry.io import array_to_image, image_to_array, read_field, read_image, write_image
 from llmreg.inference import predictor as predicting
 from llmreg.inference import registration
 
@@ -70,9 +70,9 @@ def test_all_outputs_of_all_pairs_and_a_table(environment: Path, wild: Path, tmp
         moving_label = sitk.ReadImage(str(labels / f"{pair['moving']}.nii.gz"))
         transform = sitk.ReadTransform(str(tmp_path / pair["transform"]))
         expected = sitk.Resample(moving_label, fixed, transform, sitk.sitkNearestNeighbor)
-        assert (array_of(read_image(tmp_path / pair["labels"])) != array_of(expected)).mean() < 1e-3
+        assert (image_to_array(read_image(tmp_path / pair["labels"])) != image_to_array(expected)).mean() < 1e-3
         # Two folds that were trained so fast differ.
-        assert array_of(read_image(tmp_path / pair["uncertainty"])).max() > 0.1
+        assert image_to_array(read_image(tmp_path / pair["uncertainty"])).max() > 0.1
         inverse = read_field(tmp_path / pair["inverse"])
         assert inverse.grid.same_as(Grid.from_image(sitk.ReadImage(pair["moving_path"])))
         assert pair["seconds"] > 0
@@ -232,14 +232,14 @@ def test_masks_may_be_files_images_and_arrays(environment: Path, tmp_path: Path)
     image = sitk.ReadImage(str(fixed))
     values = np.zeros(Grid.from_image(image).shape, np.uint8)
     values[4:12, 4:12, 4:12] = 1
-    mask, path = image_from(values, Grid.from_image(image)), tmp_path / "mask.nii.gz"
+    mask, path = array_to_image(values, Grid.from_image(image)), tmp_path / "mask.nii.gz"
     sitk.WriteImage(mask, str(path))
     given = [(image, mask), (fixed, path), (fixed, (values, Grid.from_image(image))), (image, str(path))]
     fields = [predictor.predict(ImageInput(one, mask=own), moving).field.vectors for one, own in given]
     assert not np.array_equal(fields[0], without.vectors)
     for other in fields[1:]:
         np.testing.assert_array_equal(other, fields[0])
-    elsewhere = image_from(values[:-1], Grid.from_image(mask[:, :, :-1]))
+    elsewhere = array_to_image(values[:-1], Grid.from_image(mask[:, :, :-1]))
     with pytest.raises(UserError, match="The fixed image's mask is not on the grid"):
         predictor.predict(ImageInput(fixed, mask=elsewhere), moving)
 
@@ -263,7 +263,7 @@ def test_one_fold_samples_its_uncertainty(environment: Path) -> None:
         for _ in range(2)
     ]
     assert found[0].uncertainty is not None
-    maps = [array_of(one.uncertainty) for one in found]
+    maps = [image_to_array(one.uncertainty) for one in found]
     np.testing.assert_array_equal(*maps)
     assert maps[0].max() > 0
     without = Predictor.from_folder(model(environment), ["0"], "cpu").predict(fixed, moving)

@@ -12,11 +12,11 @@ from tiny_models import TINY, save_random_model
 from tiny_predictions import balls
 from tiny_study import in_this_process
 
-from llmreg.benchmark import learned, peers
-from llmreg.benchmark.classical import CLASSICAL
 from llmreg.commands import benchmark, plan_and_preprocess, train
+from llmreg.comparison import learned, peers
+from llmreg.comparison.classical import CLASSICAL
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_image
+from llmreg.geometry.io import array_to_image, write_image
 from llmreg.training import progress
 
 PAGE = Path(__file__).parents[2] / "documentation" / "reproducing-the-paper.md"
@@ -48,14 +48,17 @@ def write_dataset(folder: Path) -> None:
         for modality, values in enumerate((image, 200 - image)):
             names.append(f"Balls_{person:04d}_{modality:04d}.nii.gz")
             part = "Tr" if person < 2 else "Ts"
-            write_image(image_from(values, grid), folder / f"images{part}" / names[-1])
-            write_image(image_from(labels, grid), folder / f"labels{part}" / names[-1])
+            write_image(array_to_image(values, grid), folder / f"images{part}" / names[-1])
+            write_image(array_to_image(labels, grid), folder / f"labels{part}" / names[-1])
     test = {"fixed": f"./imagesTs/{names[4]}", "moving": f"./imagesTs/{names[7]}"}
     content = {
-        "modality": {"0": "MR", "1": "CT"}, "registration_direction": {"fixed": 0, "moving": 1},
-        "pairings": "inter_subject", "labels": {"one": 1, "other": 2}, "registration_test": [test],
+        "modality": {"0": "MR", "1": "CT"},
+        "registration_direction": {"fixed": 0, "moving": 1},
+        "pairings": "inter_subject",
+        "labels": {"one": 1, "other": 2},
+        "registration_test": [test],
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names[:4]],
-    }  # fmt: skip
+    }
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
@@ -92,9 +95,19 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
     assert (benchmarked / "table1_structures.png").exists()
     assert set(json.loads((benchmarked / "benchmark.json").read_text())["failed"]) == set(CLASSICAL)
     assert rows["table1"] == [
-        "Initial", "VoxelMorph (small)", "VoxelMorph", "Dual-PRNet", "TransMorph", "MambaMorph", "LLM-Morph",
-        "LLM-Morph, refined", "ANTs SyN", "greedy", "elastix", "ConvexAdam",
-    ]  # fmt: skip
+        "Initial",
+        "VoxelMorph (small)",
+        "VoxelMorph",
+        "Dual-PRNet",
+        "TransMorph",
+        "MambaMorph",
+        "LLM-Morph",
+        "LLM-Morph, refined",
+        "ANTs SyN",
+        "greedy",
+        "elastix",
+        "ConvexAdam",
+    ]
     assert len(rows["table2"]) == 9
     # What stands in the layers' place is as wide as they are.
     vit = json.loads((benchmarked.parent / "llm_morph__vit__full" / "plans.json").read_text())["network"]

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from tiny_study import model, refused, training
 
 from llmreg.commands import find_best_configuration, predict, train
-from llmreg.network import compilation
-from llmreg.training import checkpoint, loggers, trainer
+from llmreg.networks import compilation
+from llmreg.training import checkpoints as checkpoint
+from llmreg.training import loggers
+from llmreg.training import run as trainer
 
 ROOT = Path(__file__).parents[2]
 FINAL, LATEST = "checkpoint_final.safetensors", "checkpoint_latest.safetensors"
@@ -249,9 +251,7 @@ def test_a_checkpoint_is_written_in_the_middle_of_a_long_epoch(
 
     monkeypatch.setattr(checkpoint, "save", noted)
     assert train.main([*training("0", "long", environment, "training.steps_per_epoch=3"), "--epochs", "1"]) == 0
-    assert states == [
-        *(("latest", 0, step) for step in (1, 2, 3)), ("best", 1, 0), ("latest", 1, 0), ("final", 1, 0)
-    ]  # fmt: skip
+    assert states == [*(("latest", 0, step) for step in (1, 2, 3)), ("best", 1, 0), ("latest", 1, 0), ("final", 1, 0)]
 
 
 def test_fine_tuning_takes_over_what_fits_and_says_so(

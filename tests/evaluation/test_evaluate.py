@@ -12,14 +12,14 @@ from llmreg.commands import report
 from llmreg.commands.evaluate import main
 from llmreg.errors import UserError
 from llmreg.evaluation.evaluate import evaluate_folder
-from llmreg.evaluation.pair import evaluate_pair
+from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.summary import summarise, write_results
 from llmreg.evaluation.table import format_summary
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.labels import resample_labels
-from llmreg.report.predictions import read_scores
-from llmreg.report.sources import read_source
+from llmreg.report.content import read_source
+from llmreg.report.shown_predictions import read_scores
 
 SPACING = (1.5, 2.0, 1.0)
 SHIFT = np.array([3.0, -2.0, 2.0])  # mm, whole voxels
@@ -49,8 +49,9 @@ def test_right_translation_scores_perfectly(flipped: bool) -> None:
     fixed, moving = label_image(), label_image(SHIFT, flipped)
     rows = evaluate_pair(fixed, moving, constant_field(fixed, SHIFT), {1: "a", 4: "b"})
     assert [(row["label"], row["name"]) for row in rows] == [(1, "a"), (4, "b")]
-    resampled = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, sitk.Transform(3, sitk.sitkIdentity),
-                                                     sitk.sitkNearestNeighbor))  # fmt: skip
+    resampled = sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor)
+    )
     for row in rows:
         expected = plain_dice(resampled, sitk.GetArrayFromImage(fixed), row["label"])
         assert row["initial_dice"] == pytest.approx(expected)
@@ -159,11 +160,21 @@ def test_another_grid_is_refused() -> None:
 def rows_of_two_pairs() -> list[dict[str, object]]:
     scores = {"p": (0.6, 0.8), "q": (0.5, np.nan)}
     return [
-        {"pair_id": pair, "label": label, "name": name, "initial_dice": dice / 2, "dice": dice,
-         "initial_hd95_mm": 4.0, "hd95_mm": 2.0, "folding_percent": folded, "sdlogj": 0.1, "sdlogj_learn2reg": 0.02}
+        {
+            "pair_id": pair,
+            "label": label,
+            "name": name,
+            "initial_dice": dice / 2,
+            "dice": dice,
+            "initial_hd95_mm": 4.0,
+            "hd95_mm": 2.0,
+            "folding_percent": folded,
+            "sdlogj": 0.1,
+            "sdlogj_learn2reg": 0.02,
+        }
         for (pair, values), folded in zip(scores.items(), (1.0, 2.0), strict=True)
         for (label, name), dice in zip(((1, "a"), (4, "b")), values, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def test_summary_is_over_pairs_and_ignores_what_does_not_count() -> None:
@@ -173,8 +184,13 @@ def test_summary_is_over_pairs_and_ignores_what_does_not_count() -> None:
     assert summary["metrics"]["folding_percent"]["mean"] == pytest.approx(1.5)
     assert summary["labels"]["1"]["dice"] == pytest.approx(0.55)
     assert summary["labels"]["4"] == {
-        "name": "b", "num_pairs": 1, "initial_dice": 0.4, "dice": 0.8, "initial_hd95_mm": 4.0, "hd95_mm": 2.0,
-    }  # fmt: skip
+        "name": "b",
+        "num_pairs": 1,
+        "initial_dice": 0.4,
+        "dice": 0.8,
+        "initial_hd95_mm": 4.0,
+        "hd95_mm": 2.0,
+    }
     assert summary["num_lost"] == 0
     text = format_summary(summary)
     assert "60.00 +- 14.14" in text
@@ -206,15 +222,22 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     predictions, dataset = tmp_path / "predictions", tmp_path / "Dataset009_Boxes"
     for folder in (predictions, dataset / "imagesTr", dataset / "labelsTr"):
         folder.mkdir(parents=True)
-    images = {"Boxes_0001_0000": label_image(), "Boxes_0001_0001": label_image(SHIFT, flipped=True),
-              "Boxes_0002_0001": label_image(SHIFT)}  # fmt: skip
+    images = {
+        "Boxes_0001_0000": label_image(),
+        "Boxes_0001_0001": label_image(SHIFT, flipped=True),
+        "Boxes_0002_0001": label_image(SHIFT),
+    }
     for name, image in images.items():
         for folder in ("imagesTr", "labelsTr"):
             sitk.WriteImage(image, str(dataset / folder / f"{name}.nii.gz"))
     training = [{"image": f"imagesTr/{name}.nii.gz"} for name in images]
     training[2]["annotated_labels"] = [4]
-    content = {"modality": {"0": "MR", "1": "CT"}, "labels": {"box": 1, "other": 4}, "pairings": "unpaired",
-               "training": training}  # fmt: skip
+    content = {
+        "modality": {"0": "MR", "1": "CT"},
+        "labels": {"box": 1, "other": 4},
+        "pairings": "unpaired",
+        "training": training,
+    }
     (dataset / "dataset.json").write_text(json.dumps(content))
 
     pairs = []
@@ -225,9 +248,19 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         field.CopyInformation(fixed)
         name = f"disp_Boxes_0001_0000_{moving}.nii.gz"
         sitk.WriteImage(field, str(predictions / name))
-        pairs.append({"pair_id": f"pair{number}", "fixed": "Boxes_0001_0000", "moving": moving, "field": name,
-                      "fixed_path": "x", "moving_path": "y", "fixed_label": None, "moving_label": None,
-                      "prealignment": None})  # fmt: skip
+        pairs.append(
+            {
+                "pair_id": f"pair{number}",
+                "fixed": "Boxes_0001_0000",
+                "moving": moving,
+                "field": name,
+                "fixed_path": "x",
+                "moving_path": "y",
+                "fixed_label": None,
+                "moving_label": None,
+                "prealignment": None,
+            }
+        )
     sitk.WriteTransform(sitk.TranslationTransform(3, SHIFT.tolist()), str(predictions / "prealign.tfm"))
     pairs[0]["prealignment"] = "prealign.tfm"
     (predictions / "predict.json").write_text(json.dumps({"pairs": pairs, "model": "ours"}))
@@ -240,8 +273,10 @@ def test_folder(folders: tuple[Path, Path], tmp_path: Path, num_processes: int) 
     summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", num_processes)
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert table[["pair_id", "label", "name"]].values.tolist() == [
-        ["pair0", 1, "box"], ["pair0", 4, "other"], ["pair1", 4, "other"],
-    ]  # fmt: skip
+        ["pair0", 1, "box"],
+        ["pair0", 4, "other"],
+        ["pair1", 4, "other"],
+    ]
     assert table["dice"].tolist()[:2] == [1, 1]
     assert table["dice"][2] == table["initial_dice"][2] < 1
     assert table["prealigned_dice"].tolist()[:2] == [1, 1]
@@ -271,8 +306,9 @@ def test_pairs_without_landmarks_or_prealignment(folders: tuple[Path, Path], tmp
     cases = json.loads((tmp_path / "out" / "learn2reg.json").read_text())
     assert cases["name"] == "Dataset009_Boxes"
     assert [("tre" in case, len(case["dice"]["detailed"])) for case in cases["cases"].values()] == [
-        (True, 2), (False, 2),
-    ]  # fmt: skip
+        (True, 2),
+        (False, 2),
+    ]
 
 
 def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,10 +457,26 @@ def test_command(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "missing", ["folder", "predict.json", "not ours", "no pairs", "labels folder", "field", "label", "no labels",
-                "prealignment", "broken field", "broken label", "grid", "keypoints folder", "keypoints of none",
-                "keypoints of one", "named keypoints"],
-)  # fmt: skip
+    "missing",
+    [
+        "folder",
+        "predict.json",
+        "not ours",
+        "no pairs",
+        "labels folder",
+        "field",
+        "label",
+        "no labels",
+        "prealignment",
+        "broken field",
+        "broken label",
+        "grid",
+        "keypoints folder",
+        "keypoints of none",
+        "keypoints of one",
+        "named keypoints",
+    ],
+)
 def test_bad_input_gives_one_sentence_and_code_2(
     folders: tuple[Path, Path], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

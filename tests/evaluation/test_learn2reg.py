@@ -18,7 +18,7 @@ from llmreg.evaluation import learn2reg
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.formats import write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_image
+from llmreg.geometry.io import array_to_image, write_image
 
 GRID = Grid((9, 10, 8), (2.0, 1.5, 3.0), (5.0, -7.0, 11.0), (0, 1, 0, -1, 0, 0, 0, 0, 1))
 IDS = [2, 3, 200]
@@ -75,13 +75,21 @@ def cases(tmp_path: Path) -> dict[str, dict[str, list[float]]]:
         # One landmark lies outside the image.
         points = [np.vstack((random.uniform(0, 7, (5, 3)), [[-3.0, 2, 2]])) for _ in range(2)]
         for name, array, places in zip((fixed, moving), maps, points, strict=True):
-            write_image(image_from(array, GRID), tmp_path / "labels" / f"{name}.nii.gz")
+            write_image(array_to_image(array, GRID), tmp_path / "labels" / f"{name}.nii.gz")
             np.savetxt(tmp_path / "points" / f"{name}.csv", places, delimiter=",")
         write_as(field, tmp_path / f"disp{number}.nii.gz", "learn2reg", GRID)
         steps = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"disp{number}.nii.gz"))).transpose(3, 2, 1, 0)
         expected[f"000{number}_0000<--001{number}_0001"] = theirs(maps[0].T, maps[1].T, steps, points)
-        pairs.append({"pair_id": f"p{number}", "fixed": fixed, "moving": moving, "field": f"disp{number}.nii.gz",
-                      "format": "learn2reg", "seconds": 2.0 + number})  # fmt: skip
+        pairs.append(
+            {
+                "pair_id": f"p{number}",
+                "fixed": fixed,
+                "moving": moving,
+                "field": f"disp{number}.nii.gz",
+                "format": "learn2reg",
+                "seconds": 2.0 + number,
+            }
+        )
     (tmp_path / "predict.json").write_text(json.dumps({"pairs": pairs, "peak_memory_gb": 1.5}))
     return expected
 
@@ -128,8 +136,9 @@ def test_cases_keep_whole_names_where_numbers_do_not_tell_them_apart() -> None:
     named = [{"fixed": f"{a}_0001_0000", "moving": f"{a}_0001_0001"} for a in ("A", "B")]
     table = pd.DataFrame([{"pair_id": str(k)} | one | row for k, one in enumerate(named)])
     assert list(learn2reg.results(table, "x", {})["cases"]) == [
-        "A_0001_0000<--A_0001_0001", "B_0001_0000<--B_0001_0001",
-    ]  # fmt: skip
+        "A_0001_0000<--A_0001_0001",
+        "B_0001_0000<--B_0001_0001",
+    ]
     assert list(learn2reg.results(table[:1], "x", {})["cases"]) == ["0001_0000<--0001_0001"]
 
 

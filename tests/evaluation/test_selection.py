@@ -16,12 +16,15 @@ def scored(results: Path, model: str, fold: str, pairs: range, dice: float, hd95
     hard = np.random.default_rng(0).normal(0, 1, 100)
     rows = [
         {
-            "pair_id": f"p{pair}", "label": label, "dice": dice - 0.05 * hard[pair] + 0.01 * label,
-            "hd95_mm": hd95 + hard[pair], "folding_percent": folding + 0.001 * abs(hard[pair]),
+            "pair_id": f"p{pair}",
+            "label": label,
+            "dice": dice - 0.05 * hard[pair] + 0.01 * label,
+            "hd95_mm": hd95 + hard[pair],
+            "folding_percent": folding + 0.001 * abs(hard[pair]),
         }
         for pair in pairs
         for label in (1, 2)
-    ]  # fmt: skip
+    ]
     folder = results / f"llm_morph__{model}__half" / f"fold_{fold}" / "validation"
     folder.mkdir(parents=True)
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
@@ -68,8 +71,9 @@ def test_few_pairs_tell_nothing_significant_so_dice_decides(tmp_path: Path) -> N
     scored(tmp_path, "b", "0", range(3), 0.71, 9, 0.1)
     found = select(tmp_path)
     assert [(one.model, one.points) for one in found.candidates] == [
-        ("llm_morph__b__half", 0), ("llm_morph__a__half", 0)
-    ]  # fmt: skip
+        ("llm_morph__b__half", 0),
+        ("llm_morph__a__half", 0),
+    ]
 
 
 def test_only_folds_and_pairs_in_common_are_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

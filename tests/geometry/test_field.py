@@ -14,7 +14,7 @@ from llmreg.geometry import warping
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.formats import to_learn2reg
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, write_field
+from llmreg.geometry.io import array_to_image, image_to_array, write_field
 
 
 @settings(max_examples=15, deadline=None)
@@ -32,9 +32,9 @@ def test_four_ways_to_look_up_a_coordinate_agree(grid, seed, tmp_path_factory):
     assert inside.mean() > 0.2
     for axis in range(3):
         values = grid.indices()[..., axis].astype(np.float32)
-        image = image_from(values, grid)
+        image = array_to_image(values, grid)
         by_torch = warping.warp(torch.from_numpy(values)[None, None], flow)[0, 0].numpy()
-        by_us = array_of(fields.warp_image(image, field))
+        by_us = image_to_array(fields.warp_image(image, field))
         by_itk = sitk.GetArrayFromImage(sitk.Resample(image, image, written, sitk.sitkLinear, 0.0))
         index = np.moveaxis(exported, -1, 0) + np.indices(grid.size)
         by_scipy = map_coordinates(values.transpose(2, 1, 0), index, order=1).transpose(2, 1, 0)
@@ -120,13 +120,13 @@ def test_determinants_of_slabs_are_those_of_the_whole(slices, monkeypatch):
 def test_warped_images_are_itks_rounded_and_in_range(oblique, interpolator, kind, slices, monkeypatch):
     monkeypatch.setattr(Grid.slabs, "__defaults__", (slices * oblique.size[0] * oblique.size[1],))
     rng = np.random.default_rng(0)
-    image = image_from((rng.random(oblique.shape) * 200 + 30).astype(kind), oblique)
+    image = array_to_image((rng.random(oblique.shape) * 200 + 30).astype(kind), oblique)
     field = random_field(oblique, 1, 2.0)
     method = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline, "nearest": sitk.sitkNearestNeighbor}[interpolator]
     by_itk = sitk.GetArrayFromImage(sitk.Resample(image, image, field.to_transform(), method, 7.0, sitk.sitkFloat64))
     outside = by_itk == 7.0
     assert 0 < outside.mean() < 0.5
-    values = array_of(image)
+    values = image_to_array(image)
     if interpolator == "bspline":
         assert by_itk.max() > values.max()
         by_itk = np.where(outside, 7.0, np.clip(by_itk, values.min(), values.max()))
@@ -134,4 +134,4 @@ def test_warped_images_are_itks_rounded_and_in_range(oblique, interpolator, kind
         found = fields.resample_image(image, oblique, through, interpolator, 7.0)
         assert found.GetPixelID() == image.GetPixelID()
         assert Grid.from_image(found) == oblique
-        np.testing.assert_allclose(array_of(found), by_itk, rtol=0, atol=1e-3 if kind == np.float32 else 0.5001)
+        np.testing.assert_allclose(image_to_array(found), by_itk, rtol=0, atol=1e-3 if kind == np.float32 else 0.5001)

@@ -18,7 +18,7 @@ from llmreg.errors import UserError
 from llmreg.geometry.field import DisplacementField, warp_image
 from llmreg.geometry.formats import FORMATS, format_of, from_learn2reg, read_as, to_learn2reg, write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, write_field, write_image
+from llmreg.geometry.io import array_to_image, image_to_array, write_field, write_image
 
 FILES = [(name, suffix) for name, known in FORMATS.items() for suffix in known.suffixes]
 OTHER = Grid((20, 18, 16), (1.2, 1.0, 2.0), (0.0, -10.0, 3.0))
@@ -56,10 +56,10 @@ def test_learn2reg_looks_where_itk_looks(fixed, moving, seed, tmp_path_factory):
     write_as(field, folder / "disp.npz", "learn2reg", moving)
     write_as(field, folder / "itk.nii.gz", "itk")
     values = smooth_noise(np.random.default_rng(seed), moving.shape, 1.0).astype(np.float32)
-    image = image_from(values, moving)
+    image = array_to_image(values, moving)
     itk = sitk.DisplacementFieldTransform(sitk.ReadImage(str(folder / "itk.nii.gz"), sitk.sitkVectorFloat64))
-    reference = image_from(np.zeros(fixed.shape, np.uint8), fixed)
-    seen_by_itk = array_of(sitk.Resample(image, reference, itk, sitk.sitkLinear, 9.0, sitk.sitkFloat64))
+    reference = array_to_image(np.zeros(fixed.shape, np.uint8), fixed)
+    seen_by_itk = image_to_array(sitk.Resample(image, reference, itk, sitk.sitkLinear, 9.0, sitk.sitkFloat64))
     with np.load(folder / "disp.npz") as stored:
         arrays = [stored[key] for key in stored.files]
     content = nifti_header(folder / "disp.nii.gz")
@@ -157,7 +157,7 @@ def test_double_precision_fields_of_other_programs_are_read(oblique, tmp_path):
 
 
 def scalar(path, grid):
-    write_image(image_from(np.zeros(grid.shape, np.float32), grid), path)
+    write_image(array_to_image(np.zeros(grid.shape, np.float32), grid), path)
 
 
 def colours(path, grid):
@@ -307,7 +307,7 @@ def test_names_and_grids_are_asked_for(oblique, tmp_path):
     with pytest.raises(UserError, match="--fixed"):
         read_as(tmp_path / "a.nii.gz", "learn2reg")
     # Four dimensions and a geometry: voxels or millimetres.
-    placed = image_from(np.zeros(oblique.shape, np.float32), oblique)
+    placed = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
     write_image(sitk.JoinSeries([placed] * 3), tmp_path / "b.nii.gz")
     with pytest.raises(UserError, match=r"name its format with --from"):
         format_of(tmp_path / "b.nii.gz")
@@ -315,12 +315,12 @@ def test_names_and_grids_are_asked_for(oblique, tmp_path):
 
 def test_a_converted_field_warps_as_before(oblique, tmp_path):
     field = random_field(oblique, 11, 1.0)
-    image = image_from(smooth_noise(np.random.default_rng(0), oblique.shape, 1.0), oblique)
-    expected = array_of(warp_image(image, field))
+    image = array_to_image(smooth_noise(np.random.default_rng(0), oblique.shape, 1.0), oblique)
+    expected = image_to_array(warp_image(image, field))
     path, previous = tmp_path / "0.nii.gz", "itk"
     write_as(field, path, previous)
     for number, name in enumerate(("learn2reg", "nifti-ras", "npz", "learn2reg", "itk"), start=1):
         found = read_as(path, previous, oblique, OTHER)
         path, previous = tmp_path / f"{number}{FORMATS[name].suffix}", name
         write_as(found, path, name, OTHER)
-    np.testing.assert_allclose(array_of(warp_image(image, read_as(path, "itk"))), expected, atol=1e-3)
+    np.testing.assert_allclose(image_to_array(warp_image(image, read_as(path, "itk"))), expected, atol=1e-3)

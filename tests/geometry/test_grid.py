@@ -3,11 +3,11 @@ import pytest
 import SimpleITK as sitk
 
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from
+from llmreg.geometry.io import array_to_image
 
 
 def test_points_are_those_of_itk(oblique):
-    image = image_from(np.zeros(oblique.shape, np.float32), oblique)
+    image = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
     rng = np.random.default_rng(0)
     for index in rng.uniform(-3, 20, (10, 3)):
         expected = image.TransformContinuousIndexToPhysicalPoint(index.tolist())
@@ -19,13 +19,13 @@ def test_points_are_those_of_itk(oblique):
 
 
 def test_downsampled_is_itk_bin_shrink_and_upsampled_leads_back(oblique):
-    image = image_from(np.zeros(oblique.shape, np.float32), oblique)
+    image = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
     assert Grid.from_image(sitk.BinShrink(image, [2, 2, 2])).same_as(oblique.downsampled(2), 1e-6)
     assert oblique.downsampled(2).upsampled(2).same_as(oblique, 1e-6)
 
 
 def test_padded_is_itk_pad_and_crop(oblique):
-    image = image_from(np.zeros(oblique.shape, np.float32), oblique)
+    image = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
     padded = Grid.from_image(sitk.ConstantPad(image, [1, 2, 3], [4, 5, 6]))
     assert padded.same_as(oblique.padded([1, 2, 3], [4, 5, 6]), 1e-6)
     cropped = Grid.from_image(sitk.Crop(image, [1, 0, 2], [0, 3, 1]))

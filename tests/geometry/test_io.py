@@ -10,14 +10,22 @@ from hypothesis.extra.numpy import arrays
 
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, image_from, lps_to_ras, oriented_lps, read_field, read_image, write_image
+from llmreg.geometry.io import (
+    array_to_image,
+    check_values,
+    lps_to_ras,
+    oriented_lps,
+    read_field,
+    read_image,
+    write_image,
+)
 from llmreg.geometry.storage import storage_problem
 
 
 @pytest.fixture
 def image(oblique):
     values = np.random.default_rng(0).normal(size=oblique.shape).astype(np.float32)
-    return image_from(values, oblique)
+    return array_to_image(values, oblique)
 
 
 def test_an_image_round_trips(image, tmp_path):
@@ -166,8 +174,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
 def test_axes_of_length_1_are_dropped_and_others_refused(name, image, tmp_path):
-    path, joined = tmp_path / name, sitk.JoinSeries([image])
-    for same in (joined, sitk.JoinSeries([joined]), sitk.Compose(image)):
+    path, join_processes = tmp_path / name, sitk.JoinSeries([image])
+    for same in (join_processes, sitk.JoinSeries([join_processes]), sitk.Compose(image)):
         sitk.WriteImage(same, str(path))
         found = read_image(path)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))

@@ -10,24 +10,24 @@ from smooth import smooth_noise
 
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from
+from llmreg.geometry.io import array_to_image, image_to_array
 from llmreg.geometry.labels import resample_labels
 
 
 def blobs(grid: Grid, seed: int, labels: int, kind: type = np.uint8) -> sitk.Image:
     rng = np.random.default_rng(seed)
     noise = [smooth_noise(rng, grid.shape, 1.5) for _ in range(labels)]
-    return image_from(np.argmax(noise, axis=0).astype(kind), grid)
+    return array_to_image(np.argmax(noise, axis=0).astype(kind), grid)
 
 
 def one_hot(labels: sitk.Image, grid: Grid, transform: sitk.Transform) -> np.ndarray:
     """(labels, z, y, x), each map linearly interpolated."""
-    reference = image_from(np.zeros(grid.shape, np.uint8), grid)
-    values = array_of(labels)
+    reference = array_to_image(np.zeros(grid.shape, np.uint8), grid)
+    values = image_to_array(labels)
     maps = []
     for label in range(values.max() + 1):
-        own = image_from((values == label).astype(np.float64), Grid.from_image(labels))
-        maps.append(array_of(sitk.Resample(own, reference, transform, sitk.sitkLinear, 0.0)))
+        own = array_to_image((values == label).astype(np.float64), Grid.from_image(labels))
+        maps.append(image_to_array(sitk.Resample(own, reference, transform, sitk.sitkLinear, 0.0)))
     return np.stack(maps)
 
 
@@ -37,7 +37,7 @@ def test_linear_is_the_arg_max_of_one_hot_maps(grid, source, seed, count):
     labels = blobs(source, seed, count)
     shift = (source.centre - grid.centre).astype(np.float32)
     field = DisplacementField(random_field(grid, seed, 2.0).vectors + shift, grid)
-    found = array_of(resample_labels(labels, grid, field, "linear"))
+    found = image_to_array(resample_labels(labels, grid, field, "linear"))
     maps = one_hot(labels, grid, field.to_transform())
     largest = np.sort(maps, axis=0)
     clear = largest[-1] - largest[-2] > 1e-4
@@ -52,8 +52,8 @@ def test_linear_is_the_arg_max_of_one_hot_maps(grid, source, seed, count):
 def test_level_labels_are_decided_as_by_arg_max(oblique):
     labels = blobs(oblique, 1, 4)
     half = sitk.TranslationTransform(3, (oblique.matrix @ (0.5, 0, 0)).tolist())
-    found = array_of(resample_labels(labels, oblique, half, "linear"))
-    values = array_of(labels)
+    found = image_to_array(resample_labels(labels, oblique, half, "linear"))
+    values = image_to_array(labels)
     # Between two voxels the lower label; before the last voxel's centre none is level.
     np.testing.assert_array_equal(found[..., :-1], np.minimum(values[..., :-1], values[..., 1:]))
 
@@ -64,7 +64,7 @@ def test_types_and_large_labels_are_kept(oblique, interpolation, kind):
     labels = blobs(oblique, 2, 4, kind) * 30
     found = resample_labels(labels, oblique, None, interpolation)
     assert found.GetPixelID() == labels.GetPixelID()
-    np.testing.assert_array_equal(array_of(found), array_of(labels))
+    np.testing.assert_array_equal(image_to_array(found), image_to_array(labels))
     assert Grid.from_image(found).same_as(oblique)
 
 
@@ -72,11 +72,11 @@ def test_types_and_large_labels_are_kept(oblique, interpolation, kind):
 def test_beyond_the_label_map_is_background(oblique, interpolation):
     labels = blobs(oblique, 3, 3) + 1
     wide = oblique.padded((3, 2, 1), (1, 2, 3))
-    found = array_of(resample_labels(labels, wide, None, interpolation))
-    assert (found[1:-3, 2:-2, 3:-1] == array_of(labels)).all()
-    assert found.sum() == array_of(labels).sum()
+    found = image_to_array(resample_labels(labels, wide, None, interpolation))
+    assert (found[1:-3, 2:-2, 3:-1] == image_to_array(labels)).all()
+    assert found.sum() == image_to_array(labels).sum()
     far = sitk.TranslationTransform(3, (1e4, 0, 0))
-    assert not array_of(resample_labels(labels, wide, far, interpolation)).any()
+    assert not image_to_array(resample_labels(labels, wide, far, interpolation)).any()
 
 
 @settings(max_examples=8, deadline=None)
@@ -86,17 +86,17 @@ def test_nearest_is_itks(grid, seed):
     field = random_field(grid, seed, 2.0)
     reference = grid.downsampled(1)
     expected = sitk.Resample(labels, labels, field.to_transform(), sitk.sitkNearestNeighbor, 0)
-    np.testing.assert_array_equal(array_of(resample_labels(labels, reference, field)), array_of(expected))
+    np.testing.assert_array_equal(image_to_array(resample_labels(labels, reference, field)), image_to_array(expected))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 def test_fields_on_other_grids_and_slabs_give_the_same(oblique, interpolation, monkeypatch):
     labels = blobs(oblique, 4, 5)
     field = random_field(oblique, 4, 2.0)
-    whole = array_of(resample_labels(labels, oblique, field, interpolation))
-    by_transform = array_of(resample_labels(labels, oblique, field.to_transform(), interpolation))
+    whole = image_to_array(resample_labels(labels, oblique, field, interpolation))
+    by_transform = image_to_array(resample_labels(labels, oblique, field.to_transform(), interpolation))
     assert (whole == by_transform).mean() > 0.999
     part = oblique.padded((0, 0, -4), (0, 0, 0))
-    assert (array_of(resample_labels(labels, part, field, interpolation)) == whole[4:]).mean() > 0.999
+    assert (image_to_array(resample_labels(labels, part, field, interpolation)) == whole[4:]).mean() > 0.999
     monkeypatch.setattr(Grid.slabs, "__defaults__", (3 * oblique.size[0] * oblique.size[1],))
-    np.testing.assert_array_equal(array_of(resample_labels(labels, oblique, field, interpolation)), whole)
+    np.testing.assert_array_equal(image_to_array(resample_labels(labels, oblique, field, interpolation)), whole)

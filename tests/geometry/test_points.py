@@ -122,7 +122,7 @@ def test_slicer_markups_keep_everything_else(system, sign, tmp_path):
         ("a.mrk.json", '{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}', "no markups file"),
         ("a.mrk.json", '{"markups": [{"controlPoints": []}]}', "lists no point"),
     ],
-)  # fmt: skip
+)
 def test_bad_points_are_refused(name, content, sentence, tmp_path):
     if isinstance(content, str):
         (tmp_path / name).write_text(content)
@@ -173,7 +173,7 @@ def test_points_go_where_itk_takes_them(grid, seed):
 def test_points_come_back_through_a_field_with_a_large_affine_part(grid, seed):
     deformation = random_field(grid, seed, 1.5)
     placed = affine()
-    whole = DisplacementField.from_transform(fields.chained(deformation.to_transform(), placed), grid)
+    whole = DisplacementField.from_transform(fields.chain_transforms(deformation.to_transform(), placed), grid)
     index = np.random.default_rng(seed).uniform(0, np.array(grid.size) - 1, (300, 3))
     points = grid.index_to_physical(index)
     moved = transform_points(points, whole)

@@ -18,7 +18,7 @@ from llmreg.errors import UserError
 from llmreg.geometry.field import DisplacementField, inverse
 from llmreg.geometry.formats import write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, read_image, write_field, write_image
+from llmreg.geometry.io import array_to_image, image_to_array, read_image, write_field, write_image
 from llmreg.inference.apply import How, Inputs, apply, read_chain
 
 DOCUMENTATION = Path(__file__).parents[2] / "documentation"
@@ -43,10 +43,11 @@ def folder(tmp_path, fixed):
     sitk.WriteTransform(turn(), str(tmp_path / "turn.tfm"))
     for name, grid in (("fixed", fixed), ("moving", MOVING)):
         write_image(
-            image_from((smooth_noise(rng, grid.shape, 1.0) * 900).astype(np.int16), grid), tmp_path / f"{name}.nii.gz"
+            array_to_image((smooth_noise(rng, grid.shape, 1.0) * 900).astype(np.int16), grid),
+            tmp_path / f"{name}.nii.gz",
         )
     labels = np.argmax([smooth_noise(rng, MOVING.shape, 2.0) for _ in range(4)], axis=0).astype(np.uint8)
-    write_image(image_from(labels, MOVING), tmp_path / "labels.nii.gz")
+    write_image(array_to_image(labels, MOVING), tmp_path / "labels.nii.gz")
     points = fixed.index_to_physical(rng.uniform(3, 8, (6, 3)))
     np.savetxt(tmp_path / "points.csv", points, delimiter=",", fmt="%.9f")
     return tmp_path
@@ -96,17 +97,17 @@ def test_labels_are_nearest_or_by_weight(folder, fixed):
     moving, reference = sitk.ReadImage(str(folder / "labels.nii.gz")), sitk.ReadImage(str(folder / "fixed.nii.gz"))
     transform = transform_of(folder, "field.nii.gz", "turn.tfm")
     expected = sitk.GetArrayFromImage(sitk.Resample(moving, reference, transform, sitk.sitkNearestNeighbor, 0))
-    assert (array_of(read_image(nearest)) == expected).mean() > 0.99
+    assert (image_to_array(read_image(nearest)) == expected).mean() > 0.99
     maps = [
         sitk.GetArrayFromImage(sitk.Resample(sitk.Cast(moving == k, sitk.sitkFloat64), reference, transform))
         for k in range(4)
     ]
     clear = np.diff(np.sort(maps, axis=0)[-2:], axis=0)[0] > 1e-3
-    found = array_of(read_image(weighed))
+    found = image_to_array(read_image(weighed))
     assert (found[clear] == np.argmax(maps, axis=0)[clear]).mean() > 0.998
     # The same by naming the image a label map.
     (other,) = apply(chain, Inputs((folder / "labels.nii.gz",)), folder / "other", How("label"))
-    np.testing.assert_array_equal(array_of(read_image(other)), found)
+    np.testing.assert_array_equal(image_to_array(read_image(other)), found)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -150,7 +151,7 @@ def test_voxels_are_those_of_the_image_on_either_side(folder, fixed):
 def test_fixed_images_go_onto_the_moving_one(folder, fixed):
     """Warped there and back, an image is what it was."""
     chain = [folder / "field.nii.gz", folder / "turn.tfm"]
-    smooth = image_from(smooth_noise(np.random.default_rng(1), fixed.shape, 3.0).astype(np.float32), fixed)
+    smooth = array_to_image(smooth_noise(np.random.default_rng(1), fixed.shape, 3.0).astype(np.float32), fixed)
     write_image(smooth, folder / "smooth.nii.gz")
     how = How(like=folder / "moving.nii.gz", inverse=True, default=np.nan)
     (warped,) = apply(chain, Inputs((folder / "smooth.nii.gz",)), folder / "warped.mha", how)
@@ -179,7 +180,7 @@ def test_composites_and_other_formats_are_chained(folder, fixed):
     results = []
     for number, chain in enumerate((["both.h5"], ["field.npz", "turn.tfm"], ["ras.nii.gz", "turn.tfm"])):
         (path,) = apply([folder / name for name in chain], inputs, folder / f"{number}.nii.gz", How())
-        results.append(array_of(read_image(path)))
+        results.append(image_to_array(read_image(path)))
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
     assert len(read_chain([folder / "both.h5", folder / "turn.tfm"])) == 3
@@ -219,7 +220,7 @@ def test_mistakes_are_warned_of(folder, fixed, caplog):
     assert "2 of 2 points lie where the field has no inverse" in caplog.text
     caplog.clear()
     far = Grid(MOVING.size, MOVING.spacing, (900.0, 0.0, 0.0))
-    write_image(image_from(np.arange(5760, dtype=np.float32).reshape(far.shape), far), folder / "far.nii.gz")
+    write_image(array_to_image(np.arange(5760, dtype=np.float32).reshape(far.shape), far), folder / "far.nii.gz")
     apply(chain, Inputs((folder / "far.nii.gz",)), folder / "5.nii.gz", How())
     assert "lead past it everywhere" in caplog.text
 
@@ -259,7 +260,7 @@ REFUSED = [
     (["field.nii.gz"], POINTS, "out", {"convention": "voxel"}, "name it with --moving"),
     (["turn.tfm"], POINTS, "out", {"convention": "voxel"}, "name it with --fixed"),
     (["turn.tfm"], POINTS, "out", {"convention": "voxel", "inverse": True}, "name it with --moving"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("chain", "kinds", "output", "options", "sentence"), REFUSED)
@@ -294,14 +295,16 @@ def test_identity_keeps_images_of_all_types(folder, fixed):
             )
             found = read_image(out)
             assert found.GetPixelID() == kind
-            np.testing.assert_allclose(array_of(found), array_of(source), atol=1e-3)
+            np.testing.assert_allclose(image_to_array(found), image_to_array(source), atol=1e-3)
 
 
 def test_ants_makes_the_same_of_the_same_files(folder, fixed):
     """The same order, for images and points; points in LPS; fields of either format."""
     ants = pytest.importorskip("ants")
     rng = np.random.default_rng(3)
-    write_image(image_from(smooth_noise(rng, MOVING.shape, 1.5).astype(np.float32), MOVING), folder / "smooth.nii.gz")
+    write_image(
+        array_to_image(smooth_noise(rng, MOVING.shape, 1.5).astype(np.float32), MOVING), folder / "smooth.nii.gz"
+    )
     write_as(random_field(fixed, 1, 1.0), folder / "ras.nii.gz", "nifti-ras")
     sitk.WriteTransform(turn(), str(folder / "turn.mat"))
     reference, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("fixed", "smooth"))
@@ -311,7 +314,7 @@ def test_ants_makes_the_same_of_the_same_files(folder, fixed):
         paths = [folder / name, folder / "turn.mat"]
         by_ants = ants.apply_transforms(reference, moving, chain, "linear").numpy()
         (written,) = apply(paths, Inputs((folder / "smooth.nii.gz",)), folder / f"by_us_{name}", How())
-        found = array_of(read_image(written)).transpose(2, 1, 0)
+        found = image_to_array(read_image(written)).transpose(2, 1, 0)
         assert np.abs(by_ants).max() > 0.3
         # At the very edge of an image a voxel may be in or out.
         assert (np.abs(found - by_ants) < 2e-3).mean() > 0.998

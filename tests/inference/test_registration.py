@@ -11,13 +11,13 @@ from scipy.spatial.transform import Rotation
 from smooth import smooth_noise
 
 from llmreg import Registration
+from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import UserError
 from llmreg.geometry.field import DisplacementField, fade_outside, jacobian_determinant
 from llmreg.geometry.formats import FORMATS, read_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, read_field, read_image
+from llmreg.geometry.io import array_to_image, image_to_array, read_field, read_image
 from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS
-from llmreg.preprocessing.prealignment import CaseTransform
 
 FRAME = Grid.axis_aligned((20, 18, 16), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
 
@@ -33,7 +33,7 @@ def turned(size: tuple[int, ...], spacing: tuple[float, ...], angle: float) -> G
 
 def image_on(grid: Grid, seed: int) -> sitk.Image:
     noise = smooth_noise(np.random.default_rng(seed), grid.shape, 2.0)
-    return image_from((1000 * noise).astype(np.float32), grid)
+    return array_to_image((1000 * noise).astype(np.float32), grid)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def test_warping_is_simpleitk_with_the_written_field(pair: Registration, tmp_pat
     files = pair.save(tmp_path, "A_0001_0000_A_0002_0001")
     assert set(files) == set(DEFAULT_OUTPUTS)
     field = sitk.ReadImage(str(tmp_path / files["field"]), sitk.sitkVectorFloat64)
-    expected = array_of(sitk.Resample(pair.moving, pair.fixed, sitk.DisplacementFieldTransform(field)))
-    scale = np.ptp(array_of(pair.moving))
+    expected = image_to_array(sitk.Resample(pair.moving, pair.fixed, sitk.DisplacementFieldTransform(field)))
+    scale = np.ptp(image_to_array(pair.moving))
     # Where the border of the image is looked up, rounding decides between a value and none.
-    unlike = np.abs(array_of(read_image(tmp_path / files["warped"])) - expected) > 1e-3 * scale
+    unlike = np.abs(image_to_array(read_image(tmp_path / files["warped"])) - expected) > 1e-3 * scale
     assert unlike.mean() < 1e-3
     affine = sitk.ReadTransform(str(tmp_path / files["prealignment"]))
     point = (4.0, -3.0, 5.0)
@@ -66,7 +66,7 @@ def test_warping_is_simpleitk_with_the_written_field(pair: Registration, tmp_pat
 
 def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tmp_path: Path) -> None:
     label = sitk.Cast(pair.moving > 0, sitk.sitkUInt8)
-    spread = image_from(np.full(FRAME.shape, 1.5, np.float32), FRAME)
+    spread = array_to_image(np.full(FRAME.shape, 1.5, np.float32), FRAME)
     whole = Registration(*list(vars(pair).values())[:5], spread=spread)
     files = whole.save(tmp_path, "pair", OUTPUTS, label=label)
     assert set(files) == set(OUTPUTS)
@@ -77,11 +77,11 @@ def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tm
     expected = sitk.Resample(
         label, pair.fixed, sitk.ReadTransform(str(tmp_path / files["transform"])), sitk.sitkNearestNeighbor
     )
-    assert (array_of(read_image(tmp_path / files["labels"])) != array_of(expected)).mean() < 1e-3
-    assert set(np.unique(array_of(read_image(tmp_path / files["seen"])))) == {0, 1}
-    np.testing.assert_allclose(array_of(read_image(tmp_path / files["uncertainty"])), 1.5, rtol=1e-3)
+    assert (image_to_array(read_image(tmp_path / files["labels"])) != image_to_array(expected)).mean() < 1e-3
+    assert set(np.unique(image_to_array(read_image(tmp_path / files["seen"])))) == {0, 1}
+    np.testing.assert_allclose(image_to_array(read_image(tmp_path / files["uncertainty"])), 1.5, rtol=1e-3)
     determinant = jacobian_determinant(read_field(tmp_path / files["field"]))
-    np.testing.assert_allclose(array_of(read_image(tmp_path / files["jacobian"])), determinant, atol=1e-3)
+    np.testing.assert_allclose(image_to_array(read_image(tmp_path / files["jacobian"])), determinant, atol=1e-3)
 
 
 def test_landmarks_come_back_by_the_inverse(pair: Registration) -> None:

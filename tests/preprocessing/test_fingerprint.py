@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewritten import recompress
 
-from llmreg.dataset import Case, Dataset, Pair
+from llmreg.data.dataset import Case, Dataset, Pair
 from llmreg.errors import UserError
 from llmreg.files import read_json, write_json
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, write_image
+from llmreg.geometry.io import array_to_image, write_image
 from llmreg.preprocessing import fingerprint as module
 from llmreg.preprocessing.fingerprint import (
     PERCENTILES,
@@ -48,9 +48,9 @@ def write_case(
     values = np.zeros(grid.shape, np.int16)
     values[2:-2, 2:-2, 2:-2] = rng.integers(100, 1000, np.subtract(grid.shape, 4))
     paths = [folder / f"{kind}Tr/{name}.nii.gz" for kind in ("images", "labels")]
-    write_image(image_from(values, grid), paths[0])
+    write_image(array_to_image(values, grid), paths[0])
     if labels is not None:
-        write_image(image_from(labels.astype(np.uint8), grid), paths[1])
+        write_image(array_to_image(labels.astype(np.uint8), grid), paths[1])
     *_, subject, modality = name.split("_")
     return Case(
         name, subject, int(modality), paths[0], None if labels is None else paths[1], annotated_labels=annotated
@@ -66,9 +66,16 @@ def boxes(shape: tuple[int, ...]) -> np.ndarray:
 
 def dataset_of(cases: list[Case], **changes) -> Dataset:
     content = dict(
-        id=1, name="Dataset001_Toy", folder=Path("."), modalities=MODALITIES, labels=LABELS, fixed_modality=0,
-        moving_modality=1, pairing="unpaired", cases=tuple(cases),
-    )  # fmt: skip
+        id=1,
+        name="Dataset001_Toy",
+        folder=Path("."),
+        modalities=MODALITIES,
+        labels=LABELS,
+        fixed_modality=0,
+        moving_modality=1,
+        pairing="unpaired",
+        cases=tuple(cases),
+    )
     return Dataset(**(content | changes))
 
 
@@ -99,7 +106,7 @@ def test_headers_that_differ_by_rounding_are_compared(tmp_path: Path) -> None:
     labels = boxes(grid.shape)
     cases = [write_case(tmp_path, f"Toy_000{n}_000{n}", grid, labels) for n in (0, 1)]
     rounded = replace(grid, origin=(1.00001, 2.0, 3.0))
-    write_image(image_from(labels, rounded), cases[0].label)
+    write_image(array_to_image(labels, rounded), cases[0].label)
     known = {case.name: case_fingerprint(case, MODALITIES, LABELS) for case in cases}
     pair = Pair(cases[0].name, cases[1].name)
     assert pair_fingerprint(pair, {case.name: case for case in cases}, known, LABELS).dice == pytest.approx(1)
@@ -128,7 +135,7 @@ def test_without_labels_the_foreground_is_measured_and_the_mask_where_there_is_o
     np.testing.assert_allclose(found.foreground_centre, grid.centre, atol=1e-4)
     drawn = np.zeros(grid.shape, np.uint8)
     drawn[4:6, 4:8, 4:9] = 1
-    write_image(image_from(drawn, grid), tmp_path / "mask.nii.gz")
+    write_image(array_to_image(drawn, grid), tmp_path / "mask.nii.gz")
     masked = case_fingerprint(replace(case, mask=tmp_path / "mask.nii.gz"), MODALITIES, {})
     values = sitk.GetArrayFromImage(sitk.ReadImage(str(case.image)))
     np.testing.assert_allclose(masked.intensities, np.percentile(values[drawn > 0], PERCENTILES))

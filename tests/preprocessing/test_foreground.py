@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from, oriented_lps
+from llmreg.geometry.io import array_to_image, oriented_lps
 from llmreg.preprocessing.foreground import COARSE_MM, find_foreground
 
 TILT = np.deg2rad(15)
@@ -32,7 +32,7 @@ def test_the_foreground_is_the_ball(inside: float, outside: float, ct: bool) -> 
     rng = np.random.default_rng(0)
     noise = 0.0 if outside == 0 else 3.0
     values = np.where(truth, inside, outside) + rng.normal(size=truth.shape) * np.where(truth, 5.0, noise)
-    found = find_foreground(image_from(values.astype(np.float32), grid), ct)
+    found = find_foreground(array_to_image(values.astype(np.float32), grid), ct)
     assert found.grid == grid
     assert agreement(found.mask, truth) > 0.88
     np.testing.assert_allclose(found.centre, (2, 3, 4), atol=1.5)
@@ -50,7 +50,7 @@ def test_a_table_that_touches_the_body_is_no_foreground(spacing: tuple[float, ..
     # It reaches a little into the body, and far beyond it on both sides.
     table = (points[..., 1] > 68) & (points[..., 1] < 68 + thickness) & (np.abs(points[..., 0]) < 170)
     values = np.where(body, 40, np.where(table, 300, -1000)) + np.random.default_rng(0).normal(0, 10, body.shape)
-    found = find_foreground(image_from(values.astype(np.int16), grid), ct=True)
+    found = find_foreground(array_to_image(values.astype(np.int16), grid), ct=True)
     expected = np.ptp(points[body], axis=0) + spacing
     tolerance = np.add(found.grid.spacing, (0, thickness, 0))
     # What is left of it lies below the body.
@@ -69,7 +69,7 @@ def test_centre_and_extent_are_those_at_full_resolution(name: str, ct: bool) -> 
     middle = np.add(grid.centre, (5, -7, 6))
     body = (((points - middle) / (50, 45, 40)) ** 2).sum(-1) < 1
     values = np.where(body, 40, -1000) + np.random.default_rng(0).integers(-20, 20, body.shape) * body
-    image = oriented_lps(image_from((values if ct else values + 1000).astype(np.int16), grid))
+    image = oriented_lps(array_to_image((values if ct else values + 1000).astype(np.int16), grid))
     found = find_foreground(image, ct)
     assert min(found.grid.spacing) > 1.5 * min(grid.spacing)
     assert max(found.grid.spacing) <= COARSE_MM
@@ -89,8 +89,8 @@ def test_centre_and_extent_are_those_at_full_resolution(name: str, ct: bool) -> 
 )
 def test_its_grid_is_every_so_many_voxels_of_the_image(size, spacing, direction) -> None:
     grid = Grid(size, spacing, (10.0, -30.0, 50.0), tuple(DIRECTIONS[direction].ravel().tolist()))
-    stored = image_from(np.arange(np.prod(size), dtype=np.int32).reshape(grid.shape), grid)
-    everything = image_from(np.ones(grid.shape, np.uint8), grid)
+    stored = array_to_image(np.arange(np.prod(size), dtype=np.int32).reshape(grid.shape), grid)
+    everything = array_to_image(np.ones(grid.shape, np.uint8), grid)
     found = find_foreground(oriented_lps(stored), False, everything)
     assert found.mask.all()
     # The values say which voxels were taken; they lie where the grid says, to half a voxel.
@@ -107,17 +107,17 @@ def test_the_users_mask_is_taken_unless_it_is_empty(name: str) -> None:
     grid = Grid((50, 44, 30), (1.5, 1.5, 3.0), (3.0, 4.0, 5.0), tuple(DIRECTIONS[name].ravel().tolist()))
     values = 1 + np.random.default_rng(0).permutation(np.prod(grid.size)).reshape(grid.shape)
     values[:8] = 0
-    image = oriented_lps(image_from(values.astype(np.int32), grid))
+    image = oriented_lps(array_to_image(values.astype(np.int32), grid))
     drawn = np.zeros(grid.shape, np.uint8)
     drawn[10:20, 12:30, 8:20] = 255
-    found = find_foreground(image, False, image_from(drawn, grid))
+    found = find_foreground(image, False, array_to_image(drawn, grid))
     points = grid.physical_points()[drawn > 0]
     axes = np.reshape(image.GetDirection(), (3, 3))
     assert np.all(np.abs((found.centre - points.mean(axis=0)) @ axes) <= found.grid.spacing)
     assert found.mask.sum() * np.prod(found.grid.spacing) == pytest.approx(len(points) * np.prod(grid.spacing), rel=0.2)
     assert set(found.intensities) <= set(values[drawn > 0])
     without = find_foreground(image, False)
-    empty = find_foreground(image, False, image_from(0 * drawn, grid))
+    empty = find_foreground(image, False, array_to_image(0 * drawn, grid))
     np.testing.assert_array_equal(empty.mask, without.mask)
     assert empty.mask.sum() > 5 * found.mask.sum()
 
@@ -125,7 +125,7 @@ def test_the_users_mask_is_taken_unless_it_is_empty(name: str) -> None:
 def test_an_image_without_a_body_is_all_foreground() -> None:
     grid = Grid.axis_aligned((12, 12, 12), (4.0, 4.0, 4.0), (0, 0, 0))
     checks = (grid.indices().sum(-1) % 2 * 100).astype(np.int16)
-    found = find_foreground(image_from(checks, grid), ct=False)
+    found = find_foreground(array_to_image(checks, grid), ct=False)
     assert found.mask.all()
     np.testing.assert_allclose(found.extent, grid.extent)
 
@@ -134,7 +134,7 @@ def test_two_legs_are_one_foreground() -> None:
     grid = Grid.axis_aligned((40, 30, 20), (3.0, 3.0, 3.0), (0, 0, 0))
     legs = np.zeros(grid.shape, bool)
     legs[:, 8:20, 5:16], legs[:, 9:20, 24:34] = True, True
-    found = find_foreground(image_from(np.where(legs, 50, -1000).astype(np.int16), grid), ct=True)
+    found = find_foreground(array_to_image(np.where(legs, 50, -1000).astype(np.int16), grid), ct=True)
     assert agreement(found.mask, legs) > 0.95
 
 
@@ -143,7 +143,7 @@ def test_few_thin_slices_are_enough(size: tuple[int, ...], spacing: tuple[float,
     grid = Grid.axis_aligned(size, spacing, (0, 0, 0))
     truth = np.linalg.norm(grid.physical_points()[..., :2], axis=-1) < 20 * spacing[0]
     values = np.where(truth, 200, 8) + np.random.default_rng(0).normal(0, 3, truth.shape)
-    found = find_foreground(image_from(values.astype(np.float32), grid), ct=False)
+    found = find_foreground(array_to_image(values.astype(np.float32), grid), ct=False)
     np.testing.assert_allclose(found.centre[:2], 0, atol=3)
     np.testing.assert_allclose(found.extent[:2], 40 * spacing[0], atol=6)
 
@@ -154,7 +154,7 @@ def test_what_is_much_smaller_than_the_body_is_left_out_and_pinholes_are_filled(
     truth[3:17, 5:25, 4:22], other[5:9, 8:16, 28:34] = True, True
     values = np.where(truth | other, 50, -1000).astype(np.int16)
     values[10, 15, 13] = -900
-    found = find_foreground(image_from(values, grid), ct=True)
+    found = find_foreground(array_to_image(values, grid), ct=True)
     assert agreement(found.mask, truth) > 0.95
     assert not (found.mask & other).any()
     assert found.mask[10, 15, 13]

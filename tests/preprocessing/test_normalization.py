@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import image_from
+from llmreg.geometry.io import array_to_image
+from llmreg.plans.plans import Normalization
 from llmreg.preprocessing.normalization import applicable, normalize, normalized, safe_default
-from llmreg.preprocessing.plans import Normalization
 
 HU = Normalization(modality="CT", scheme="window", lower=-180, upper=400)
 UNIT = Normalization(modality="CT", scheme="window", lower=0, upper=1)
@@ -63,7 +63,7 @@ def tilted(oblique: Grid) -> Grid:
 
 
 def image(values: np.ndarray, grid: Grid) -> sitk.Image:
-    return image_from(values.astype(np.float32), grid)
+    return array_to_image(values.astype(np.float32), grid)
 
 
 def test_an_image_is_turned_and_ranked_in_its_foreground(tilted: Grid) -> None:
@@ -87,7 +87,7 @@ def test_the_users_mask_says_what_is_ranked(tilted: Grid) -> None:
     values = np.random.default_rng(0).uniform(0, 1000, tilted.shape)
     mask = np.zeros(tilted.shape, np.uint8)
     mask[3:6, 2:8, 4:9] = 1
-    normal, foreground = normalized(image(values, tilted), PAPER_MR, image_from(mask, tilted))
+    normal, foreground = normalized(image(values, tilted), PAPER_MR, array_to_image(mask, tilted))
     assert sorted(foreground.intensities) == pytest.approx(sorted(values[mask > 0]), rel=1e-6)
     assert (sitk.GetArrayFromImage(normal) == 1).sum() == (values >= np.percentile(values[mask > 0], 95) - 1e-3).sum()
 
@@ -116,5 +116,8 @@ def test_a_window_for_other_values_is_not_used(
 
 def test_the_safe_default_is_the_papers_for_mr_alone() -> None:
     assert [(d.scheme, d.lower, d.upper) for d in map(safe_default, ("T1w", "MR", "PET", "ultrasound"))] == [
-        ("percentiles", 0, 95), ("percentiles", 0, 95), ("percentiles", 0.5, 99.5), ("percentiles", 0.5, 99.5),
-    ]  # fmt: skip
+        ("percentiles", 0, 95),
+        ("percentiles", 0, 95),
+        ("percentiles", 0.5, 99.5),
+        ("percentiles", 0.5, 99.5),
+    ]

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmreg.dataset import Case, Dataset
+from llmreg.data.dataset import Case, Dataset
+from llmreg.devices import Machine
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
-from llmreg.machine import Machine
-from llmreg.network.config import LLMMorphSettings
-from llmreg.preprocessing.costs import BUILT_IN_SIZE, step_seconds, training_memory_gb
+from llmreg.networks.config import LLMMorphSettings
+from llmreg.networks.llm_morph.costs import BUILT_IN_SIZE, step_seconds, training_memory_gb
+from llmreg.plans.plans import Configuration, Plans, Training, parse_plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint, summarised
 from llmreg.preprocessing.planning import (
     FEWEST_EPOCHS,
@@ -26,7 +27,7 @@ from llmreg.preprocessing.planning import (
     NIGHT_HOURS,
     WIDTHS,
     Budget,
-    Wishes,
+    PlannerOverrides,
     aligned_grid,
     make_plans,
     paper_plans,
@@ -34,14 +35,20 @@ from llmreg.preprocessing.planning import (
     plan_grid,
     plan_window,
 )
-from llmreg.preprocessing.plans import Configuration, Plans, Training, parse_plans
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 GPU = Machine("cuda", 24, 8, True)
 DECISIONS = {
-    "grid", "network.width", "default_configuration", "recompute", "training.batch_size", "training.epochs", "loss",
-    "augmentation.mirror_axes", "prealignment",
-}  # fmt: skip
+    "grid",
+    "network.width",
+    "default_configuration",
+    "recompute",
+    "training.batch_size",
+    "training.epochs",
+    "loss",
+    "augmentation.mirror_axes",
+    "prealignment",
+}
 # Percentiles 0.5, 5, 50, 95 and 99.5 of a structure, HU.
 LIVER, KIDNEY, BRAIN, VENTRICLE = (
     (-10, 20, 60, 100, 130),
@@ -56,20 +63,32 @@ def seen(name: str = "A_0001_0000", grid: Grid | None = None, **changes) -> Case
     """A case as the fingerprint has it; by default an MR image of a cube."""
     grid = grid or Grid((100, 100, 100), (1.0, 1.0, 1.0), (0.0, 0, 0), RAS)
     content = dict(
-        case=name, modality=int(name[-4:]), sources={}, grid=grid.to_dict(), orientation="RAI", size=list(grid.size),
-        spacing=list(grid.spacing), range=[0.0, 1500.0], intensities=[10.0, 50.0, 300.0, 900.0, 1200.0],
-        structure_intensities={}, foreground_centre=[0.0, 0.0, 0.0], foreground_extent=grid.extent.tolist(),
-        label_volumes={}, label_centroids={}, mirror_overlap=0.95,
-    )  # fmt: skip
+        case=name,
+        modality=int(name[-4:]),
+        sources={},
+        grid=grid.to_dict(),
+        orientation="RAI",
+        size=list(grid.size),
+        spacing=list(grid.spacing),
+        range=[0.0, 1500.0],
+        intensities=[10.0, 50.0, 300.0, 900.0, 1200.0],
+        structure_intensities={},
+        foreground_centre=[0.0, 0.0, 0.0],
+        foreground_extent=grid.extent.tolist(),
+        label_volumes={},
+        label_centroids={},
+        mirror_overlap=0.95,
+    )
     return CaseFingerprint.model_validate(content | changes)
 
 
 def ct(name: str = "A_0001_0001", structures: Sequence[tuple[float, ...]] = (), grid: Grid | None = None, **changes):
     """A CT of a body, with structures of these percentiles."""
     content = dict(
-        range=[-1024.0, 2000.0], intensities=[-950.0, -800.0, 20.0, 300.0, 900.0],
+        range=[-1024.0, 2000.0],
+        intensities=[-950.0, -800.0, 20.0, 300.0, 900.0],
         structure_intensities=dict(enumerate(structures, start=1)),
-    )  # fmt: skip
+    )
     return seen(name, grid, **(content | changes))
 
 
@@ -81,7 +100,7 @@ class Study:
     fingerprint: Fingerprint
 
     def plans(self, machine: Machine = GPU, **wishes) -> Plans:
-        return make_plans(self.dataset, self.fingerprint, Budget(machine), Wishes(**wishes))
+        return make_plans(self.dataset, self.fingerprint, Budget(machine), PlannerOverrides(**wishes))
 
 
 def study(
@@ -105,21 +124,36 @@ def study(
     names = names or {0: "MR", 1: "CT"}
     described = [
         Case(
-            c.case, c.case.split("_")[1], c.modality, Path("i"), None if c.case in unlabelled else Path("l"),
+            c.case,
+            c.case.split("_")[1],
+            c.modality,
+            Path("i"),
+            None if c.case in unlabelled else Path("l"),
             annotated_labels=(1,) if c.case in partly else None,
         )
         for c in cases
-    ]  # fmt: skip
+    ]
     dataset = Dataset(
-        id=1, name="Dataset001_A", folder=Path("."), modalities=names, labels={1: "liver", 2: "spleen"},
-        fixed_modality=0, moving_modality=max(names), pairing="unpaired", cases=tuple(described),
+        id=1,
+        name="Dataset001_A",
+        folder=Path("."),
+        modalities=names,
+        labels={1: "liver", 2: "spleen"},
+        fixed_modality=0,
+        moving_modality=max(names),
+        pairing="unpaired",
+        cases=tuple(described),
         held_out=frozenset(held_out),
-    )  # fmt: skip
+    )
     displacement, deformation = apart or (None, None)
     pair = PairFingerprint(
-        fixed=cases[0].case, moving=cases[-1].case, field_of_view_overlap=0.9, dice=apart and 0.25,
-        displacement_mm=displacement, deformation_mm=deformation,
-    )  # fmt: skip
+        fixed=cases[0].case,
+        moving=cases[-1].case,
+        field_of_view_overlap=0.9,
+        dice=apart and 0.25,
+        displacement_mm=displacement,
+        deformation_mm=deformation,
+    )
     return Study(dataset, summarised(dataset, cases, [pair, pair]))
 
 
@@ -215,9 +249,12 @@ def test_less_memory_takes_resolution_then_time_then_width_then_the_grid() -> No
     ]
     on_the_grid = [step for step in given_up if not step[0]]
     assert [step for step, _ in itertools.groupby(on_the_grid)] == [
-        (False, False, False, False), (False, False, False, True), (False, False, True, False),
-        (False, False, True, True), (False, True, True, True),
-    ]  # fmt: skip
+        (False, False, False, False),
+        (False, False, False, True),
+        (False, False, True, False),
+        (False, False, True, True),
+        (False, True, True, True),
+    ]
     # Then the grid gets coarser, with the narrowest networks.
     assert len(given_up) > len(on_the_grid) + 3
     assert all(coarser and narrower for coarser, narrower, _, _ in given_up[len(on_the_grid) :])
@@ -542,7 +579,7 @@ def studies(draw) -> Study:
             spacing if shared else tuple(s * draw(st.floats(0.5, 2.0)) for s in spacing),
             (0.0, 0.0, 0.0) if shared else tuple(draw(st.tuples(*[st.floats(-500, 500)] * 3))),
             RAS,
-        )  # fmt: skip
+        )
         low, high = draw(st.sampled_from([(-1024, 3071), (0, 4095), (0, 1), (-1, 1), (-200, 300), (-32768, 32767)]))
         percentiles = st.lists(st.floats(low, high, width=32), min_size=5, max_size=5).map(sorted)
         cases.append(

@@ -17,8 +17,8 @@ from tiny_predictions import EVIL, write_benchmark, write_predictions
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
 from llmreg.report import stacks
+from llmreg.report.content import read_source
 from llmreg.report.page import write_report
-from llmreg.report.sources import read_source
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What has no end tag.
@@ -212,12 +212,23 @@ def test_chromium_shows_the_report_of_a_benchmark_without_a_complaint(benchmark_
     picture = tmp_path / "page.png"
     done = subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1366,768", "--virtual-time-budget=5000",
-            f"--screenshot={picture}", "--dump-dom", benchmark_page.as_uri(),
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1366,768",
+            "--virtual-time-budget=5000",
+            f"--screenshot={picture}",
+            "--dump-dom",
+            benchmark_page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert "CONSOLE" not in done.stderr
     assert picture.stat().st_size > 20_000
     images = Page(done.stdout).all("img")

@@ -7,7 +7,7 @@ import pytest
 from tiny_predictions import write_predictions
 
 from llmreg.geometry.grid import Grid
-from llmreg.report.predictions import chosen, read_predictions
+from llmreg.report.shown_predictions import chosen, read_predictions
 from llmreg.report.stacks import FEWEST_SLICES, MOST_SLICES, Stacks, slice_counts, stacks_of
 from llmreg.report.volumes import Result, Scene, read_result, read_scene
 

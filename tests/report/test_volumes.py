@@ -9,9 +9,9 @@ from tiny_predictions import write_predictions
 
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_of, image_from, oriented_lps, read_image, write_with_itk
-from llmreg.report.predictions import Prediction, ShownPair, chosen, read_predictions
+from llmreg.geometry.io import array_to_image, image_to_array, oriented_lps, read_image, write_with_itk
 from llmreg.report.rendering import slice_of
+from llmreg.report.shown_predictions import Prediction, ShownPair, chosen, read_predictions
 from llmreg.report.volumes import NARROWEST, Scene, read_result, read_scene, shown_grid, window
 
 
@@ -33,7 +33,7 @@ def brightest(scene: Scene, plane: str, index: int) -> tuple[bool, bool]:
 
 
 def test_the_shown_grid_is_upright_cubic_and_fills_the_image(wide: Grid) -> None:
-    image = image_from(np.zeros(wide.shape, np.float32), wide)
+    image = array_to_image(np.zeros(wide.shape, np.float32), wide)
     grid = shown_grid(image)
     assert grid.spacing == (1.0,) * 3
     assert (np.diag(np.reshape(grid.direction, (3, 3))) > 0.9).all()
@@ -53,7 +53,7 @@ def test_a_large_image_is_shown_in_larger_voxels() -> None:
 
 def test_an_image_that_is_cubic_keeps_its_voxels() -> None:
     grid = Grid((20, 30, 25), (2.0,) * 3, (1.0, 2.0, 3.0))
-    assert shown_grid(image_from(np.zeros(grid.shape, np.uint8), grid)) == grid
+    assert shown_grid(array_to_image(np.zeros(grid.shape, np.uint8), grid)) == grid
 
 
 def test_a_corner_at_the_left_back_and_top_is_shown_there(tmp_path: Path, wide: Grid) -> None:
@@ -73,10 +73,12 @@ def test_what_is_shown_is_what_the_field_does(tmp_path: Path) -> None:
     assert scene.grid.same_as(fixed)
     moving = read_image(Path(pair.images.moving_label or ""))
     expected = sitk.Resample(
-        moving, read_image(Path(pair.images.fixed_path or "")), sitk.TranslationTransform(3, (3.75, 0, 0)),
+        moving,
+        read_image(Path(pair.images.fixed_path or "")),
+        sitk.TranslationTransform(3, (3.75, 0, 0)),
         sitk.sitkNearestNeighbor,
-    )  # fmt: skip
-    np.testing.assert_array_equal(result.warped.labels, array_of(expected))
+    )
+    np.testing.assert_array_equal(result.warped.labels, image_to_array(expected))
     apart = [np.mean(stage.labels != scene.fixed.labels) for stage in (scene.before, result.warped)]
     assert apart[1] < 0.3 * apart[0]
     np.testing.assert_allclose(result.flow[0], 3.0, atol=1e-4)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from llmreg.errors import UserError
-from llmreg.training import checkpoint
-from llmreg.training.finetuning import checkpoint_in, take_over
+from llmreg.training import checkpoints as checkpoint
+from llmreg.training.finetuning import checkpoint_in, transfer_weights
 
 
 class Small(nn.Module):
@@ -31,7 +31,7 @@ def test_tensors_of_the_same_name_and_shape_are_taken_over(tmp_path: Path) -> No
     there, here = Small(5, more=True), Small(6)
     path = saved(tmp_path, there)
     frozen, outer = here.frozen.clone(), here.outer.clone()
-    found = take_over(here, path)
+    found = transfer_weights(here, path)
     assert torch.equal(here.inner, there.inner)
     assert torch.equal(here.outer, outer)
     assert torch.equal(here.frozen, frozen)
@@ -39,7 +39,7 @@ def test_tensors_of_the_same_name_and_shape_are_taken_over(tmp_path: Path) -> No
     assert str(found) == (
         "1 of 2 tensors were taken over; 1 of another shape or other layers there (outer); 1 there but not here (extra)"
     )
-    assert take_over(Small(5, more=True), saved(tmp_path / "less", Small(5))).missing == ("extra",)
+    assert transfer_weights(Small(5, more=True), saved(tmp_path / "less", Small(5))).missing == ("extra",)
 
 
 def test_a_model_is_a_checkpoint_a_fold_or_a_folder_with_one_fold(tmp_path: Path) -> None:

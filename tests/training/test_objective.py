@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmreg.preprocessing.plans import Loss
-from llmreg.similarity import similarity_loss
+from llmreg.plans.plans import Loss
+from llmreg.similarity.image_terms import similarity_loss
+from llmreg.similarity.losses import gradient_l2, soft_dice
 from llmreg.training import objective
-from llmreg.training.losses import gradient_l2, soft_dice
 from llmreg.training.objective import TERMS, Predicted, comparable, terms, total
 
 SHAPE = (16, 12, 20)
@@ -37,10 +37,14 @@ def make_batch(labels: tuple[int, ...] = (1, 2, 3)) -> dict[str, Tensor]:
     fixed_seen[:, 12:] = 0
     moving_seen[..., 15:] = 0
     return {
-        "fixed": rand(1, 1, *SHAPE, seed=1), "moving": rand(1, 1, *SHAPE, seed=2),
-        "fixed_labels": blocks(3, 3), "moving_labels": blocks(3, 4),
-        "fixed_seen": fixed_seen, "moving_seen": moving_seen, "labels": torch.tensor(labels, dtype=torch.long),
-    }  # fmt: skip
+        "fixed": rand(1, 1, *SHAPE, seed=1),
+        "moving": rand(1, 1, *SHAPE, seed=2),
+        "fixed_labels": blocks(3, 3),
+        "moving_labels": blocks(3, 4),
+        "fixed_seen": fixed_seen,
+        "moving_seen": moving_seen,
+        "labels": torch.tensor(labels, dtype=torch.long),
+    }
 
 
 def looked_up(batch: dict[str, Tensor], flow: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -82,9 +86,11 @@ def with_random(batch: dict[str, Tensor], key: str, where: Callable[[Tensor], Te
 
 # Beyond the fields of view; of the moving image where no displacement looks from what counts.
 OUTSIDE = {
-    "fixed_labels": lambda index: index[0] >= 12, "moving_labels": lambda index: index[2] >= 17,
-    "fixed": lambda index: index[0] >= 12, "moving": lambda index: index[2] >= 17,
-}  # fmt: skip
+    "fixed_labels": lambda index: index[0] >= 12,
+    "moving_labels": lambda index: index[2] >= 17,
+    "fixed": lambda index: index[0] >= 12,
+    "moving": lambda index: index[2] >= 17,
+}
 
 
 def of(term: str, batch: dict[str, Tensor], flow: Tensor) -> Tensor:

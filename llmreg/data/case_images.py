@@ -1,0 +1,151 @@
+"""Reading a case's image, label map and mask, checked against each other and the dataset's label table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from llmreg.data.dataset import Case
+from llmreg.errors import UserError
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import check_values, image_to_array, read_image, times, warn_once
+
+
+@dataclass(frozen=True, eq=False)
+class CaseImages:
+    """A case's images on one grid; the label map and the mask are None where it has none."""
+
+    image: sitk.Image
+    label: sitk.Image | None
+    mask: sitk.Image | None
+
+
+def read_case(case: Case, labels: Collection[int]) -> CaseImages:
+    """Read what a case has.
+
+    Args:
+        case: the case to read.
+        labels: the ids of the dataset's label table.
+
+    Raises:
+        UserError: the first problem that :func:`check_case` finds.
+    """
+    images, problems = _read(case, labels)
+    if problems or images is None:
+        raise UserError(problems[0])
+    return images
+
+
+def check_case(case: Case, labels: Collection[int]) -> list[str]:
+    """What is wrong with one case, a sentence with its remedy for each problem; arguments as in :func:`read_case`."""
+    return _read(case, labels)[1]
+
+
+def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[str]]:
+    problems: list[str] = []
+    image = _opened(case.image, problems)
+    if image is None:
+        return None, problems
+    try:
+        check_values(image, case.image)
+    except UserError as error:
+        problems.append(str(error))
+    grid = Grid.from_image(image)
+    found: dict[Path, sitk.Image | None] = {}
+    for path in (case.label, case.mask):
+        if path is None:
+            continue
+        other = found[path] = _opened(path, problems)
+        if other is None:
+            continue
+        problems += _grid_problems(Grid.from_image(other), grid, path, case.image.name)
+        if path == case.label:
+            problems += _label_problems(other, case, path, labels)
+    label, mask = (None if path is None else found[path] for path in (case.label, case.mask))
+    return CaseImages(image, label, mask), problems
+
+
+def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name: str) -> sitk.Image:
+    """The mask, which belongs to the image. Raises UserError when it lies on another grid."""
+    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), name, image_name)
+    if problems:
+        raise UserError(problems[0])
+    return mask
+
+
+def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
+    if not path.exists():
+        problems.append(f"{path} does not exist: add the file or take it out of dataset.json.")
+        return None
+    try:
+        return read_image(path)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _grid_problems(found: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
+    difference = _difference(found, expected)
+    if not difference:
+        return []
+    index = expected.physical_to_index(found.corners())
+    # A flipped map may share one layer of voxels with its image.
+    if np.any(index.max(axis=0) < 0.5) or np.any(index.min(axis=0) > np.subtract(expected.size, 1.5)):
+        where, remedy = "lies outside", "list the one that belongs to this image"
+    else:
+        where, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
+    if found.size == expected.size:
+        remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
+    return [f"{path} {where} its image {image} ({difference}): {remedy}."]
+
+
+def _difference(found: Grid, expected: Grid) -> str:
+    """Empty when the grids agree, else what differs."""
+    if found.same_as(expected):
+        return ""
+    for name in ("size", "spacing", "origin", "direction"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        if not np.allclose(mine, theirs, rtol=0, atol=1e-4):
+            return f"{name} {times(mine)} instead of {times(theirs)}"
+    return "a slightly different position"
+
+
+def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
+    # Runs of one value are looked at once: sorting a whole volume takes ten times as long.
+    voxels = image_to_array(image).ravel()
+    values = np.unique(np.append(voxels[1:][voxels[1:] != voxels[:-1]], voxels[0]))
+    if not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
+        odd = [f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3]
+        return [f"{path} holds values that are no label ids ({', '.join(odd)}): save whole numbers."]
+    present = {int(value) for value in values} - {0}
+    problems = []
+    if not present and case.annotated_labels is None:
+        warn_once(f"{path} holds no label, every voxel is 0: remove it if nothing was annotated in this image.")
+    negative = sorted(label for label in present if label < 0)
+    if negative:
+        problems.append(
+            f"{path} holds the negative label {_some(negative)}, as if ids above 127 had been stored in signed 8 bits: "
+            "save it in an unsigned type."
+        )
+    unknown = sorted(present - set(labels) - set(negative))
+    if unknown:
+        problems.append(
+            f"{path} holds the label {_some(unknown)}, which 'labels' in dataset.json does not list: "
+            "add it there or correct the label image."
+        )
+    if case.annotated_labels is not None:
+        unannounced = sorted(present & set(labels) - set(case.annotated_labels))
+        if unannounced:
+            problems.append(
+                f"{path} holds the label {_some(unannounced)}, which is not among its 'annotated_labels' in "
+                "dataset.json: add it there or clear it from the label image."
+            )
+    return problems
+
+
+def _some(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")

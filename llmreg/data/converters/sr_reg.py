@@ -1,0 +1,210 @@
+"""SR-Reg, MambaMorph's brains: 180 people with aligned MR and CT and one segmentation for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from llmreg.data.converters.freesurfer import structure_name
+from llmreg.data.converters.raw_folder import (
+    RawImage,
+    check_download,
+    new_dataset_folder,
+    read_protocol,
+    write_raw_dataset,
+)
+from llmreg.data.dataset import Pair
+from llmreg.data.dataset_json import validated
+from llmreg.errors import UserError
+from llmreg.files import read_json
+from llmreg.geometry.io import image_to_array, read_image
+from llmreg.workers import in_parallel
+
+MR, CT = 0, 1
+_NAME, _DEFAULT_ID = "SRReg", 103
+_SUFFIXES = ("_mr.nii.gz", "_ct.nii.gz", ".nii.gz")
+
+PROTOCOL_FILE = "sr_reg.json"
+_SUBJECTS, _TEST, _VALIDATION = 180, 20, 10
+_SEED = 2401
+_NOTE = (
+    "A draw of our own of the sizes that MambaMorph (arXiv 2401.13934) and LLM-Morph (arXiv 2408.10703) use: 150 "
+    "people to train on, 10 to validate and 20 to test with. Their own lists (train_subj_v2.pkl and so on) are not "
+    "published, and the names of all subjects could not be verified, so here are positions: 1 is the first of the 180 "
+    "subjects by name. Made by make_protocol() in llmreg/data/converters/sr_reg.py."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person's files; the segmentation is of both images, which are aligned."""
+
+    name: str
+    mr: Path
+    ct: Path
+    segmentation: Path
+
+
+@dataclass(frozen=True)
+class Division:
+    """Names of the people who are not trained on."""
+
+    test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+
+
+def convert(source: Path, split: Path | None = None, dataset_id: int | None = None) -> Path:
+    """Make a raw dataset of the unpacked download.
+
+    Args:
+        source: the folder with the images and the segmentations, or with a folder of each.
+        split: a JSON file with ``test`` and ``validation``, lists of subjects by name; llmreg's own draw when None.
+        dataset_id: 103 when None.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        UserError: the folder is not the download, a file is missing, or the dataset exists already.
+    """
+    source = Path(source)
+    check_download(source)
+    target = new_dataset_folder(_DEFAULT_ID if dataset_id is None else dataset_id, _NAME)
+    subjects = find_subjects(source)
+    division = _committed(subjects, source) if split is None else read_division(split, subjects)
+    labels = {label: structure_name(label) for label in _occurring([subject.segmentation for subject in subjects])}
+    number_of = {subject.name: f"{number:04d}" for number, subject in enumerate(subjects, start=1)}
+    images = [
+        RawImage(f"{_NAME}_{number_of[subject.name]}_{modality:04d}", image, subject.segmentation)
+        for subject in subjects
+        for modality, image in ((MR, subject.mr), (CT, subject.ct))
+    ]
+
+    def pair(moving: str, fixed: str) -> Pair:
+        return Pair(f"{_NAME}_{number_of[fixed]}_{CT:04d}", f"{_NAME}_{number_of[moving]}_{MR:04d}")
+
+    write_raw_dataset(
+        target,
+        images,
+        {
+            "name": _NAME,
+            "description": "SR-Reg of MambaMorph (https://github.com/mileswyn/MambaMorph), made from SynthRAD 2023, "
+            "converted by llmreg; CC BY-NC 4.0",
+            "subjects": {number: name for name, number in number_of.items()},
+            "modality": {str(MR): "MR", str(CT): "CT"},
+            "registration_direction": {"fixed": CT, "moving": MR},
+            "pairings": "inter_subject",
+            "labels": {"0": "background"} | {str(label): name for label, name in labels.items()},
+        },
+        validation=[pair(*names) for names in ring(division.validation)],
+        test=[pair(*names) for names in mambamorph_pairs(division.test)],
+    )
+    return target
+
+
+def find_subjects(source: Path) -> list[Subject]:
+    """The people of a download, by name: ``<subject>_mr.nii.gz``, ``<subject>_ct.nii.gz``, ``<subject>.nii.gz``.
+
+    Raises:
+        UserError: there are none, a file is missing, or two files have one name.
+    """
+    files: dict[str, Path] = {}
+    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+        for path in sorted(folder.glob("[!.]*.nii.gz")):
+            if path.name in files:
+                raise UserError(
+                    f"{files[path.name]} and {path} have one name: leave one folder of images and one of segmentations."
+                )
+            files[path.name] = path
+    names = sorted({name.removesuffix(end) for end in _SUFFIXES[:2] for name in files if name.endswith(end)})
+    if not names:
+        raise UserError(
+            f"{source} and the folders in it hold no <subject>_mr.nii.gz and <subject>_ct.nii.gz: give the folder of "
+            "the unpacked SR-Reg download."
+        )
+    for name in names:
+        missing = next((end for end in _SUFFIXES if name + end not in files), None)
+        if missing is not None:
+            what = {"_mr.nii.gz": "MR", "_ct.nii.gz": "CT", ".nii.gz": "segmentation"}[missing]
+            raise UserError(
+                f"{source} has no {what} of subject {name} ({name}{missing}): copy the file, or remove the subject's "
+                "others."
+            )
+    return [Subject(name, *(files[name + end] for end in _SUFFIXES)) for name in names]
+
+
+def make_protocol() -> dict[str, Any]:
+    """What ``protocols/sr_reg.json`` holds."""
+    # The older generator, whose numbers NumPy will not change.
+    order = np.random.RandomState(_SEED).permutation(_SUBJECTS) + 1
+    return {
+        "note": _NOTE,
+        "seed": _SEED,
+        "subjects": _SUBJECTS,
+        "test": sorted(order[:_TEST].tolist()),
+        "validation": sorted(order[_TEST : _TEST + _VALIDATION].tolist()),
+    }
+
+
+def read_division(file: Path, subjects: Sequence[Subject]) -> Division:
+    """Lists of subjects by name, for those who have others than ours.
+
+    Raises:
+        UserError: a name is unknown or listed twice, or the test subjects cannot be paired.
+    """
+    division = validated(TypeAdapter(Division), read_json(file), file)
+    listed = (*division.test, *division.validation)
+    known = {subject.name for subject in subjects}
+    for name in listed:
+        if name not in known:
+            raise UserError(f"{file} names the subject {name}, of whom there are no images: correct the name.")
+        if listed.count(name) > 1:
+            raise UserError(f"{file} names the subject {name} twice: everyone is in one list only.")
+    if not division.test or len(division.test) % 2 or len(division.validation) == 1:
+        raise UserError(
+            f"{file} lists {len(division.test)} subjects under 'test' and {len(division.validation)} under "
+            "'validation', which make no pairs: list an even number to test and two or more, or none, to validate with."
+        )
+    return division
+
+
+def mambamorph_pairs(subjects: Sequence[str]) -> list[tuple[str, str]]:
+    """(moving, fixed) as MambaMorph's ``scripts/torch/test_cross.py`` makes them: permuted and cut into twos."""
+    order = np.random.RandomState(0).permutation(len(subjects)).tolist()
+    return [(subjects[a], subjects[b]) for a, b in zip(order[::2], order[1::2], strict=True)]
+
+
+def ring(subjects: Sequence[str]) -> list[tuple[str, str]]:
+    """(moving, fixed): everyone with the next, the last with the first."""
+    return list(zip(subjects, [*subjects[1:], *subjects[:1]], strict=True))
+
+
+def _committed(subjects: Sequence[Subject], source: Path) -> Division:
+    protocol = read_protocol(PROTOCOL_FILE)
+    if len(subjects) != protocol["subjects"]:
+        raise UserError(
+            f"{source} holds {len(subjects)} subjects, but the protocol divides {protocol['subjects']}: unpack the "
+            "whole download, or name the subjects to test and validate with in a file, with --split."
+        )
+    return Division(*(tuple(subjects[p - 1].name for p in protocol[key]) for key in ("test", "validation")))
+
+
+def _occurring(segmentations: Sequence[Path]) -> list[int]:
+    """The label ids of all files, without background."""
+    found: set[int] = set()
+    for ids in in_parallel(_ids, segmentations, 1, "Read labels", "file"):
+        found |= ids
+    return sorted(found - {0})
+
+
+def _ids(path: Path) -> set[int]:
+    values = np.unique(image_to_array(read_image(path)))
+    ids = np.round(values).astype(int)
+    if not np.allclose(values, ids) or ids.min() < 0:
+        raise UserError(f"{path} holds values that are no label ids: download the segmentation again.")
+    return set(ids.tolist())

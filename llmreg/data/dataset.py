@@ -1,0 +1,359 @@
+"""A raw dataset: Learn2Reg's ``dataset.json`` inside nnU-Net's folders, read without opening any image.
+
+``documentation/raw-data.md`` describes the format for users.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter
+
+from llmreg.data.dataset_json import (
+    Direction,
+    RawCase,
+    RawDataset,
+    RawPair,
+    as_id,
+    default_direction,
+    description_file,
+    label_table,
+    listed,
+    validated,
+)
+from llmreg.errors import UserError
+from llmreg.files import json_digest, read_json
+
+log = logging.getLogger(__name__)
+
+Pairing = Literal["intra_subject", "unpaired", "inter_subject", "explicit"]
+_PAIRINGS: dict[str, Pairing] = {
+    "intra_subject": "intra_subject",
+    "paired": "intra_subject",
+    "unpaired": "unpaired",
+    "inter_subject": "inter_subject",
+    "explicit": "explicit",
+}
+# Learn2Reg's word for some paired and some unpaired cases: it does not say which pairs to train on.
+_UNDECIDED = "hybrid"
+_FILE_NAME = re.compile(r"(?P<name>.+_(?P<subject>\d{4})_(?P<modality>\d{4}))\.nii\.gz")
+_FOLDER_NAME = re.compile(r"Dataset(?P<id>\d{3})_.+")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and what belongs to it; ``annotated_labels`` is None when the whole label table was annotated."""
+
+    name: str
+    subject: str
+    modality: int
+    image: Path
+    label: Path | None = None
+    mask: Path | None = None
+    keypoints: Path | None = None
+    annotated_labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Names of the case that stays and of the case that is warped onto it."""
+
+    fixed: str
+    moving: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``dataset.json`` says. ``labels`` has no background; ``held_out`` cases must never be trained on."""
+
+    id: int
+    name: str
+    folder: Path
+    modalities: dict[int, str]
+    labels: dict[int, str]
+    fixed_modality: int
+    moving_modality: int
+    pairing: Pairing
+    cases: tuple[Case, ...]
+    explicit_pairs: tuple[Pair, ...] = ()
+    registration_val: tuple[Pair, ...] = ()
+    registration_test: tuple[Pair, ...] = ()
+    held_out: frozenset[str] = frozenset()
+
+    @cached_property
+    def _by_name(self) -> dict[str, Case]:
+        return {case.name: case for case in self.cases}
+
+    def case(self, name: str) -> Case:
+        """Raises KeyError when the dataset has no such case."""
+        return self._by_name[name]
+
+    def of_modality(self, modality: int) -> tuple[Case, ...]:
+        return tuple(case for case in self.cases if case.modality == modality)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(sorted({case.subject for case in self.cases}))
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """Read ``dataset.json`` (or the only ``*_dataset.json``) of a raw dataset's folder.
+
+    Raises:
+        UserError: for malformed or mistyped JSON, a misnamed or missing file, or a modality without cases.
+    """
+    folder = Path(folder)
+    match = _FOLDER_NAME.fullmatch(folder.name)
+    if match is None:
+        raise UserError(f"{folder} is not named like Dataset001_Name: rename the folder.")
+    file = description_file(folder)
+    content = read_json(file)
+    raw = cast(RawDataset, validated(TypeAdapter(RawDataset), content, file))
+    modalities = dict(sorted(raw.modality.items()))
+    direction = raw.registration_direction or default_direction(modalities)
+    for role, modality in (("fixed", direction.fixed), ("moving", direction.moving)):
+        if modality not in modalities:
+            raise UserError(
+                f"{file}: 'registration_direction.{role}' is {modality}, but 'modality' only lists "
+                f"{listed(modalities)}: name one of these."
+            )
+    reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file))
+    reader.add_training(raw.training)
+
+    paired = reader.pairs(raw.training_paired_images, "training_paired_images", direction)
+    explicit = reader.pairs(raw.pairings, "pairings", direction) if isinstance(raw.pairings, list) else []
+    validation = reader.pairs(raw.registration_val, "registration_val", direction, may_be_missing=True)
+    test = reader.pairs(raw.registration_test, "registration_test", direction, may_be_missing=True)
+    cases = tuple(sorted(reader.cases.values(), key=lambda case: case.name))
+    # The other images of a person who is tested would tell of that person too.
+    tested = {reader.cases[name].subject for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
+    held_out = frozenset(case.name for case in cases if case.subject in tested)
+    if held_out:
+        log.info(
+            "%s: %d cases of the subjects in registration_val and registration_test are kept out of training.",
+            folder.name,
+            len(held_out),
+        )
+    for modality, contrast in modalities.items():
+        if not any(case.modality == modality for case in cases):
+            raise UserError(
+                f"{file}: modality {modality} ({contrast}) has no cases: list its images under 'training', "
+                "or take it out of 'modality'."
+            )
+    pairing = _pairing(raw.pairings, paired, cases, direction, file)
+    return Dataset(
+        id=int(match["id"]),
+        name=folder.name,
+        folder=folder,
+        modalities=modalities,
+        labels=reader.labels,
+        fixed_modality=direction.fixed,
+        moving_modality=direction.moving,
+        pairing=pairing,
+        cases=cases,
+        explicit_pairs=tuple(explicit or paired) if pairing == "explicit" else (),
+        registration_val=tuple(validation),
+        registration_test=tuple(test),
+        held_out=held_out,
+    )
+
+
+def pairs_digest(pairs: Iterable[Pair]) -> str:
+    """A hash of pairs in their order."""
+    return json_digest([[pair.fixed, pair.moving] for pair in pairs])
+
+
+def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
+    """All pairs that the dataset's pairing makes of these cases.
+
+    The order is fixed: that of ``explicit_pairs``, else by the fixed, then the moving case's name. No case is paired
+    with itself.
+
+    Raises:
+        KeyError: when the dataset lacks one of the names.
+    """
+    cases = [dataset.case(name) for name in sorted(set(case_names))]
+    if dataset.pairing == "explicit":
+        names = {case.name for case in cases}
+        return [pair for pair in dataset.explicit_pairs if pair.fixed in names and pair.moving in names]
+    belong: dict[str, Callable[[Case, Case], bool]] = {
+        "intra_subject": lambda fixed, moving: fixed.subject == moving.subject,
+        "inter_subject": lambda fixed, moving: fixed.subject != moving.subject,
+        "unpaired": lambda fixed, moving: True,
+    }
+    rule = belong[dataset.pairing]
+    return [
+        Pair(fixed.name, moving.name)
+        for fixed in cases
+        if fixed.modality == dataset.fixed_modality
+        for moving in cases
+        if moving.modality == dataset.moving_modality
+        if fixed.name != moving.name and rule(fixed, moving)
+    ]
+
+
+def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction: Direction, file: Path) -> Pairing:
+    subject_of = {case.name: case.subject for case in cases}
+    modality_of = {case.name: case.modality for case in cases}
+    if isinstance(raw, list):
+        return "explicit"
+    if raw in (None, _UNDECIDED):
+        if paired:
+            return "explicit"
+        if direction.fixed == direction.moving:
+            return "inter_subject"
+        fixed, moving = ({c.subject for c in cases if c.modality == m} for m in (direction.fixed, direction.moving))
+        return "intra_subject" if fixed & moving else "unpaired"
+    if not isinstance(raw, str) or raw not in _PAIRINGS:
+        raise UserError(
+            f"{file}: 'pairings' is {raw!r}: write one of {listed(_PAIRINGS)}, or a list of {{fixed, moving}}."
+        )
+    pairing = _PAIRINGS[raw]
+    # Learn2Reg lists its pairs even where they are just those of each subject.
+    implied = all(
+        subject_of[pair.fixed] == subject_of[pair.moving]
+        and (modality_of[pair.fixed], modality_of[pair.moving]) == (direction.fixed, direction.moving)
+        for pair in paired
+    )
+    if pairing == "intra_subject" and paired and (not implied or direction.fixed == direction.moving):
+        return "explicit"
+    if pairing == "explicit" and not paired:
+        raise UserError(
+            f"{file}: 'pairings' is 'explicit', but 'training_paired_images' is empty: list the pairs there."
+        )
+    if pairing == "intra_subject" and direction.fixed == direction.moving:
+        raise UserError(
+            f"{file}: 'pairings' is '{raw}', but fixed and moving are the same modality: write 'inter_subject', "
+            "or list the pairs under 'pairings'."
+        )
+    return pairing
+
+
+class _CaseReader:
+    """Collects the cases that the entries of one file name, each once."""
+
+    def __init__(self, folder: Path, file: Path, modalities: Mapping[int, str], labels: dict[int, str]) -> None:
+        self.folder, self.file, self.modalities, self.labels = folder, file, modalities, labels
+        self.cases: dict[str, Case] = {}
+
+    def add_training(self, training: object) -> None:
+        """``training`` is a list of cases, or such a list for each modality."""
+        if isinstance(training, dict):
+            tables = validated(TypeAdapter(dict[str, list[RawCase]]), training, self.file, "training")
+            for key, entries in tables.items():
+                if as_id(key) not in self.modalities:
+                    raise UserError(
+                        f"{self.file}: 'training.{key}' is not among the modalities {listed(self.modalities)}: "
+                        "add it to 'modality' or correct the key."
+                    )
+                for position, entry in enumerate(entries):
+                    case = self._add(entry, f"training.{key}.{position}")
+                    if case.modality != as_id(key):
+                        raise UserError(
+                            f"{self.file}: 'training.{key}.{position}.image' is {entry.image}, an image of modality "
+                            f"{case.modality}: move it to 'training.{case.modality}'."
+                        )
+        else:
+            for position, entry in enumerate(validated(TypeAdapter(list[RawCase]), training, self.file, "training")):
+                self._add(entry, f"training.{position}")
+        if not self.cases:
+            raise UserError(f"{self.file}: 'training' is empty: list the training images there.")
+
+    def pairs(
+        self, entries: list[Any] | None, key: str, direction: Direction, may_be_missing: bool = False
+    ) -> list[Pair]:
+        """Pairs of cases; a case that ``training`` does not list is added."""
+        found = []
+        for position, entry in enumerate(entries or []):
+            where = f"{key}.{position}"
+            if isinstance(entry, list) and len(entry) == 2:
+                entry = {"fixed": entry[0], "moving": entry[1]}
+            elif isinstance(entry, dict) and "fixed" not in entry and str(direction.fixed) in entry:
+                entry = {"fixed": entry[str(direction.fixed)], "moving": entry.get(str(direction.moving))}
+            pair = validated(TypeAdapter(RawPair), entry, self.file, where)
+            paths = {role: self._path_in_pair(getattr(pair, role)) for role in ("fixed", "moving")}
+            absent = [path for path in paths.values() if not (self.folder / path).is_file()]
+            if may_be_missing and absent:
+                # Organisers keep some of these images to themselves.
+                log.info("%s: '%s' is left out, because %s does not exist.", self.file, where, absent[0])
+                continue
+            fixed, moving = (self._add(RawCase(image=path), f"{where}.{role}") for role, path in paths.items())
+            if fixed.name == moving.name:
+                raise UserError(f"{self.file}: '{where}' pairs {fixed.name} with itself: name two different images.")
+            found.append(Pair(fixed.name, moving.name))
+        return found
+
+    def _path_in_pair(self, text: str) -> str:
+        name = text if text.endswith(".nii.gz") else text + ".nii.gz"
+        return name if "/" in name else f"imagesTr/{name}"
+
+    def _add(self, entry: RawCase, where: str) -> Case:
+        image = self.folder / entry.image
+        match = _FILE_NAME.fullmatch(image.name)
+        if match is None:
+            raise UserError(
+                f"{self.file}: '{where}' names {entry.image}, which is not Name_<subject, 4 digits>_<modality, 4 "
+                "digits>.nii.gz: rename the file."
+            )
+        modality = int(match["modality"])
+        if modality not in self.modalities:
+            raise UserError(
+                f"{self.file}: '{where}' names {entry.image} of modality {modality}, but 'modality' lists "
+                f"{listed(self.modalities)} only: add it there or rename the file."
+            )
+        known = self.cases.get(match["name"])
+        if known is not None:
+            if known.image != image:
+                raise UserError(
+                    f"{self.file}: {known.image} and {image} have one case name, {known.name}: rename one of them."
+                )
+            return known
+        if not image.is_file():
+            raise UserError(f"{self.file}: '{where}' names {image}, which does not exist: add it or drop the entry.")
+        label = self._beside(image, "labels", entry.label)
+        if label is None and entry.label is not None:
+            raise UserError(
+                f"{self.file}: '{where}.label' names {self.folder / entry.label}, which does not exist: add the file "
+                "or drop the key."
+            )
+        case = Case(
+            name=match["name"],
+            subject=match["subject"],
+            modality=modality,
+            image=image,
+            label=label,
+            mask=self._beside(image, "masks", entry.mask),
+            keypoints=self._beside(image, "keypoints", entry.keypoints, ".csv"),
+            annotated_labels=self._annotated(entry.annotated_labels, where),
+        )
+        self.cases[case.name] = case
+        return case
+
+    def _beside(self, image: Path, kind: str, named: str | None, suffix: str = ".nii.gz") -> Path | None:
+        """The named file, else e.g. labelsTr/X for imagesTr/X, else None."""
+        if named is not None and (self.folder / named).is_file():
+            return self.folder / named
+        if not image.parent.name.startswith("images"):
+            return None
+        parent = image.parent.with_name(kind + image.parent.name.removeprefix("images"))
+        found = parent / (image.name.removesuffix(".nii.gz") + suffix)
+        return found if found.is_file() else None
+
+    def _annotated(self, values: list[Any] | None, where: str) -> tuple[int, ...] | None:
+        if values is None:
+            return None
+        ids: dict[Any, Any] = {name: number for number, name in self.labels.items()}
+        numbers: list[Any] = [ids.get(value, as_id(value)) if isinstance(value, str) else value for value in values]
+        for value, number in zip(values, numbers, strict=True):
+            if isinstance(number, bool) or not isinstance(number, int) or number not in {0, *self.labels}:
+                raise UserError(
+                    f"{self.file}: '{where}.annotated_labels' holds {value!r}, which is not in 'labels' "
+                    f"({listed(self.labels)}): write ids of the label table."
+                )
+        return tuple(sorted({number for number in numbers if number}))

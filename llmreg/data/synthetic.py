@@ -1,0 +1,201 @@
+"""A small labelled dataset of made-up people, each seen in an MR-like and a CT-like image.
+
+A person is a common anatomy, organs in a body, seen through the person's own smooth random displacement. Both images
+of a person show the same anatomy, rendered from continuous coordinates onto each scanner's grid: spacing, orientation
+and position on the table differ, so a program that confuses axes cannot register them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from llmreg.files import write_json, write_text
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.io import array_to_image, write_image
+
+DEMO_ID = 999
+DEMO_NAME = "Demo"
+DEMO_FOLDER = f"Dataset{DEMO_ID:03d}_{DEMO_NAME}"
+HELD_OUT = 3
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Tissue:
+    """An ellipsoid (mm, LPS, about the body's centre) and how it looks: MR in arbitrary units, CT in HU."""
+
+    name: str
+    centre: tuple[float, float, float]
+    radii: tuple[float, float, float]
+    mr: float
+    ct: float
+
+
+_AIR_CT = -1000.0
+# No label: what tells a registration how the body is turned. The torso has no ends; the scanner's field of view has.
+_ENDLESS = 1e6
+_UNLABELLED = (
+    _Tissue("fat", (0, 0, 0), (66, 52, _ENDLESS), mr=0.9, ct=-100),
+    _Tissue("muscle", (0, 0, 0), (61, 47, _ENDLESS), mr=0.3, ct=10),
+    _Tissue("right lung", (-31, 0, 68), (27, 34, 32), mr=0.03, ct=-800),
+    _Tissue("left lung", (31, 0, 68), (27, 34, 32), mr=0.03, ct=-800),
+    _Tissue("spine", (0, 34, 0), (11, 11, _ENDLESS), mr=0.08, ct=300),
+)
+# Label ids are 1, 2, ...; where organs meet, the later one lies on top.
+_ORGANS = (
+    _Tissue("liver", (-28, -6, 20), (31, 27, 26), mr=0.55, ct=105),
+    _Tissue("stomach", (18, -18, 14), (22, 16, 17), mr=0.1, ct=60),
+    _Tissue("spleen", (40, 10, 22), (16, 19, 19), mr=0.78, ct=125),
+    _Tissue("kidney_right", (-30, 16, -22), (15, 14, 21), mr=0.68, ct=160),
+    _Tissue("kidney_left", (31, 16, -18), (15, 14, 21), mr=0.68, ct=160),
+    _Tissue("bladder", (0, -12, -50), (21, 17, 16), mr=1.0, ct=-40),
+)
+
+_LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+_RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+
+# The random displacement lives on a coarse lattice about the body's centre, mm.
+_LATTICE_STEP, _LATTICE_POINTS = 8.0, 33
+_SMOOTHNESS_MM = 16.0
+_DISPLACEMENT_MM = 5.0
+_SHIFT_MM = 6.0
+_TURN_DEGREES = 4.0
+
+
+def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = HELD_OUT) -> Path:
+    """Write the raw dataset ``Dataset999_Demo`` into ``folder``.
+
+    Args:
+        folder: where raw datasets lie (``llmreg_raw``).
+        subjects: people to train on: ``imagesTr``, ``labelsTr``.
+        seed: the same number gives the same voxels.
+        held_out: people who are only in ``imagesTs`` and ``labelsTs``; ``dataset.json`` does not list them.
+            ``imagesTs/pairs.csv`` pairs the MR of each with the CT of every other one.
+
+    Returns:
+        The dataset's folder.
+    """
+    dataset = Path(folder) / DEMO_FOLDER
+    training: dict[str, list[dict[str, str]]] = {"0": [], "1": []}
+    for number in range(1, subjects + held_out + 1):
+        part = "Tr" if number <= subjects else "Ts"
+        generator = np.random.default_rng([seed, number])
+        person = random_displacement(generator)
+        for modality in (0, 1):
+            name = f"{DEMO_NAME}_{number:04d}_{modality:04d}.nii.gz"
+            image, labels, grid = render(person, modality, generator)
+            write_image(array_to_image(image, grid), dataset / f"images{part}" / name)
+            write_image(array_to_image(labels, grid), dataset / f"labels{part}" / name)
+            if part == "Tr":
+                training[str(modality)].append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    names = [f"{DEMO_NAME}_{number:04d}" for number in range(subjects + 1, subjects + held_out + 1)]
+    lines = [f"{one}_0000.nii.gz,{other}_0001.nii.gz\n" for one in names for other in names if one != other]
+    write_text(dataset / "imagesTs" / "pairs.csv", "fixed,moving\n" + "".join(lines))
+    write_json(dataset / "dataset.json", _description(training))
+    return dataset
+
+
+def random_displacement(generator: np.random.Generator) -> Array:
+    """A person: displacement (mm, LPS components) on the lattice, as an array (3, z, y, x)."""
+    noise = generator.standard_normal((3, *[_LATTICE_POINTS] * 3))
+    sigma = _SMOOTHNESS_MM / _LATTICE_STEP
+    smooth = np.stack([ndimage.gaussian_filter(component, sigma, mode="wrap") for component in noise])
+    # Nothing that a shift of the whole body would undo.
+    smooth -= smooth.mean(axis=(1, 2, 3), keepdims=True)
+    return smooth * (_DISPLACEMENT_MM / smooth.std())
+
+
+def render(
+    person: Array, modality: int, generator: np.random.Generator
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], Grid]:
+    """One image of a person, in a random pose on the scanner's table.
+
+    Returns:
+        The image and its labels (z, y, x) and their grid. Modality 0 is MR-like, 1 is CT-like.
+    """
+    centre = np.round(generator.uniform(-5, 5, 3), 2)
+    grid = _scanner_grid(modality, centre)
+    body = _body_coordinates(grid, generator)
+    labels, tissue = _anatomy(body, person)
+    image = _mr_image(tissue, grid, generator) if modality == 0 else _ct_image(tissue, grid, generator)
+    return image, labels, grid
+
+
+def _description(training: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
+    return {
+        "name": DEMO_NAME,
+        "description": "Made-up people, written by llmreg_demo",
+        "modality": {"0": "MR", "1": "CT"},
+        "registration_direction": {"fixed": 0, "moving": 1},
+        "pairings": "inter_subject",
+        "labels": {"background": 0} | {organ.name: label for label, organ in enumerate(_ORGANS, start=1)},
+        "training": training,
+    }
+
+
+def _scanner_grid(modality: int, centre: Array) -> Grid:
+    size, spacing, direction = (
+        ((64, 60, 40), (3.0, 3.0, 4.0), _LPS) if modality == 0 else ((76, 68, 64), (2.5, 2.5, 2.5), _RAS)
+    )
+    at_origin = Grid(size, spacing, (0.0, 0.0, 0.0), direction)
+    return Grid(size, spacing, tuple((centre - at_origin.centre).tolist()), direction)
+
+
+def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
+    """Where each voxel lies in the body's own coordinates (z, y, x, 3), mm: the pose is undone."""
+    turns = np.deg2rad(generator.uniform(-_TURN_DEGREES, _TURN_DEGREES, 3))
+    rotation = np.eye(3)
+    for axis, angle in enumerate(turns):
+        first, second = [other for other in range(3) if other != axis]
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        rotation = rotation @ turn
+    shift = generator.uniform(-_SHIFT_MM, _SHIFT_MM, 3)
+    return (grid.physical_points() - shift) @ rotation.T
+
+
+def _anatomy(body: Array, person: Array) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+    """Labels, and tissues as indices into air, the unlabelled ones, organs; both (z, y, x)."""
+    lattice = np.moveaxis(body, -1, 0)[::-1] / _LATTICE_STEP + (_LATTICE_POINTS - 1) / 2
+    shifts = [ndimage.map_coordinates(component, lattice, order=1, mode="nearest") for component in person]
+    common = body + np.stack(shifts, axis=-1)
+    tissue = np.zeros(body.shape[:3], np.intp)
+    for index, ellipsoid in enumerate((*_UNLABELLED, *_ORGANS), start=1):
+        inside = (((common - ellipsoid.centre) / ellipsoid.radii) ** 2).sum(axis=-1) < 1
+        if index > 1:
+            inside &= tissue > 0
+        tissue[inside] = index
+    return np.maximum(tissue - len(_UNLABELLED), 0).astype(np.uint8), tissue
+
+
+def _mr_image(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
+    """A smooth bias field and noise as in magnitude images (Rician); the unit differs from scan to scan."""
+    brightness = np.array([0.0, *(kind.mr for kind in (*_UNLABELLED, *_ORGANS))])
+    clean = ndimage.gaussian_filter(brightness[tissue] + 0.03 * _texture(grid, 6.0, generator), 0.4)
+    clean *= np.exp(0.2 * _texture(grid, 50.0, generator))
+    real, imaginary = generator.normal(0, 0.03, (2, *grid.shape))
+    gain = generator.uniform(400, 900)
+    return np.round(gain * np.hypot(clean + real, imaginary)).astype(np.int16)
+
+
+def _ct_image(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
+    """Hounsfield units with the grainy noise of reconstruction."""
+    attenuation = np.array([_AIR_CT, *(kind.ct for kind in (*_UNLABELLED, *_ORGANS))])
+    clean = ndimage.gaussian_filter(attenuation[tissue], 0.5)
+    noise = 10 * _texture(grid, 2.0, generator) + 6 * _texture(grid, 6.0, generator)
+    return np.round(np.clip(clean + noise, -1024, 3071)).astype(np.int16)
+
+
+def _texture(grid: Grid, scale_mm: float, generator: np.random.Generator) -> Array:
+    """Gaussian noise (z, y, x) of standard deviation 1, smooth over ``scale_mm``."""
+    sigma = scale_mm / np.asarray(grid.spacing)[::-1]
+    smooth = ndimage.gaussian_filter(generator.standard_normal(grid.shape), sigma, mode="wrap")
+    return smooth / smooth.std()

@@ -1,0 +1,1 @@
+"""Dual-PRNet: a pyramid of both images' features."""

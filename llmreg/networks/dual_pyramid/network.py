@@ -1,0 +1,74 @@
+"""Dual-PRNet: features of both images, compared from coarse to fine, each level warped by the field so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmreg.geometry import warping
+from llmreg.networks.config import DualPyramidSettings
+from llmreg.networks.llm_morph.decoder import FieldHead
+from llmreg.networks.llm_morph.encoder import ConvBlock
+from llmreg.networks.registration_network import RegistrationNetwork
+
+
+class _Conv(ConvBlock):
+    """3x3x3 convolution and ReLU."""
+
+    slope = 0.0
+
+    def __init__(self, incoming: int, outgoing: int, stride: int = 1) -> None:
+        super().__init__(incoming, outgoing, "none", stride)
+
+
+class DualPyramid(RegistrationNetwork):
+    """Dual-PRNet's pyramid, with 200,455 parameters at the published width of 8.
+
+    One encoder and decoder for both images; fields at 1/8, 1/4, 1/2 and twice at 1 of the resolution are composed.
+    Reference: Kang et al., Dual-stream pyramid registration network, MedIA 2022.
+
+    Args:
+        settings: the network's settings.
+        shape: (z, y, x) of the images.
+    """
+
+    multiple = 16
+
+    def __init__(self, settings: DualPyramidSettings, shape: Sequence[int]) -> None:
+        super().__init__(shape, settings.field)
+        c = settings.width
+        down, up = (c, 2 * c, 2 * c, 4 * c, 4 * c), (4 * c, 4 * c, 2 * c, 2 * c, c)
+        before, skips = [1, *down], [*reversed(down[:-1]), 0]
+        self.down = nn.ModuleList(_Conv(before[i], down[i], stride=2 if i else 1) for i in range(5))
+        before = [down[-1], *up]
+        self.up = nn.ModuleList(_Conv(before[i] + skips[i], up[i]) for i in range(5))
+        self.heads = nn.ModuleList(FieldHead(2 * channels) for channels in up)
+
+    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        features = torch.cat([moving, fixed])
+        skips: list[Tensor] = []
+        for conv in self.down:
+            features = conv(features)
+            skips.append(features)
+        features = skips.pop()
+        flow: Tensor | None = None
+        for level in range(4):
+            finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
+            features = self.up[level](finer, skips.pop())
+            flow = self._refined(level, features, None if flow is None else warping.upsample(flow))
+        return self._refined(4, self.up[4](features), flow)
+
+    def _refined(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
+        """The field from a level's features, moving before fixed, and from the field of the levels before."""
+        moving, fixed = features.chunk(2)
+        if coarse is not None:
+            # As in the authors' code, features do not tell the coarser levels where to look.
+            moving = warping.warp(moving, coarse.detach(), padding="border").to(fixed.dtype)
+        residual: Tensor = self.heads[level](torch.cat([moving, fixed], dim=1))
+        return residual if coarse is None else warping.compose(residual, coarse)
+
+    def feature_modules(self) -> list[nn.Module]:
+        return list(self.up)

@@ -1,0 +1,188 @@
+"""One frozen pretrained decoder layer, run on tokens that are no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMSettings, LoRASettings
+from llmreg.networks.language_models.families import UNKNOWN_ROTARY, build_config, family_of, head_dim, split_fused
+from llmreg.networks.language_models.loading import LoadedLayers
+
+_ADAPTER = "default"
+
+
+class FrozenLayer(nn.Module):
+    """A decoder layer with LoRA, with or without a causal mask and rotary embedding.
+
+    Args:
+        loaded: frozen layers; the one at ``position`` is owned by this module from now on.
+        position: which of them.
+        settings: how it is run.
+        token_grid: (d, h, w) of the tokens, w fastest.
+
+    Raises:
+        UserError: the layer cannot be run so (see :func:`check_runnable`).
+    """
+
+    cos: Tensor
+    sin: Tensor
+    scale: Tensor
+
+    def __init__(self, loaded: LoadedLayers, position: int, settings: LLMSettings, token_grid: Sequence[int]) -> None:
+        super().__init__()
+        check_runnable(loaded.config.to_dict(), settings)
+        self._family, self._config = loaded.family, loaded.config
+        self._index = loaded.indices[position]
+        self._causal = settings.attention == "causal"
+        layer = loaded.layers[position]
+        # sdpa takes a missing mask for a causal one unless the module says otherwise.
+        attention: Any = layer.get_submodule(self._family.attention)
+        attention.is_causal = self._causal
+        if settings.lora is not None:
+            split_fused(layer, self._family, self._config)
+            _inject_lora(layer, settings.lora)
+        self.layer = layer
+        self._dtype = next(p.dtype for p in layer.parameters() if not p.requires_grad)
+        cos, sin = self._angles(settings.rotary, token_grid)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.calibrate = settings.calibrate
+        # In the checkpoint, so that a prediction does not depend on what a layer cache knows.
+        self.register_buffer("scale", torch.tensor(loaded.input_rms[position]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, H) -> (B, L, H) float32; calibrated, tokens enter at the layer's scale and leave divided by it."""
+        if not self.calibrate:
+            return self.run(tokens).float()
+        return self.run(functional.rms_norm(tokens.float(), tokens.shape[-1:]) * self.scale).float() / self.scale
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """The layer alone, (B, L, H) -> (B, L, H) in the frozen weights' type."""
+        # Autocast would copy the frozen weights to its own type at every call.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self._dtype)
+            angles: dict[str, Any] = {}
+            if self._family.rotary:
+                angles["position_embeddings"] = (self.cos.to(hidden.dtype), self.sin.to(hidden.dtype))
+            output: Tensor = self.layer(hidden, attention_mask=self._mask(hidden), **angles)
+        return output
+
+    def train(self, mode: bool = True) -> FrozenLayer:
+        """Switch the mode; the frozen layer stays in evaluation mode."""
+        super().train(mode)
+        self.layer.eval()
+        return self
+
+    def _mask(self, hidden: Tensor) -> Tensor | None:
+        if not self._causal:
+            return None
+        types = getattr(self._config, "layer_types", None)
+        window = getattr(self._config, "sliding_window", None)
+        sliding = window is not None if types is None else types[self._index] == "sliding_attention"
+        make = create_sliding_window_causal_mask if sliding else create_causal_mask
+        # With sdpa there is none: the module's own is_causal does it.
+        mask: Any = make(
+            config=self._config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=torch.arange(hidden.shape[1], device=hidden.device)[None],
+        )
+        return mask  # type: ignore[no-any-return]
+
+    def _angles(self, rotary: Literal["none", "1d", "3d"], token_grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """cos and sin for all tokens, (1, L, D), or for none of them (1, 1, D)."""
+        if rotary == "none":
+            # cos 1 and sin 0 leave queries and keys unrotated.
+            shape = (1, 1, head_dim(self._config))
+            return torch.ones(shape), torch.zeros(shape)
+        rotate = self._family.build_rotary(self._config, self._index)
+        d, h, w = token_grid
+        like = torch.zeros(1)
+        if rotary == "1d":
+            return rotate(like, torch.arange(d * h * w)[None])
+        axes = torch.meshgrid(torch.arange(d), torch.arange(h), torch.arange(w), indexing="ij")
+        turned = [rotate(like, axis.reshape(1, -1)) for axis in axes]
+        # Each frequency turns by the position along one axis; the axes take turns from fast to slow frequencies, so
+        # that all three have near and far ones. The second half of the channels repeats the first.
+        half = turned[0][0].shape[-1] // 2
+        axis_of = (torch.arange(half) % 3).repeat(2)[None, None]
+        cos, sin = (sum(torch.where(axis_of == axis, turned[axis][part], 0.0) for axis in range(3)) for part in (0, 1))
+        return torch.as_tensor(cos), torch.as_tensor(sin)
+
+
+def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
+    """Whether a model's layers can be run as the settings say.
+
+    Raises:
+        UserError: the family is unknown or has no rotary embedding, or a LoRA target is not in its layers.
+    """
+    family = family_of(config, settings.source)
+    if settings.rotary != "none" and not family.rotary:
+        raise UserError(
+            f"Models of the family '{family.name}' have no rotary embedding: set network.llm.rotary to none."
+        )
+    if settings.rotary != "none" and UNKNOWN_ROTARY in config:
+        raise UserError(
+            f"The rotary embedding of {settings.source} is scaled in a way ({config[UNKNOWN_ROTARY]}) that is not "
+            "supported: set network.llm.rotary to none, or use the model's safetensors."
+        )
+    if settings.lora is None:
+        return
+    with torch.device("meta"):
+        layer = family.build_layer(build_config(config, family), 0)
+        split_fused(layer, family, build_config(config, family))
+    linear = {name.split(".")[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
+    for target in settings.lora.targets:
+        if target not in linear:
+            raise UserError(
+                f"LoRA target '{target}' is not in the language model's layers; use some of "
+                f"{', '.join(sorted(linear))}."
+            )
+
+
+def _inject_lora(layer: nn.Module, settings: LoRASettings) -> None:
+    """Put LoRA (peft) onto a frozen layer's projections, in float32; the rest stays frozen."""
+    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets))
+    inject_adapter_in_model(config, layer, adapter_name=_ADAPTER)
+    for name, parameter in layer.named_parameters():
+        trainable = "lora_" in name
+        parameter.requires_grad_(trainable)
+        if trainable:
+            parameter.data = parameter.data.float()
+
+
+def merge_lora(network: nn.Module) -> Callable[[], None]:
+    """Add LoRA's BA to the frozen weights and take its modules out, for prediction.
+
+    The sum is made in float32 and rounded to the frozen weights' type once.
+
+    Returns:
+        What puts everything back as it was.
+    """
+    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, lora.Linear)]
+    originals: list[tuple[nn.Module, str, Any, Tensor]] = []
+    for name, module in adapted:
+        owner_name, _, own = name.rpartition(".")
+        owner, base = network.get_submodule(owner_name), cast(nn.Linear, module.get_base_layer())
+        originals.append((owner, own, module, base.weight))
+        with torch.no_grad():
+            merged = (base.weight.float() + module.get_delta_weight(_ADAPTER)).to(base.weight.dtype)
+        base.weight = nn.Parameter(merged, requires_grad=False)
+        setattr(owner, own, base)
+
+    def restore() -> None:
+        for owner, own, module, weight in originals:
+            module.get_base_layer().weight = weight
+            setattr(owner, own, module)
+
+    return restore

@@ -1,0 +1,1 @@
+"""LLM-Morph: frozen language-model layers between two encoders and a decoder."""

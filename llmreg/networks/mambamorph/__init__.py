@@ -1,0 +1,1 @@
+"""MambaMorph: state-space layers and a convolutional decoder."""

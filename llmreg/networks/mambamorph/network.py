@@ -1,0 +1,107 @@
+"""MambaMorph: state-space layers on both images' features and a convolutional decoder that predicts a velocity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmreg.networks.config import MambaMorphSettings
+from llmreg.networks.gradient_checkpointing import recomputed
+from llmreg.networks.mambamorph.selective_scan import selective_scan
+from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.transmorph.skip_decoder import SkipDecoder
+from llmreg.networks.transmorph.token_pyramid import PATCH, TokenPyramid, stage_widths
+from llmreg.networks.voxelmorph.unet import UNet
+
+_STAGES, _STATES, _KERNEL, _EXPANSION = 3, 16, 4, 2
+# Step sizes that Mamba starts with.
+_STEPS = (1e-3, 1e-1)
+_FEATURES = 16
+
+
+class Mamba(nn.Module):
+    """A Mamba block; its parameters are called as in ``mamba_ssm`` and transformers.
+
+    Reference: Gu and Dao, Mamba: Linear-time sequence modeling with selective state spaces, 2023.
+
+    Args:
+        width: channels of the tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner, rank = _EXPANSION * width, math.ceil(width / 16)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, _KERNEL, groups=inner, padding=_KERNEL - 1)
+        self.x_proj = nn.Linear(inner, rank + 2 * _STATES, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, _STATES + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        low, high = (math.log(step) for step in _STEPS)
+        steps = torch.exp(low + (high - low) * torch.rand(inner))
+        with torch.no_grad():
+            nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+            # The inverse of softplus.
+            self.dt_proj.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, C) -> the same; a token sees those before it."""
+        length = tokens.shape[1]
+        inner, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        inner = F.silu(self.conv1d(inner.transpose(1, 2))[..., :length].transpose(1, 2))
+        steps, b, c = self.x_proj(inner).split([self.dt_proj.in_features, _STATES, _STATES], dim=-1)
+        delta = F.softplus(self.dt_proj(steps).float())
+        found = selective_scan(inner, delta, -torch.exp(self.A_log.float()), b, c, self.D)
+        projected: Tensor = self.out_proj(found * F.silu(gate))
+        return projected
+
+
+class MambaStage(nn.Module):
+    """LayerNorm and a Mamba block, without a residual connection, as published; tokens follow each other x fastest."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mamba = Mamba(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, d, h, w, C) -> the same."""
+        found: Tensor = self.mamba(self.norm(tokens.flatten(1, 3)))
+        return found.view(tokens.shape)
+
+
+class MambaMorph(RegistrationNetwork):
+    """MambaMorph with 7,590,531 parameters, or 7,305,459 without its feature extractor.
+
+    The published 7,594,646 count a head for contrastive learning that registration does not use. To ``recompute``, the
+    feature extractor's activations are not kept.
+    Reference: Guo et al., MambaMorph: a Mamba-based framework for medical MR-CT deformable registration, 2024.
+
+    Args:
+        settings: the network's settings.
+        shape: (z, y, x) of the images.
+    """
+
+    multiple = PATCH * 2 ** (_STAGES - 1)
+
+    def __init__(self, settings: MambaMorphSettings, shape: Sequence[int]) -> None:
+        super().__init__(shape, settings.field)
+        self.features = UNet(1, [_FEATURES] * 2, [_FEATURES] * 4) if settings.features else None
+        incoming, widths = 2 * _FEATURES if settings.features else 2, stage_widths(_STAGES)
+        self.encoder = TokenPyramid(incoming, [MambaStage(width) for width in widths], positions=True)
+        self.decoder = SkipDecoder(incoming, widths)
+
+    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        if self.features is not None:
+            moving, fixed = (recomputed(self.features, image, when=self.sparing) for image in (moving, fixed))
+        images = torch.cat([moving, fixed], dim=1)
+        flow: Tensor = self.decoder(images, self.encoder(images))
+        return flow
+
+    def feature_modules(self) -> list[nn.Module]:
+        return list(self.decoder.blocks)

@@ -1,0 +1,117 @@
+"""The selective scan of state-space models, in plain PyTorch and in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmreg.networks.gradient_checkpointing import recomputed
+
+# Steps that are taken one after the other; chunks of so many are computed side by side.
+CHUNK = 32
+# States that are held at once, in numbers.
+_HELD = 2**21
+
+
+def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """A linear recurrence whose coefficients depend on the token, in float32.
+
+    For each channel, h_t = exp(delta_t a) h_(t-1) + delta_t b_t u_t and y_t = c_t h_t + d u_t, with h of N numbers.
+    On a GPU, ``mamba_ssm`` computes it where that is installed.
+    Reference: Gu and Dao, Mamba: Linear-time sequence modeling with selective state spaces, 2023.
+
+    Args:
+        u: tokens (B, L, D).
+        delta: step sizes (B, L, D), above 0.
+        a: (D, N), below 0.
+        b: (B, L, N).
+        c: (B, L, N).
+        d: (D).
+
+    Returns:
+        y, (B, L, D).
+    """
+    with torch.autocast(u.device.type, enabled=False):
+        u, delta, a, b, c, d = (value.float() for value in (u, delta, a, b, c, d))
+        fused = _fused() if u.is_cuda else None
+        if fused is not None:
+            along = [value.transpose(1, 2).contiguous() for value in (u, delta, b, c)]
+            found: Tensor = fused(along[0], along[1], a, along[2], along[3], d)
+            return found.transpose(1, 2)
+        return _in_blocks(u, delta, a, b, c) + d * u
+
+
+@cache
+def _fused() -> Callable[..., Tensor] | None:
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError:
+        return None
+    function: Callable[..., Tensor] = selective_scan_fn
+    return function
+
+
+def _in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The part of y that goes through the states, in blocks of tokens, of which only the last states are kept."""
+    length = u.shape[1]
+    # A step of size 0 leaves the state alone.
+    u, delta, b, c = (F.pad(value, (0, 0, 0, -length % CHUNK)) for value in (u, delta, b, c))
+    state = u.new_zeros(len(u), *a.shape)
+    size = max(1, _HELD // state.numel() // CHUNK) * CHUNK
+    found = []
+    for parts in zip(*(value.split(size, dim=1) for value in (u, delta, b, c)), strict=True):
+        y, state = recomputed(_block, state, a, *parts, when=torch.is_grad_enabled())
+        found.append(y)
+    return torch.cat(found, dim=1)[:, :length]
+
+
+def _block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """y and the last state of a block, from the state before it."""
+    decay = torch.exp(delta[..., None] * a)
+    states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)
+    # A view of the last state would keep all of them.
+    return (states @ c[..., None])[..., 0], states[:, -1].clone()
+
+
+class _Recurrence(torch.autograd.Function):
+    """States (B, L, D, N) of state_t = decay_t state_(t-1) + drive_t, elementwise."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
+        states = _recurrence(decay, drive, start, range(CHUNK))
+        ctx.save_for_backward(decay, states, start)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        decay, states, start = ctx.saved_tensors
+        # What a state is worth: its own gradient, and what the next one, which it decays into, is worth.
+        after = torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], dim=1)
+        worth = _recurrence(after, gradient, torch.zeros_like(start), range(CHUNK)[::-1])
+        before = torch.cat([start[:, None], states[:, :-1]], dim=1)
+        return worth * before, worth, worth[:, 0] * decay[:, 0]
+
+
+def _recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence[int]) -> Tensor:
+    """Forwards in time, or backwards, as the steps within a chunk go."""
+    chunks = decay.shape[1] // CHUNK
+    decay, drive = (value.reshape(len(value), chunks, CHUNK, *value.shape[2:]) for value in (decay, drive))
+    # First, where each chunk ends that starts at zero, and what is left of a state that it starts from.
+    end, left = torch.zeros_like(drive[:, :, 0]), torch.ones_like(decay[:, :, 0])
+    for step in steps:
+        end.mul_(decay[:, :, step]).add_(drive[:, :, step])
+        left.mul_(decay[:, :, step])
+    state, starts = start, torch.empty_like(end)
+    for chunk in range(chunks) if steps[0] == 0 else reversed(range(chunks)):
+        starts[:, chunk] = state
+        state = torch.addcmul(end[:, chunk], left[:, chunk], state)
+    states, state = torch.empty_like(drive), starts
+    for step in steps:
+        state = torch.addcmul(drive[:, :, step], decay[:, :, step], state)
+        states[:, :, step] = state
+    return states.flatten(1, 2)

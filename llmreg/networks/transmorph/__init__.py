@@ -1,0 +1,1 @@
+"""TransMorph: a Swin transformer and a convolutional decoder."""

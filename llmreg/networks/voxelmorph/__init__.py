@@ -1,0 +1,1 @@
+"""VoxelMorph: a U-Net that predicts a stationary velocity."""

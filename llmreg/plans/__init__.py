@@ -1,0 +1,1 @@
+"""The plans file: its settings, their validation, and reading and writing it."""

@@ -1,0 +1,248 @@
+"""Refinement finds what moved between two contrasts, and is never worse by its own measure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from smooth import smooth_noise
+from torch import Tensor
+
+from llmreg.engine import refinement
+from llmreg.engine.refinement import refine
+from llmreg.geometry import warping
+from llmreg.plans.plans import Loss
+from llmreg.similarity.image_terms import mind_ssc
+from llmreg.similarity.losses import gradient_l2
+
+SHAPE = (30, 34, 37)
+EVERYTHING = (torch.ones(1, *SHAPE), torch.ones(1, *SHAPE))
+
+
+def error(flow: Tensor, true: Tensor) -> float:
+    inner = (..., *(slice(5, -5),) * 3)
+    return float((flow - true)[inner].norm(dim=1).mean())
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed and moving image in two contrasts, and the field between them: 1.5 voxels on average."""
+    rng = np.random.default_rng(5)
+    texture = torch.from_numpy(smooth_noise(rng, SHAPE, 2.0).astype(np.float32))[None, None] / 2 + 0.5
+    true = torch.from_numpy(np.stack([smooth_noise(rng, SHAPE, 5.0) for _ in range(3)]).astype(np.float32))[None]
+    true *= 1.5 / error(true, torch.zeros_like(true))
+    fixed = (1.2 - warping.warp(texture, true, padding="border")).clamp(0, 1) ** 2
+    return fixed, texture, true
+
+
+def test_a_known_deformation_is_found_from_nothing(pair) -> None:
+    fixed, moving, true = pair
+    zero = torch.zeros_like(true)
+    found = refine(zero, fixed, moving, *EVERYTHING, Loss(), 80)
+    assert found.after < found.before
+    assert 0 < found.iterations <= 80
+    assert error(found.flow, true) < 0.5 * error(zero, true)
+    assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < 5e-4
+    again = refine(zero, fixed, moving, *EVERYTHING, Loss(), 80)
+    assert torch.equal(found.flow, again.flow)
+
+
+def test_a_good_field_hardly_moves_and_is_never_worse(pair) -> None:
+    fixed, moving, true = pair
+    found = refine(true, fixed, moving, *EVERYTHING, Loss(), 30)
+    assert found.after <= found.before
+    assert error(found.flow, true) < 0.3
+    zero = refine(true, fixed, moving, *EVERYTHING, Loss(), 0)
+    assert torch.equal(zero.flow, true)
+    assert zero.after == zero.before
+    assert zero.iterations == 0
+
+
+def test_what_is_not_seen_does_not_pull(pair) -> None:
+    fixed, moving, true = pair
+    seen = torch.ones(1, *SHAPE)
+    seen[:, :12] = 0
+    spoilt = fixed.clone()
+    spoilt[:, :, :12] = torch.rand(fixed[:, :, :12].shape, generator=torch.Generator().manual_seed(0))
+    zero = torch.zeros_like(true)
+    one = refine(zero, fixed, moving, seen, EVERYTHING[1], Loss(), 20)
+    other = refine(zero, spoilt, moving, seen, EVERYTHING[1], Loss(), 20)
+    torch.testing.assert_close(one.flow, other.flow, atol=1e-4, rtol=0)
+    nothing = refine(zero, fixed, moving, torch.zeros(1, *SHAPE), EVERYTHING[1], Loss(), 5)
+    assert torch.equal(nothing.flow, zero)
+
+
+def test_a_folding_field_folds_less_afterwards(pair) -> None:
+    fixed, moving, true = pair
+    rng = np.random.default_rng(1)
+    folded = true + torch.from_numpy(np.stack([5 * smooth_noise(rng, SHAPE, 2.5) for _ in range(3)]).astype(np.float32))
+    before = (warping.jacobian_determinant(folded) <= 0).float().mean()
+    assert before > 0.001
+    found = refine(folded, fixed, moving, *EVERYTHING, Loss(), 60)
+    assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < before
+    assert found.after < found.before
+
+
+def test_it_works_where_gradients_are_switched_off(pair) -> None:
+    fixed, moving, true = pair
+    with torch.inference_mode():
+        found = refine(torch.zeros_like(true), fixed.clone(), moving.clone(), *EVERYTHING, Loss(), 20)
+    assert found.after < found.before
+
+
+def test_shapes_that_do_not_belong_together_are_refused(pair) -> None:
+    fixed, moving, true = pair
+    with pytest.raises(ValueError, match="expected"):
+        refine(true[:, :2], fixed, moving, *EVERYTHING, Loss(), 1)
+
+
+def part(pair: tuple[Tensor, Tensor, Tensor], *size: int) -> tuple[Tensor, ...]:
+    """Fixed image, moving image and field from the middle of the pair, and masks that see everything."""
+    middle = (..., *(slice(5, 5 + n) for n in size))
+    return (*(array[middle].contiguous() for array in pair), torch.ones(1, *size), torch.ones(1, *size))
+
+
+def test_the_objective_is_that_of_descriptors_in_blocks(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, moving, true, *seen = part(pair, 12, 16, 20)
+    means = (mind_ssc(image)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6)) for image in (fixed, moving))
+    expected = torch.sub(*means).square().mean()
+    found = refine(torch.zeros_like(true), fixed, moving, *seen, Loss(), 0)
+    assert found.before == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_field_has_the_objective_that_is_reported(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    """That of the field as a given one, and the price of the correction."""
+    fixed, moving, true, *seen = part(pair, 16, 20, 24)
+    start = 0.5 * true
+    found = refine(start, fixed, moving, *seen, Loss(), 20)
+    correction = (found.flow - start).reshape(1, 3, 8, 2, 10, 2, 12, 2).mean(dim=(3, 5, 7)) / 2
+    again = refine(found.flow, fixed, moving, *seen, Loss(), 0)
+    assert found.after == pytest.approx(again.before + float(gradient_l2(correction)), rel=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 0.9, 1.0])
+def test_it_is_never_worse(pair: tuple[Tensor, Tensor, Tensor], factor: float, iterations: int) -> None:
+    fixed, moving, true, *seen = part(pair, 16, 14, 20)
+    found = refine(factor * true, fixed, moving, *seen, Loss(), iterations)
+    assert found.after < found.before or torch.equal(found.flow, factor * true)
+    assert found.iterations <= iterations
+
+
+def test_it_stops_when_nothing_is_left_to_gain(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, *_ = pair
+    zero = torch.zeros(1, 3, *SHAPE)
+    found = refine(zero, fixed, fixed, *EVERYTHING, Loss(), 1000)
+    assert found.iterations < 100
+    assert torch.equal(found.flow, zero)
+
+
+def fields_of_view() -> tuple[Tensor, Tensor]:
+    """The fixed one ends at y = 27, the moving one begins at x = 9."""
+    fixed, moving = torch.ones(2, 1, *SHAPE)
+    fixed[:, :, 28:] = 0
+    moving[..., :9] = 0
+    return fixed, moving
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_nothing_outside_fields_of_view_matters(pair: tuple[Tensor, Tensor, Tensor], value: float) -> None:
+    fixed, moving, true = pair
+    seen = fields_of_view()
+    filled = (image.where(mask[:, None] > 0, value) for image, mask in zip((fixed, moving), seen, strict=True))
+    one = refine(0.5 * true, fixed, moving, *seen, Loss(), 10)
+    other = refine(0.5 * true, *filled, *seen, Loss(), 10)
+    assert torch.equal(one.flow, other.flow)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.5])
+def test_edges_of_fields_of_view_hardly_pull(pair: tuple[Tensor, Tensor, Tensor], off: float) -> None:
+    """One image twice, cut in two ways: that its parts end elsewhere moves nothing far from there."""
+    fixed, *_ = pair
+    seen = fields_of_view()
+    found = refine(torch.full((1, 3, *SHAPE), off), fixed, fixed, *seen, Loss(), 40).flow
+    assert float(found.abs().mean()) < 0.1
+    inner = found[:, :, :, :18, 19:]
+    assert float(inner.abs().max()) < 0.5
+
+
+def test_a_stiffer_plan_makes_a_smoother_correction(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, moving, true = pair
+    plans = (Loss(), Loss(smoothness=10), Loss(bending=10))
+    fields = (refine(torch.zeros_like(true), fixed, moving, *EVERYTHING, plan, 20).flow for plan in plans)
+    plain, stiff, unbent = (float(gradient_l2(field)) for field in fields)
+    assert stiff < 0.5 * plain
+    assert unbent < 0.9 * plain
+
+
+def test_a_looser_plan_changes_nothing(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, moving, true = pair
+    usual, loose = (
+        refine(torch.zeros_like(true), fixed, moving, *EVERYTHING, plan, 5) for plan in (Loss(), Loss(smoothness=0.1))
+    )
+    assert torch.equal(usual.flow, loose.flow)
+
+
+def test_masks_and_steps_that_make_no_sense_are_refused(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    fixed, moving, true = pair
+    with pytest.raises(ValueError, match="expected flow"):
+        refine(true, fixed, moving, EVERYTHING[0][None], EVERYTHING[1], Loss(), 1)
+    with pytest.raises(ValueError, match="negative"):
+        refine(true, fixed, moving, *EVERYTHING, Loss(), -1)
+
+
+@pytest.mark.parametrize(("amplitude", "before", "share"), [(2.0, 0.01, 0.5), (5.0, 0.02, 0.4)])
+def test_folding_goes_as_far_as_possible(
+    pair: tuple[Tensor, Tensor, Tensor], amplitude: float, before: float, share: float
+) -> None:
+    fixed, moving, true = pair
+    noise = np.stack([smooth_noise(np.random.default_rng(seed), SHAPE, 2.5) for seed in range(3)])
+    start = true + amplitude * torch.from_numpy(noise).float()
+    found = refine(start, fixed, moving, *EVERYTHING, Loss(), 60)
+    first, last = ((warping.jacobian_determinant(u) <= 0).float().mean() for u in (start, found.flow))
+    assert first > before
+    assert last < share * first
+
+
+def test_looking_out_of_the_moving_image_does_not_pay(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    """What is seen without the field counts, as unlike anything."""
+    fixed, *_ = part(pair, 12, 16, 20)
+    everything, half = torch.ones(2, 1, 12, 16, 20)
+    half[..., 10:] = 0
+    away = torch.zeros(1, 3, 12, 16, 20)
+    away[:, 0] = 10
+    blocks = mind_ssc(fixed)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6))[..., :5]
+    found = refine(away, fixed, fixed, everything, half, Loss(), 0)
+    assert found.before == pytest.approx(float(blocks.square().mean()), rel=1e-5)
+
+
+def test_the_finer_nodes_go_on_from_the_coarser_and_the_better_field_is_returned(
+    pair: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an optimiser that adds a voxel along each axis, whether that helps or not."""
+    fixed, *_ = pair
+    moving = fixed.roll((2, 2, 2), dims=(2, 3, 4))
+    zero = torch.zeros(1, 3, *SHAPE)
+    monkeypatch.setattr(refinement, "_descended", lambda problem, start, limit: (start + 1, limit))
+    found = refine(zero, fixed, moving, *EVERYTHING, Loss(), 9)
+    torch.testing.assert_close(found.flow, zero + 2)
+    assert found.after < found.before
+    assert found.iterations == 9
+    assert torch.equal(refine(zero, fixed, fixed, *EVERYTHING, Loss(), 9).flow, zero)
+
+
+def test_the_best_nodes_on_the_way_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, met = iter((3.0, 1.0, 2.0, 4.0)), []
+
+    def objective(problem: object, correction: Tensor) -> Tensor:
+        met.append(correction.detach().mean())
+        # The number that is asked for, with a slope that moves every node on.
+        return next(values) + correction.sum() - correction.sum().detach()
+
+    zero = torch.zeros(1, 3, 8, 8, 8)
+    problem = refinement._Problem(zero, None, None, Loss())  # type: ignore[arg-type]
+    monkeypatch.setattr(refinement, "_objective", objective)
+    best, steps = refinement._descended(problem, torch.zeros(1, 3, 4, 4, 4), 3)
+    assert steps == 3
+    assert met[0] > met[1] > met[2]
+    assert float(best.mean()) / 2 == pytest.approx(float(met[1]))

@@ -1,0 +1,33 @@
+"""Dual-PRNet's pyramid: how the fields of its levels come together."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmreg.networks.config import network_settings
+from llmreg.networks.dual_pyramid.network import DualPyramid
+
+
+def test_constant_fields_of_the_levels_add_up_in_the_finest_voxels() -> None:
+    network = DualPyramid(network_settings("dual_pyramid"), (16, 32, 16))
+    for head, displacement in zip(network.heads, (0.5, 0.25, -0.25, 0.125, 0.0625), strict=True):
+        nn.init.zeros_(head.weight)
+        head.bias.data = torch.tensor([0.0, displacement, 0.0])
+    with torch.no_grad():
+        flow = network(torch.rand(1, 1, 16, 32, 16), torch.rand(1, 1, 16, 32, 16))
+    expected = 8 * 0.5 + 4 * 0.25 - 2 * 0.25 + 0.125 + 0.0625
+    torch.testing.assert_close(flow[:, 1], torch.full_like(flow[:, 1], expected))
+    assert flow[:, [0, 2]].abs().max() == 0
+
+
+def test_both_images_pass_through_one_encoder() -> None:
+    """Where they are equal, features of the coarsest level are, too: its head sees the same twice."""
+    network = DualPyramid(network_settings("dual_pyramid", width=2), (16, 16, 16))
+    seen = []
+    network.heads[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        network(image, image)
+    moving, fixed = seen[0].chunk(2, dim=1)
+    torch.testing.assert_close(moving, fixed)

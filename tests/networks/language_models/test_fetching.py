@@ -1,0 +1,151 @@
+"""Fetching: the scale of the original model is measured and the layers are pinned by their hash."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMMorphSettings, LLMSettings, LoRASettings
+from llmreg.networks.factory import build_network
+from llmreg.networks.language_models import cache, fetching
+from llmreg.networks.language_models.loading import build_layers, find_layers
+from llmreg.networks.language_models.sources import read_layers
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_the_scale_is_the_median_token_of_the_whole_model(tiny_model: Tiny, family: str) -> None:
+    folder = tiny_model(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(0, 1 << 30, (256,), generator=torch.Generator().manual_seed(0)) % 100
+    with torch.no_grad():
+        states = model(ids[None], output_hidden_states=True).hidden_states
+    expected = [state[0].pow(2).mean(-1).sqrt().median().item() for state in states]
+    measured = fetching.measure_input_rms(str(folder), (3, 0, 1))
+    assert measured == pytest.approx([expected[3], expected[0], expected[1]], rel=1e-5)
+    assert len(set(measured)) == 3
+
+
+def test_the_scale_of_a_model_with_position_embeddings_is_unknown(tiny_model: Tiny) -> None:
+    stored = read_layers(str(tiny_model("gpt2")), (1, 2))
+    assert fetching.measure_input_rms(stored.source, (1, 2)) == (None, None)
+    assert build_layers(stored, torch.float32).input_rms == (1.0, 1.0)
+
+
+def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(tiny_llama, source)
+    settings = LLMSettings(source=str(source), layers=(1, 3), lora=LoRASettings(r=4, alpha=4))
+    stored = read_layers(str(source), (1, 3))
+    scale = fetching.measure_input_rms(str(source), (1, 3))
+    pinned = fetching.fetch(settings, folder)
+    assert pinned == settings.model_copy(update={"sha256": stored.sha256})
+    # The scale is measured when it is asked for, also of layers that are cached already.
+    assert build_layers(find_layers(pinned, folder), torch.bfloat16).input_rms == (1.0, 1.0)
+    assert fetching.fetch(settings, folder, measure=True) == pinned
+    shutil.rmtree(source)
+    assert fetching.fetch(pinned, folder) == pinned
+    found = find_layers(pinned, folder)
+    assert found.sha256 == stored.sha256
+    assert found.input_rms == pytest.approx(scale)
+    assert build_layers(found, torch.bfloat16).input_rms == found.input_rms
+    # Without a digest the name serves.
+    assert fetching.fetch(settings, folder) == pinned
+    for change, said in (({"source": str(tmp_path / "other")}, "source"), ({"weights": "random"}, "weights")):
+        with pytest.raises(UserError, match=f"with {said} .* set network.llm.sha256 to null"):
+            fetching.fetch(pinned.model_copy(update=change), folder)
+
+
+def test_random_weights_are_pinned_with_no_scale(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), weights="random", lora=None)
+    pinned = fetching.fetch(settings, tmp_path)
+    found = find_layers(pinned, tmp_path)
+    assert pinned.sha256 == found.sha256 != read_layers(str(tiny_llama), (1, 2)).sha256
+    assert build_layers(found, torch.float32).input_rms == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_layers_that_cannot_be_run_so_are_not_fetched(tiny_llama: Path, tmp_path: Path, cached: bool) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), lora=None)
+    if cached:
+        settings = fetching.fetch(settings, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    wrong = settings.model_copy(update={"lora": LoRASettings(targets=("query",))})
+    with pytest.raises(UserError, match="LoRA target 'query' is not in the language model's layers"):
+        fetching.fetch(wrong, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256="0" * 64, lora=None)
+    with pytest.raises(UserError, match="are not those of this plan"):
+        fetching.fetch(settings, tmp_path)
+    assert cache.find("0" * 64, tmp_path) is None
+    assert not any(tmp_path.rglob("layers.*"))
+
+
+def test_a_network_is_built_from_the_layer_cache_alone(
+    tiny_llama: Path, tmp_path: Path, cache_folder: Path, tiny_settings: Callable[..., LLMMorphSettings]
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(tiny_llama, source)
+    settings = tiny_settings(llm={"source": str(source)})
+    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder, measure=True)})
+    whole = build_network(pinned, (16, 16, 32))
+    shutil.rmtree(source)
+    alone = build_network(pinned, (16, 16, 32))
+    assert alone.llm_sha256 == pinned.llm.sha256
+    scales = cache.read_record(next(cache_folder.iterdir())).input_rms
+    assert [block.layer.scale.item() for block in alone.blocks] == pytest.approx(scales)
+    frozen = {name: p for name, p in alone.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(torch.equal(p, frozen[name]) for name, p in whole.named_parameters() if name in frozen)
+    shutil.rmtree(cache_folder)
+    with pytest.raises(UserError, match="are not in the layer cache"):
+        build_network(pinned, (16, 16, 32))
+
+
+def test_a_folder_is_pinned_by_its_whole_path(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_llama.parent)
+    settings = LLMSettings(source=tiny_llama.name, layers=(1,), lora=None)
+    assert fetching.fetch(settings, tmp_path).source == str(tiny_llama.resolve())
+
+
+def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
+    source = str(tiny_llama)
+    kept = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
+    for names, layers in ((["0", "3"], (0, 3)), (["2"], (2,)), (["middle"], (1, 2)), (["deep"], (2, 3))):
+        expected = LLMSettings(source=source, layers=layers, dtype="float32", lora=None)
+        assert fetching.named_layers(source, names, kept) == expected
+        assert fetching.named_layers(source, names) == LLMSettings(source=source, layers=layers)
+
+
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
+def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
+    with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
+        fetching.named_layers(str(tiny_llama), names)
+
+
+def test_layers_whose_predecessors_are_missing_are_fetched_without_a_scale(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(tiny_llama, source)
+    index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if name.startswith(("model.layers.1.", "model.layers.2."))}
+    for file in set(index.values()) - needed:
+        (source / file).unlink()
+    settings = LLMSettings(source=str(source), layers=(1, 2), lora=None, calibrate=True)
+    pinned = fetching.fetch(settings, tmp_path / "cache")
+    assert find_layers(pinned, tmp_path / "cache").input_rms == (None, None)
+    assert "is unknown" in caplog.text

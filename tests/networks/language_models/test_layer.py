@@ -1,0 +1,263 @@
+"""Who sees whom in a frozen layer, what its tokens know of their place, and what of it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMSettings, LoRASettings
+from llmreg.networks.language_models.layer import FrozenLayer, check_runnable, merge_lora
+from llmreg.networks.language_models.loading import build_layers
+from llmreg.networks.language_models.sources import read_layers
+
+GRID = (2, 3, 2)
+TOKENS = 12
+
+
+def _layer(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    grid: Sequence[int] = GRID,
+    rms: float | None = None,
+    **changes: object,
+) -> FrozenLayer:
+    settings = LLMSettings(**({"source": str(folder), "layers": (1,), "lora": None} | changes))
+    stored = replace(read_layers(str(folder), (1,)), input_rms=(rms,))
+    return FrozenLayer(build_layers(stored, dtype), 0, settings, grid)
+
+
+def _out(layer: FrozenLayer, hidden: Tensor) -> Tensor:
+    with torch.no_grad():
+        return layer.run(hidden)
+
+
+def _changed(layer: FrozenLayer, first: Tensor, second: Tensor, token: int = 0) -> float:
+    """How much the output of a token differs between two inputs."""
+    return (_out(layer, first) - _out(layer, second))[:, token].abs().max().item()
+
+
+# --- attention
+
+
+@pytest.mark.parametrize(
+    ("family", "rotary"), [(f, r) for f in ("llama", "gemma2") for r in ("none", "1d", "3d")] + [("gpt2", "none")]
+)
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_the_first_token_sees_later_ones_only_if_bidirectional(
+    tiny_model: Callable[[str], Path], family: str, attention: str, rotary: str
+) -> None:
+    layer = _layer(tiny_model(family), attention=attention, rotary=rotary)
+    hidden = torch.randn(1, TOKENS, 64)
+    changed = torch.cat([hidden[:, :1], torch.randn(1, TOKENS - 1, 64)], dim=1)
+    difference = _changed(layer, hidden, changed)
+    assert difference > 1e-3 if attention == "bidirectional" else difference < 1e-5
+    assert _changed(layer, hidden, changed, token=3) > 1e-3
+
+
+def test_bidirectional_attention_reaches_beyond_a_sliding_window(tiny_model: Callable[[str], Path]) -> None:
+    """The tiny mistral's window is 4 tokens: the last of 12 sees the first only without the causal mask."""
+    first = torch.randn(1, TOKENS, 64)
+    second = torch.cat([torch.randn(1, 1, 64), first[:, 1:]], dim=1)
+    far = {
+        attention: _changed(_layer(tiny_model("mistral"), attention=attention), first, second, token=TOKENS - 1)
+        for attention in ("bidirectional", "causal")
+    }
+    assert far["causal"] < 1e-5 < 1e-3 < far["bidirectional"]
+
+
+# --- rotary
+
+
+def _swapped(hidden: Tensor, first: int, second: int) -> Tensor:
+    order = list(range(hidden.shape[1]))
+    order[first], order[second] = second, first
+    return hidden[:, order]
+
+
+def test_without_rotary_the_order_of_tokens_means_nothing(tiny_llama: Path) -> None:
+    hidden = torch.randn(1, TOKENS, 64)
+    shuffled = torch.cat([hidden[:, :1], hidden[:, torch.randperm(TOKENS - 1) + 1]], dim=1)
+    assert _changed(_layer(tiny_llama, rotary="none"), hidden, shuffled) < 1e-4
+    for rotary in ("1d", "3d"):
+        assert _changed(_layer(tiny_llama, rotary=rotary), hidden, hidden.flip(1).roll(1, 1)) > 1e-3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_3d_rotary_tells_apart_tokens_that_differ_along_one_axis(tiny_llama: Path, axis: int) -> None:
+    grid = (3, 3, 3)
+    numbers = torch.arange(27).reshape(grid)
+    # Neighbours of token 0 along one axis, one and two steps away, change places.
+    near, far = (int(numbers[tuple(step if a == axis else 0 for a in range(3))]) for step in (1, 2))
+    hidden = torch.randn(1, 27, 64)
+    swapped = _swapped(hidden, near, far)
+    assert _changed(_layer(tiny_llama, grid=grid, rotary="3d"), hidden, swapped) > 1e-3
+    assert _changed(_layer(tiny_llama, grid=grid, rotary="none"), hidden, swapped) < 1e-4
+
+
+@pytest.mark.parametrize("rotary", ["1d", "3d"])
+def test_only_differences_of_positions_matter(tiny_llama: Path, rotary: str) -> None:
+    """Angles of a box inside a larger grid do what those of the box at its corner do."""
+    large = _layer(tiny_llama, grid=(6, 6, 6), rotary=rotary)
+    boxes = torch.arange(216).reshape(6, 6, 6)
+    corner, moved = boxes[:2, :3, :2].flatten(), boxes[3:5, 1:4, 4:].flatten()
+    hidden = torch.randn(1, TOKENS, 64)
+
+    def placed(at: Tensor) -> Tensor:
+        box = _layer(tiny_llama, rotary=rotary)
+        box.cos, box.sin = large.cos[:, at], large.sin[:, at]
+        return _out(box, hidden)
+
+    torch.testing.assert_close(placed(corner), placed(moved), rtol=1e-4, atol=1e-4)
+    assert (placed(corner) - placed(corner.flip(0).roll(1))).abs().max() > 1e-3
+    if rotary == "3d":
+        assert torch.equal(placed(corner), _out(_layer(tiny_llama, rotary="3d"), hidden))
+
+
+def test_each_axis_turns_a_third_of_the_frequencies(tiny_llama: Path) -> None:
+    """Heads of 16 channels have 8 frequencies: 0, 3, 6 follow d, 1, 4, 7 follow h and 2, 5 follow w."""
+    frequencies = 10000.0 ** (-torch.arange(8) / 8)
+    for axis, own in enumerate(([0, 3, 6], [1, 4, 7], [2, 5])):
+        grid = [1, 1, 1]
+        grid[axis] = 5
+        layer = _layer(tiny_llama, grid=grid, rotary="3d")
+        angles = torch.zeros(5, 8)
+        angles[:, own] = torch.arange(5)[:, None] * frequencies[own]
+        torch.testing.assert_close(layer.cos[0], angles.cos().repeat(1, 2))
+        torch.testing.assert_close(layer.sin[0], angles.sin().repeat(1, 2))
+
+
+def test_1d_rotary_counts_the_flattened_tokens(tiny_llama: Path) -> None:
+    flat, line = (_layer(tiny_llama, grid=grid, rotary="1d") for grid in (GRID, (1, 1, TOKENS)))
+    angles = torch.arange(TOKENS)[:, None] * 10000.0 ** (-torch.arange(8) / 8)
+    torch.testing.assert_close(flat.cos[0], angles.cos().repeat(1, 2))
+    assert torch.equal(flat.sin, line.sin)
+
+
+# --- scale
+
+
+@pytest.mark.parametrize(("rms", "enters_at"), [(3.0, 3.0), (None, 1.0)])
+def test_tokens_enter_at_the_scale_of_the_original_model(tiny_llama: Path, rms: float | None, enters_at: float) -> None:
+    layer = _layer(tiny_llama, rms=rms, calibrate=True)
+    entered: list[Tensor] = []
+    layer.layer.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+    tokens = torch.randn(1, TOKENS, 64) * 0.4
+    with torch.no_grad():
+        out = layer(tokens)
+    root_mean_square = entered[0].square().mean(dim=-1).sqrt()
+    torch.testing.assert_close(root_mean_square, torch.full_like(root_mean_square, enters_at))
+    torch.testing.assert_close(out, _out(layer, entered[0]) / enters_at)
+
+
+def test_without_calibration_tokens_enter_as_they_are(tiny_llama: Path) -> None:
+    layer, tokens = _layer(tiny_llama, rms=3.0), torch.randn(1, TOKENS, 64)
+    with torch.no_grad():
+        assert torch.equal(layer(tokens), layer.run(tokens))
+
+
+def test_the_scale_travels_with_a_checkpoint(tiny_llama: Path) -> None:
+    state = _layer(tiny_llama, rms=3.0).state_dict()
+    assert state["scale"].item() == 3
+    other = _layer(tiny_llama)
+    other.load_state_dict(state)
+    assert other.scale.item() == 3
+
+
+# --- what learns
+
+
+def test_untrained_lora_changes_nothing_and_trained_lora_does(tiny_llama: Path) -> None:
+    bare, adapted = _layer(tiny_llama), _layer(tiny_llama, lora=LoRASettings(r=4, alpha=4))
+    hidden = torch.randn(2, TOKENS, 64)
+    with torch.no_grad():
+        assert torch.equal(bare.run(hidden), adapted.run(hidden))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        assert not torch.allclose(bare.run(hidden), adapted.run(hidden), atol=1e-2)
+
+
+def test_lora_is_the_papers_wx_plus_bax(tiny_llama: Path) -> None:
+    projection = _layer(tiny_llama, lora=LoRASettings(r=4, alpha=8)).layer.self_attn.q_proj
+    a, b = projection.lora_A["default"].weight, projection.lora_B["default"].weight
+    with torch.no_grad():
+        b.normal_()
+        x = torch.randn(3, 64)
+        expected = x @ (projection.base_layer.weight + (8 / 4) * b @ a).T
+        torch.testing.assert_close(projection(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_frozen_weights_keep_type_and_get_no_gradient(
+    tiny_model: Callable[[str], Path], family: str, dtype: torch.dtype, autocast: bool
+) -> None:
+    layer = _layer(tiny_model(family), dtype, lora=LoRASettings(r=4, alpha=4)).train()
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    tokens = torch.randn(1, TOKENS, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output = layer(tokens)
+    assert output.dtype == torch.float32
+    output.square().sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.abs().sum() > 0
+    assert not any(module.training for module in layer.layer.modules())
+    for name, parameter in layer.named_parameters():
+        frozen = "lora_" not in name
+        assert parameter.requires_grad != frozen, name
+        assert parameter.dtype == (dtype if frozen else torch.float32), name
+        assert (parameter.grad is None) == frozen, name
+        assert torch.equal(parameter, before[name]), name
+    learning = [p for name, p in layer.named_parameters() if "lora_B" in name]
+    assert len(learning) == 3
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning)
+
+
+# --- what cannot be run
+
+
+def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]) -> None:
+    configs = {name: dict(read_layers(str(tiny_model(name)), (0,)).config) for name in ("llama", "phi3", "gpt2")}
+    for rotary in ("1d", "3d"):
+        with pytest.raises(UserError, match="family 'gpt2' have no rotary embedding: set network"):
+            check_runnable(configs["gpt2"], LLMSettings(rotary=rotary, lora=None))
+    wrong = LLMSettings(lora=LoRASettings(targets=("q_proj", "query")))
+    for name, projections in (
+        ("llama", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("phi3", "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"),
+        ("gpt2", "k_proj, q_proj, v_proj"),
+    ):
+        with pytest.raises(UserError, match=f"LoRA target 'query' .*; use some of {projections}"):
+            check_runnable(configs[name], wrong)
+        check_runnable(configs[name], LLMSettings())
+    with pytest.raises(UserError, match="'gpt_next' is not supported"):
+        check_runnable(configs["llama"] | {"model_type": "gpt_next"}, LLMSettings())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_merged_lora_gives_the_same_and_can_be_undone(
+    tiny_model: Callable[[str], Path], family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    layer = _layer(tiny_model(family), dtype, lora=LoRASettings(r=4, alpha=8))
+    for name, parameter in layer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    hidden = torch.randn(1, TOKENS, 64)
+    bare = _out(_layer(tiny_model(family), dtype), hidden).float()
+    adapted, names = _out(layer, hidden).float(), list(layer.state_dict())
+    restore = merge_lora(layer)
+    assert not [name for name in layer.state_dict() if "lora" in name]
+    merged = _out(layer, hidden).float()
+    scale = adapted.abs().max()
+    assert (merged - adapted).abs().max() < tolerance * scale < (bare - adapted).abs().max()
+    restore()
+    assert list(layer.state_dict()) == names
+    assert torch.equal(_out(layer, hidden).float(), adapted)

@@ -1,0 +1,131 @@
+"""Estimates of what training costs, against what was measured and what is really built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import save_random_model
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from llmreg.devices import Machine
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMMorphSettings, LLMSettings, LoRASettings
+from llmreg.networks.language_models.families import family_of
+from llmreg.networks.language_models.loading import LoadedLayers
+from llmreg.networks.llm_morph.costs import (
+    BUILT_IN_SIZE,
+    LLMSize,
+    llm_size,
+    step_seconds,
+    trained_parameters,
+    training_memory_gb,
+)
+from llmreg.networks.llm_morph.network import LLMMorph
+from llmreg.plans.plans import Loss
+
+PROCESSOR = Machine("cpu", 64, 2, False)
+# benchmarks/training_memory.py on a CPU, float32, SmolLM2 layers, Dice alone: the grid, downsampling, width, whether
+# the finest level is computed twice, and the peak in GiB.
+MEASURED = [
+    ((64, 64, 64), 1, 16, False, 1.64),
+    ((64, 64, 64), 1, 16, True, 1.49),
+    ((64, 64, 64), 1, 8, False, 1.19),
+    ((96, 80, 96), 1, 8, False, 1.90),
+    ((96, 80, 96), 1, 16, False, 2.45),
+    ((96, 80, 96), 1, 16, True, 2.05),
+    ((96, 80, 96), 1, 24, False, 3.45),
+    ((192, 160, 192), 2, 16, False, 2.66),
+    ((192, 160, 192), 2, 16, True, 2.24),
+    ((96, 96, 96), 2, 16, False, 1.35),
+    ((128, 112, 112), 1, 16, True, 3.35),
+    ((128, 112, 112), 1, 8, True, 2.29),
+    ((160, 160, 128), 1, 16, True, 5.00),
+]
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+LLAMA3 = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize(("grid", "downsampling", "width", "recompute", "peak"), MEASURED)
+def test_memory_is_estimated_as_measured(grid, downsampling, width, recompute, peak) -> None:
+    voxels = int(np.prod(grid))
+    estimate = training_memory_gb(
+        LLMMorphSettings(width=width), BUILT_IN_SIZE, voxels // downsampling**3, voxels, recompute, PROCESSOR, Loss()
+    )
+    assert estimate == pytest.approx(peak, rel=0.15)
+
+
+def built(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
+    """The network as it is trained, without memory for its numbers."""
+    config = LlamaConfig(num_hidden_layers=32, **llm)
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        layers = [LlamaDecoderLayer(config, 0).requires_grad_(False) for _ in settings.llm.layers]
+        family = family_of(config.to_dict(), "a language model")
+        return LLMMorph(
+            settings, shape, LoadedLayers(family, config, layers, settings.llm.layers, (1.0,) * len(layers))
+        )
+
+
+@pytest.mark.parametrize("llm", [SMOLLM2, LLAMA3], ids=["SmolLM2", "LLaMA 3"])
+@pytest.mark.parametrize("width", [8, 12, 16, 24])
+@pytest.mark.parametrize("lora", [None, LoRASettings(r=8), LoRASettings(r=64)], ids=["no LoRA", "r = 8", "r = 64"])
+def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
+    settings = LLMMorphSettings(width=width, llm=LLMSettings(lora=lora))
+    network = built(settings, (96, 208, 160), llm)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    size = LLMSize(llm["hidden_size"], frozen // 2)
+    assert trained_parameters(settings, size, 6 * 13 * 10) == pytest.approx(trained, rel=0.03)
+    if llm is SMOLLM2:
+        assert size == BUILT_IN_SIZE
+
+
+def test_the_size_of_another_model_is_that_of_its_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("llmreg_llm", str(tmp_path / "cache"))
+    folder = save_random_model(tmp_path / "model", "llama")
+    size = llm_size(LLMSettings(source=str(folder), layers=(1, 2)))
+    # Queries and outputs, keys and values of half as many heads, the three matrices of the perceptron.
+    assert size == LLMSize(64, 64 * (2 * 64 + 2 * 32 + 3 * 128))
+    with pytest.raises(UserError):
+        llm_size(LLMSettings(source=str(tmp_path / "gone"), layers=(1, 2)))
+
+
+def test_the_built_in_model_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmreg.networks.language_models.loading.find_layers", lambda *_: pytest.fail("looked up"))
+    assert llm_size(LLMSettings()) == BUILT_IN_SIZE
+
+
+@given(
+    width=st.sampled_from([8, 12, 16, 32]),
+    voxels=st.integers(16**3, 10_000_000),
+    more=st.integers(0, 5_000_000),
+    bfloat16=st.booleans(),
+)
+def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int, bfloat16: bool) -> None:
+    machine = Machine("cuda", 24, 8, bfloat16)
+
+    def memory(
+        width: int = width, voxels: int = voxels, twice: bool = False, llm: LLMSize = BUILT_IN_SIZE, **loss: float
+    ) -> float:
+        return training_memory_gb(LLMMorphSettings(width=width), llm, voxels, 2 * voxels, twice, machine, Loss(**loss))
+
+    assert memory(twice=True) < memory() <= memory(voxels=voxels + more)
+    assert memory() < memory(width=width + 1)
+    assert memory() < memory(similarity=1.0)
+    with_costs = LLMMorphSettings(width=width, cost_volume=1)
+    assert memory() < training_memory_gb(with_costs, BUILT_IN_SIZE, voxels, 2 * voxels, False, machine, Loss())
+    assert step_seconds(LLMMorphSettings(width=width), voxels, False, machine) < step_seconds(
+        with_costs, voxels, False, machine
+    )
+    assert memory() < memory(llm=LLMSize(4096, 218_112_000))
+    time = step_seconds(LLMMorphSettings(width=width), voxels, False, machine)
+    assert time < step_seconds(LLMMorphSettings(width=width), voxels, True, machine)
+    assert time == pytest.approx(
+        2 * step_seconds(LLMMorphSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16))
+    )

@@ -1,0 +1,237 @@
+"""The whole network: shapes, sizes, composition, and the state a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMMorphSettings, LLMSettings
+from llmreg.networks.factory import build_network, load_trainable_state, trainable_state
+from llmreg.networks.language_models.families import family_of
+from llmreg.networks.language_models.loading import LoadedLayers
+from llmreg.networks.llm_morph.encoder import Encoder
+from llmreg.networks.llm_morph.network import LLMMorph
+
+Make = Callable[..., LLMMorphSettings]
+SHAPE = (32, 16, 48)
+
+
+def _images(batch: int = 1, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
+    return torch.rand(batch, 1, *shape), torch.rand(batch, 1, *shape)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reshape": "direct"},
+        {"accumulate": "sum", "normalization": "none"},
+        {"position_embedding": False, "final_norm": False, "llm": {"attention": "causal", "lora": None}},
+        {"llm": {"rotary": "1d", "dtype": "float32"}},
+        {"cost_volume": 1},
+    ],
+    ids=str,
+)
+def test_every_variant_gives_a_small_field_and_learns(tiny_settings: Make, changes: dict, batch: int) -> None:
+    network = build_network(tiny_settings(**changes), SHAPE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        flow = network(*_images(batch))
+    assert flow.shape == (batch, 3, *SHAPE)
+    assert flow.dtype == torch.float32
+    assert 0 < flow.abs().max() < 0.1
+    (flow - 1).square().mean().backward()
+    without = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize("shape", [(32, 16, 40), (32, 16), (0, 16, 16)])
+def test_shapes_that_do_not_halve_four_times_are_refused(tiny_settings: Make, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="is not three"):
+        build_network(tiny_settings(), shape)
+
+
+def test_images_of_another_shape_are_refused(tiny_settings: Make) -> None:
+    with pytest.raises(ValueError, match="are needed"):
+        build_network(tiny_settings(), SHAPE)(*_images(shape=(32, 32, 32)))
+
+
+def test_encoder_levels() -> None:
+    levels = Encoder(16, "instance")(torch.rand(1, 1, 32, 32, 16))
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (16, 32, 32, 16),
+        (32, 16, 16, 8),
+        (64, 8, 8, 4),
+        (128, 4, 4, 2),
+        (256, 2, 2, 1),
+    ]
+
+
+def _constant_fields(network: LLMMorph, displacement: dict[str, float]) -> None:
+    """Make each head predict a constant displacement along x."""
+    for stage, head in network.decoder.heads.items():
+        nn.init.zeros_(head.weight)
+        head.bias.data = torch.tensor([displacement[stage], 0.0, 0.0])
+
+
+@pytest.mark.parametrize(("accumulate", "total"), [("compose", 2 * (2 * 0.5 + 0.25) + 0.125), ("sum", 0.875)])
+def test_constant_fields_add_up_in_the_finest_voxels(tiny_settings: Make, accumulate: str, total: float) -> None:
+    network = build_network(tiny_settings(accumulate=accumulate), SHAPE).eval()
+    _constant_fields(network, {"3": 0.5, "2": 0.25, "1": 0.125})
+    with torch.no_grad():
+        flow = network(*_images())
+    torch.testing.assert_close(flow[:, 0], torch.full_like(flow[:, 0], total))
+    assert flow[:, 1:].abs().max() == 0
+
+
+def test_the_residual_is_followed_before_the_coarse_field(tiny_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """composed(p) = residual(p) + coarse(p + residual(p)), seen with a coarse field that grows along x."""
+    network = build_network(tiny_settings(accumulate="compose"), SHAPE).eval()
+    _constant_fields(network, {"3": 0.0, "2": 0.0, "1": 2.0})
+    ramp = torch.zeros(1, 3, *SHAPE)
+    ramp[:, 0] = 0.1 * torch.arange(SHAPE[2])
+
+    def upsampled(flow: Tensor) -> Tensor:
+        step = SHAPE[0] // (2 * flow.shape[2])
+        return ramp[:, :, ::step, ::step, ::step]
+
+    monkeypatch.setattr(network.decoder, "_upsampled", upsampled)
+    with torch.no_grad():
+        flow = network(*_images())
+    x = torch.arange(SHAPE[2] - 2, dtype=torch.float32)
+    torch.testing.assert_close(flow[0, 0, 3, 3, :-2], 2 + 0.1 * (x + 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("blocks", "cost_volume"), [("adapters", 1), ("none", 0)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_computing_the_finest_level_twice_changes_memory_alone(
+    tiny_settings: Make, precision: torch.dtype, blocks: str, cost_volume: int
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(tiny_settings(blocks=blocks, cost_volume=cost_volume), SHAPE)
+    images = _images()
+
+    def learned(recompute: bool) -> tuple[int, dict[str, Tensor]]:
+        """Bytes kept for the backward pass, without weights, and the gradients that it gives."""
+        network.recompute = recompute
+        network.zero_grad()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16),
+        ):
+            loss = (network(*images) - 1).square().mean()
+        loss.backward()
+        own = sum(size for address, size in kept.items() if address not in weights)
+        return own, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+    weights = {p.data_ptr() for p in network.parameters()}
+    (many, plain), (few, again) = learned(False), learned(True)
+    assert few < 0.75 * many
+    assert plain.keys() == again.keys()
+    loose = {"rtol": 0.05, "atol": 5e-4} if precision == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, **loose)
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_bfloat16_weights_are_held_in_what_the_hardware_computes_in(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, hardware: bool
+) -> None:
+    monkeypatch.setattr("llmreg.networks.factory.has_bfloat16", lambda device: hardware)
+    network = build_network(tiny_settings(), SHAPE)
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    assert {p.dtype for p in frozen} == {torch.bfloat16 if hardware else torch.float32}
+    # The same numbers on either.
+    assert all(torch.equal(p, p.bfloat16().to(p.dtype)) for p in frozen)
+    assert build_network(tiny_settings(llm={"dtype": "float32"}), SHAPE).llm_sha256 == network.llm_sha256
+
+
+def _paper(shape: tuple[int, int, int]) -> LLMMorph:
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        layers = [LlamaDecoderLayer(config, 0).to(torch.bfloat16).requires_grad_(False) for _ in range(2)]
+        family = family_of(config.to_dict(), "LLaMA 3")
+        return LLMMorph(LLMMorphSettings(), shape, LoadedLayers(family, config, layers, (15, 16), (1.0, 1.0)))
+
+
+def test_sizes_of_the_paper() -> None:
+    network = _paper((192, 208, 176))
+    assert network.position_embedding is not None
+    assert network.position_embedding.shape == (1, 1716, 512)
+    trainable = sum(p.numel() for n, p in network.named_parameters() if p.requires_grad and n != "position_embedding")
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    assert trainable == pytest.approx(112.3e6, rel=0.005)
+    assert frozen == 2 * 218_112_000
+    assert _paper((96, 80, 96)).token_grid == (6, 5, 6)
+
+
+def test_state_holds_what_learns_and_comes_back(tiny_settings: Make) -> None:
+    torch.manual_seed(1)
+    first, second = (build_network(tiny_settings(), SHAPE).eval() for _ in range(2))
+    state = {name: value.clone() for name, value in trainable_state(first).items()}
+    scales = {"blocks.0.layer.scale", "blocks.1.layer.scale"}
+    assert set(state) == scales | {name for name, p in first.named_parameters() if p.requires_grad}
+    assert not any("base_layer" in name or ".mlp." in name for name in state)
+    assert any("lora_A" in name for name in state)
+    images = _images()
+    with torch.no_grad():
+        assert not torch.equal(first(*images), second(*images))
+        load_trainable_state(second, state)
+        assert torch.equal(first(*images), second(*images))
+
+
+def test_a_state_that_does_not_fit_is_a_sentence_and_changes_nothing(tiny_settings: Make) -> None:
+    network = build_network(tiny_settings(), SHAPE)
+    before = {name: value.clone() for name, value in trainable_state(network).items()}
+    name = next(iter(before))
+    zeros = {key: torch.zeros_like(value) for key, value in before.items()}
+    for wrong, match in (
+        ({key: value for key, value in zeros.items() if key != name}, "lacks"),
+        (zeros | {"other": torch.zeros(1)}, "unknown other"),
+        (zeros | {name: torch.zeros(1)}, r"is \(1,\)"),
+    ):
+        with pytest.raises(UserError, match=match):
+            load_trainable_state(network, wrong)
+    assert all(torch.equal(value, before[key]) for key, value in trainable_state(network).items())
+
+
+def test_another_language_model_than_planned_is_refused(tiny_settings: Make) -> None:
+    digest = build_network(tiny_settings(), SHAPE).llm_sha256
+    build_network(tiny_settings(llm={"sha256": digest}), SHAPE)
+    with pytest.raises(UserError, match="are not those of this plan"):
+        build_network(tiny_settings(llm={"sha256": "0" * 64}), SHAPE)
+    with pytest.raises(UserError, match="LoRA target 'query'"):
+        build_network(tiny_settings(llm={"lora": {"targets": ("query",)}}), SHAPE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"widht": 16}, {"name": "other"}, {"llm": {"layers": (-1, 2)}}, {"width": 6, "reshape": "direct"}, {"width": 0}],
+    ids=str,
+)
+def test_settings_refuse_what_they_do_not_know(change: dict) -> None:
+    with pytest.raises(ValidationError):
+        LLMMorphSettings.model_validate(change)
+
+
+def test_settings_survive_json_and_are_frozen() -> None:
+    settings = LLMMorphSettings(llm=LLMSettings(lora=None))
+    assert LLMMorphSettings.model_validate_json(settings.model_dump_json()) == settings
+    with pytest.raises(ValidationError):
+        settings.width = 8  # type: ignore[misc]

@@ -1,0 +1,68 @@
+"""MambaMorph's own parts: the Mamba block against transformers' and the encoding of places."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer
+
+from llmreg.networks.config import network_settings
+from llmreg.networks.mambamorph.network import Mamba, MambaMorph, MambaStage
+from llmreg.networks.transmorph.positions import sinusoidal_positions
+
+
+def test_a_mamba_block_is_the_one_of_transformers() -> None:
+    torch.manual_seed(0)
+    block = Mamba(24)
+    sizes = {"hidden_size": 24, "state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": 2}
+    mixer = MambaMixer(MambaConfig(**sizes, use_bias=False, use_associative_scan=False), layer_idx=0).eval()
+    mixer.load_state_dict(block.state_dict(), strict=True)
+    tokens = torch.randn(2, 45, 24)
+    torch.testing.assert_close(block(tokens), mixer(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_start_between_a_thousandth_and_a_tenth() -> None:
+    steps = torch.nn.functional.softplus(Mamba(96).dt_proj.bias)
+    assert 0.9e-3 < steps.min() < steps.max() < 0.11
+
+
+def test_tokens_see_those_before_them_x_fastest() -> None:
+    torch.manual_seed(0)
+    stage, tokens = MambaStage(24), torch.randn(1, 2, 3, 4, 24)
+    changed = tokens.clone()
+    changed[0, 1, 0, 2] = torch.randn(24)
+    with torch.no_grad():
+        differ = (stage(changed) - stage(tokens)).abs().amax(-1)[0] > 1e-7
+    place = 1 * 12 + 0 * 4 + 2
+    assert not differ.flatten()[:place].any()
+    assert differ.flatten()[place:].all()
+
+
+def test_computing_features_twice_changes_no_gradient() -> None:
+    torch.manual_seed(0)
+    network = MambaMorph(network_settings("mambamorph"), (16, 16, 16))
+    torch.nn.init.normal_(network.decoder.head.weight, std=0.05)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
+    gradients = []
+    for recompute in (False, True):
+        network.recompute = recompute
+        loss = (network(moving, fixed) - 1).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(network.features.parameters())))
+    for own, other in zip(*gradients, strict=True):
+        assert own.any()
+        torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [96, 12, 10])
+def test_places_are_encoded_axis_by_axis(channels: int) -> None:
+    found = sinusoidal_positions((3, 4, 5), channels, torch.device("cpu"))
+    assert found.shape == (1, channels, 3, 4, 5)
+    pairs = math.ceil(channels / 6)
+    # The second frequency of y at index 3: its sine, then its cosine.
+    frequency = 10000 ** (-1 / pairs)
+    at = found[0, :, 2, 3, 4]
+    assert at[2 * pairs + 1] == pytest.approx(math.sin(3 * frequency), abs=1e-5)
+    assert at[3 * pairs + 1] == pytest.approx(math.cos(3 * frequency), abs=1e-5)

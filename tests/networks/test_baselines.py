@@ -1,0 +1,130 @@
+"""What all baselines have in common: their published sizes, and that they do what training and prediction ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from llmreg.geometry import warping
+from llmreg.networks.config import NETWORKS, language_model, network_settings
+from llmreg.networks.factory import build_network
+from llmreg.networks.llm_morph.decoder import FieldHead
+from llmreg.networks.registration_network import RegistrationNetwork
+
+# Of no multiple of anything.
+SHAPE = (18, 15, 10)
+SMALL = {"voxelmorph": {"size": "small"}, "transmorph": {"stages": 3}, "mambamorph": {"features": False}}
+BASELINES = [name for name in NETWORKS if name != "llm_morph"]
+
+
+def built(name: str, shape: tuple[int, ...] = SHAPE, **changes: Any) -> RegistrationNetwork:
+    torch.manual_seed(0)
+    return build_network(network_settings(name, **SMALL.get(name, {}), **changes), shape).eval()
+
+
+def images(batch: int = 1) -> tuple[Tensor, Tensor]:
+    return torch.rand(batch, 1, *SHAPE), torch.rand(batch, 1, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "parameters"),
+    [
+        ("voxelmorph", {}, 327_331),
+        ("voxelmorph", {"size": "small"}, 92_179),
+        ("transmorph", {}, 46_771_251),
+        ("transmorph", {"stages": 3}, 14_287_299),
+        # As published, without the head for contrastive learning: a convolution 16 -> 8 and one 8 -> 3.
+        ("mambamorph", {}, 7_594_646 - (16 * 8 * 27 + 8) - (8 * 3 * 27 + 3)),
+        ("mambamorph", {"features": False}, 7_305_459),
+        ("dual_pyramid", {}, 200_455),
+    ],
+)
+def test_networks_have_as_many_parameters_as_published(name: str, changes: dict[str, Any], parameters: int) -> None:
+    with torch.device("meta"):
+        network = build_network(network_settings(name, **changes), SHAPE, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert network.llm_sha256 == ""
+    assert language_model(network_settings(name, **changes)) is None
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_any_size_gives_a_field_near_zero_for_each_pair_alone(name: str) -> None:
+    network = built(name)
+    moving, fixed = images(batch=2)
+    with torch.no_grad():
+        flow = network(moving, fixed)
+        alone = torch.cat([network(moving[i : i + 1], fixed[i : i + 1]) for i in range(2)])
+    assert (flow.shape, flow.dtype) == ((2, 3, *SHAPE), torch.float32)
+    assert 0 < flow.abs().max() < 1e-2
+    torch.testing.assert_close(flow, alone, rtol=1e-3, atol=1e-7)
+    with pytest.raises(ValueError, match="are needed"):
+        network(moving[..., :-1], fixed)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    network = built(name)
+    for head in network.modules():
+        if isinstance(head, FieldHead):
+            nn.init.normal_(head.weight, std=0.05)
+    (network(*images()) - 1).square().mean().backward()
+    assert not [key for key, own in network.named_parameters() if own.grad is None or not own.grad.any()]
+
+
+@pytest.mark.parametrize("field", ["displacement", "velocity"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_fields_are_in_voxels_along_x_y_and_z(name: str, field: str) -> None:
+    if name == "dual_pyramid" and field == "velocity":
+        with pytest.raises(ValidationError):
+            network_settings(name, field=field)
+        return
+    network = built(name, field=field)
+    assert network.velocity == (field == "velocity")
+    heads = [module for module in network.modules() if isinstance(module, FieldHead)]
+    for head in heads:
+        nn.init.zeros_(head.weight)
+    heads[-1].bias.data = torch.tensor([1.5, -0.5, 0.25])
+    with torch.no_grad():
+        flow, raw = network(*images()), network.raw(*images())
+    expected = torch.tensor([1.5, -0.5, 0.25]).view(1, 3, 1, 1, 1).expand_as(flow)
+    torch.testing.assert_close(flow, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(warping.exponential(raw) if network.velocity else raw, flow)
+    # Each voxel shows what lies at its index plus the field.
+    ramps = warping.identity_grid(SHAPE)
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2), slice(2, -2))
+    torch.testing.assert_close((warping.warp(ramps, flow) - ramps)[inner], expected[inner], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_leaving_features_out_changes_the_field(name: str) -> None:
+    network, pair = built(name), images()
+
+    def halved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        kept = torch.arange(output.shape[1]) % 2
+        return output * kept.view(1, -1, 1, 1, 1)
+
+    with torch.no_grad():
+        whole = network.raw(*pair)
+        for module in network.feature_modules():
+            handle = module.register_forward_hook(halved)
+            assert not torch.equal(network.raw(*pair), whole)
+            handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("voxelmorph", {"size": "huge"}), ("transmorph", {"stages": 5}), ("mambamorph", {"depth": 1}), ("unet", {})],
+)
+def test_settings_that_no_network_has_are_refused(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        network_settings(name, **changes)
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (0, 16, 16)])
+def test_shapes_that_are_not_three_sizes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="three sizes"):
+        built("voxelmorph", shape)

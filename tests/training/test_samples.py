@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+
+from llmreg.data.dataset import Pair
+from llmreg.devices import Machine
+from llmreg.errors import UserError
+from llmreg.networks.config import LLMMorphSettings
+from llmreg.plans.plans import AugmentationSettings, Training
+from llmreg.preprocessing.planning import Budget, plan_configuration
+from llmreg.preprocessing.preprocess import read_volume
+from llmreg.training.distributed import DistributedContext
+from llmreg.training.samples import Sampling, TrainingPairs, batches, common_labels, load_pair, numbered
+
+SHAPE = (60, 64, 70)
+PAIRS = (Pair("a", "b"), Pair("b", "c"))
+
+
+def write(path: Path, values: np.ndarray) -> None:
+    blosc2.asarray(values, urlpath=str(path), mode="w")
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Preprocessed cases a, b and c; in b label 2 is not annotated, in c label 1. Nothing is in d."""
+    rng = np.random.default_rng(0)
+    for name, annotated in (("a", [1, 2, 3]), ("b", [1, 3]), ("c", [2, 3]), ("d", [])):
+        write(tmp_path / f"{name}.b2nd", rng.random(SHAPE, np.float32))
+        write(tmp_path / f"{name}_seen.b2nd", rng.integers(0, 2, SHAPE, np.uint8))
+        if annotated:
+            write(tmp_path / f"{name}_seg.b2nd", rng.integers(0, 4, SHAPE, np.uint8))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"annotated_labels": annotated}))
+    return tmp_path
+
+
+@pytest.fixture
+def minute() -> Iterator[None]:
+    """Fail instead of waiting for ever."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("no batch for a minute")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+HALF = plan_configuration(SHAPE[::-1], 2, LLMMorphSettings(), Budget(Machine("cpu", 16, 2, False)))
+UNCHANGED = AugmentationSettings(spatial_probability=0, intensity_probability=0)
+
+
+def training_pairs(folder: Path, pairs: Sequence[Pair] = PAIRS, **sampling: Any) -> TrainingPairs:
+    chosen = Sampling(**({"augmentation": AugmentationSettings(mirror_axes=("x",))} | sampling))
+    return TrainingPairs(folder, pairs, HALF, chosen, (7,))
+
+
+def one_by_one(numbers: range) -> list[list[int]]:
+    return [[number] for number in numbers]
+
+
+def test_only_labels_that_are_annotated_in_both_count(volumes: Path) -> None:
+    nothing = Pair("a", "d")
+    assert common_labels(volumes, [*PAIRS, nothing]) == {PAIRS[0]: [1, 3], PAIRS[1]: [3], nothing: []}
+
+
+def test_a_pair_is_padded_and_the_padding_is_seen_by_neither(volumes: Path) -> None:
+    pair = load_pair(volumes, PAIRS[0], HALF)
+    inside = np.s_[2:62, :, 13:83]
+    for found, name in ((pair.fixed, "a"), (pair.moving_labels, "b_seg"), (pair.moving_seen, "b_seen")):
+        assert found is not None
+        assert found.shape == (64, 64, 96)
+        np.testing.assert_array_equal(found[inside], read_volume(volumes / f"{name}.b2nd"))
+        assert found.sum(dtype=float) == pytest.approx(found[inside].sum(dtype=float))
+
+
+def which(volumes: Path, sample: dict[str, torch.Tensor]) -> str:
+    """The fixed and the moving case of an unchanged sample, and its labels."""
+    corner = {float(read_volume(volumes / f"{name}.b2nd")[30, 30, 30]): name for name in "abcd"}
+    cases = [corner[float(sample[role][0, 32, 30, 43])] for role in ("fixed", "moving")]
+    return "".join(cases) + "".join(map(str, sample["labels"].tolist()))
+
+
+def test_pairs_are_turned_about_half_of_the_time(volumes: Path) -> None:
+    pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
+    drawn = [which(volumes, pairs[index]) for index in range(40)]
+    # Both ways, and with the labels of the pair.
+    assert set(drawn) == {"ab13", "ba13", "bc3", "cb3"}
+    assert 12 < sum(name[:2] in ("ba", "cb") for name in drawn) < 28
+    # A sample depends on its number alone.
+    assert [which(volumes, pairs[index]) for index in (31, 3, 17)] == [drawn[31], drawn[3], drawn[17]]
+    straight = training_pairs(volumes, augmentation=UNCHANGED)
+    assert {which(volumes, straight[index]) for index in range(20)} == {"ab13", "bc3"}
+
+
+def test_a_turned_pair_has_everything_turned(volumes: Path) -> None:
+    pairs = training_pairs(volumes, [Pair("a", "b")], bidirectional=True, augmentation=UNCHANGED)
+    straight, turned = (
+        next(s for s in (pairs[k] for k in range(50)) if which(volumes, s) == name) for name in ("ab13", "ba13")
+    )
+    for what in ("", "_labels", "_seen"):
+        assert torch.equal(straight[f"fixed{what}"], turned[f"moving{what}"])
+        assert torch.equal(straight[f"moving{what}"], turned[f"fixed{what}"])
+        assert not torch.equal(straight[f"fixed{what}"], turned[f"fixed{what}"])
+
+
+def test_pairs_without_labels_are_drawn_where_asked_for(volumes: Path) -> None:
+    pairs = [*PAIRS, Pair("a", "d"), Pair("d", "c")]
+    assert len(training_pairs(volumes, pairs)) == 2
+    asked = training_pairs(volumes, pairs, unlabelled=True, augmentation=UNCHANGED)
+    assert len(asked) == 4
+    samples = [asked[index] for index in range(24)]
+    assert {which(volumes, sample) for sample in samples} == {"ab13", "bc3", "ad", "dc"}
+    for sample in samples:
+        fixed, moving = which(volumes, sample)[:2]
+        for role, case in (("fixed", fixed), ("moving", moving)):
+            assert bool(sample[f"{role}_labels"].any()) == (case != "d")
+            assert sample[f"{role}_seen"].any()
+    together = next(batches(asked, [list(range(8))], 0))
+    assert together["labels"].tolist() == []
+    assert together["fixed_labels"].shape == (8, 64, 64, 96)
+
+
+def test_workers_change_nothing(volumes: Path, minute: None) -> None:
+    # As in a training, this process has read volumes with blosc2's threads before the workers start.
+    blosc2.set_nthreads(2)
+    read_volume(volumes / "a.b2nd")
+    pairs = training_pairs(volumes)
+    here = list(batches(pairs, one_by_one(range(4)), workers=0))
+    apart = list(batches(pairs, one_by_one(range(4)), workers=1))
+    assert len(here) == len(apart) == 4
+    for one, other in zip(here, apart, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert here[0]["fixed"].shape == (1, 1, 64, 64, 96)
+
+
+def test_samples_are_the_same_after_an_interruption(volumes: Path) -> None:
+    pairs = training_pairs(volumes)
+    whole, rest = (list(batches(pairs, one_by_one(range(k, 4)), 0)) for k in (0, 2))
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_batch_counts_what_all_its_pairs_know(volumes: Path) -> None:
+    for batch in batches(training_pairs(volumes), [[0, 1, 2, 3], [4, 5, 6, 7]], 0):
+        assert batch["labels"].tolist() in ([3], [1, 3])
+        assert batch["moving_labels"].shape == (4, 64, 64, 96)
+
+
+def test_a_sample_says_which_pair_it_is(volumes: Path) -> None:
+    pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
+    for batch in batches(pairs, [[3, 4], [11, 12]], 0):
+        for place, number in enumerate(batch["sample"].tolist()):
+            sample = {key: batch[key][place] for key in ("fixed", "moving")} | {"labels": batch["labels"]}
+            pair = pairs.pair(number)
+            assert which(volumes, sample)[:2] == pair.fixed + pair.moving
+
+
+@pytest.mark.parametrize(("size", "accumulate", "world"), [(1, 1, 1), (1, 1, 3), (2, 2, 2), (3, 2, 1)])
+def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumulate: int, world: int) -> None:
+    cpu, steps = torch.device("cpu"), range(5, 8)
+    shared = [
+        numbered(steps, Training(batch_size=size, accumulate=accumulate), DistributedContext(k, world, cpu))
+        for k in range(world)
+    ]
+    alone = numbered(steps, Training(batch_size=size, accumulate=accumulate * world), DistributedContext(0, 1, cpu))
+    for step in range(len(steps)):
+        parts = [batch for own in shared for batch in own[step * accumulate : (step + 1) * accumulate]]
+        assert sorted(parts) == sorted(alone[step * accumulate * world : (step + 1) * accumulate * world])
+    drawn = [number for batch in alone for number in batch]
+    per_step = size * accumulate * world
+    assert drawn == list(range(5 * per_step, 8 * per_step))
+
+
+def test_when_a_worker_is_killed_the_rest_is_loaded_here(
+    volumes: Path, minute: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = training_pairs(volumes)
+    here = list(batches(pairs, one_by_one(range(16)), workers=0))
+    loading = batches(pairs, one_by_one(range(16)), workers=1)
+    found = [next(loading)]
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    found += list(loading)
+    assert "ended from outside" in caplog.text
+    assert len(found) == 16
+    for one, other in zip(here, found, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("lost", ["", "_seen", "_seg"])
+def test_a_volume_that_is_lost_is_one_sentence_from_a_worker_too(volumes: Path, minute: None, lost: str) -> None:
+    pairs = training_pairs(volumes)
+    for name in "abc":
+        (volumes / f"{name}{lost}.b2nd").unlink()
+    said = rf"^\S+{lost}\.b2nd does not exist: run llmreg_plan_and_preprocess first\.$"
+    with pytest.raises(UserError, match=said):
+        next(batches(pairs, one_by_one(range(2)), workers=0 if lost else 1))
