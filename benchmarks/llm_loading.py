@@ -77,9 +77,9 @@ def peak_mb() -> float:
 
 
 def fill_cache(folder: Path) -> None:
-    from llmreg.networks.config import LLMSettings
     from llmreg.networks.language_models.fetching import fetch
     from llmreg.networks.language_models.loading import find_layers
+    from llmreg.networks.language_models.settings import LLMSettings
 
     pinned = fetch(LLMSettings(source=str(folder), layers=LAYERS), folder / "cache")
     find_layers(pinned, folder / "cache")
@@ -92,9 +92,9 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModel
 
-    from llmreg.networks.config import LLMSettings
     from llmreg.networks.language_models.loading import build_layers, find_layers
     from llmreg.networks.language_models.reading import LocalFiles
+    from llmreg.networks.language_models.settings import LLMSettings
     from llmreg.networks.language_models.sources import read_layers
 
     read = 0

@@ -21,10 +21,11 @@ import numpy as np
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
-from llmreg.networks.config import LLMMorphSettings
-from llmreg.plans.plans import AugmentationSettings
-from llmreg.preprocessing.planning import Budget, plan_configuration
-from llmreg.training.samples import Sampling, TrainingPairs, batches
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.plans.plan_settings import AugmentationSettings
+from llmreg.preprocessing.planning.effort import Budget
+from llmreg.preprocessing.planning.sizes import plan_configuration
+from llmreg.training.samples import Sampling, TrainingPairs, load_batches
 
 SHAPE, CASES, PAIRS = (96, 96, 96), 20, 200
 
@@ -66,7 +67,7 @@ def main() -> None:
             Path(folder), write_volumes(Path(folder)), configuration, Sampling(AugmentationSettings()), (0,)
         )
         for workers in options.workers:
-            loading = batches(pairs, [[number] for number in range(options.rounds * PAIRS)], workers)
+            loading = load_batches(pairs, [[number] for number in range(options.rounds * PAIRS)], workers)
             next(loading)
             start, memory = time.perf_counter(), []
             for number in range(1, options.rounds * PAIRS):

@@ -4,7 +4,7 @@
     python benchmarks/predict.py -d 2 -m MODEL --methods ants convexadam --llmreg "" "--refine 50"
 
 The start of each program is included: ``llmreg_predict`` is one command over all pairs, as users type it, and its time
-is shared out among them; the other programs start for each pair (see llmreg/comparison/classical.py for how they are
+is shared out among them; the other programs start for each pair (see llmreg/comparison/classical_methods.py for how they are
 called). The pairs are validation pairs of the model's fold, which it was not trained on. Peers need
 ``pip install llmreg[peers]``; those that are not installed are left out.
 """
@@ -22,13 +22,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg.comparison.classical import CLASSICAL
+from llmreg.comparison.benchmark_settings import Study, dataset_of, judged_pairs
+from llmreg.comparison.classical_methods import CLASSICAL
+from llmreg.comparison.classical_runs import missing, register_pairs
 from llmreg.comparison.pair_tables import peer_pairs, write_pairs
-from llmreg.comparison.peers import missing, register_pairs
-from llmreg.comparison.study import Study, dataset_of, judged_pairs
 from llmreg.evaluation.evaluate import evaluate_folder
-from llmreg.files import read_json
-from llmreg.inference.pair_inputs import PREDICT_FILE
+from llmreg.predictions import read_predictions
 
 Row = tuple[str, float, float, float]
 
@@ -52,16 +51,16 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
         metrics = evaluate_folder(folder)["metrics"]
         if not number:
             yield "as they lie", float("nan"), float("nan"), 100 * metrics["initial_dice"]["mean"]
-        memory = read_json(folder / PREDICT_FILE)["peak_memory_gb"]
+        memory = read_predictions(folder).peak_memory_gb or float("nan")
         yield f"llmreg {flags}".strip(), seconds, memory, 100 * metrics["dice"]["mean"]
     for method in options.methods:
         if missing(method):
             sys.stdout.write(f"{method:<40}  is not installed\n")
             continue
-        record = register_pairs(method, pairs, work / method, 1800)
-        done = pd.DataFrame(read_json(record)["pairs"])
+        register_pairs(method, pairs, work / method, 1800)
+        registered = pd.DataFrame(pair.to_json() for pair in read_predictions(work / method).pairs)
         dice = 100 * evaluate_folder(work / method)["metrics"]["dice"]["mean"]
-        yield method, done["seconds"].mean(), done["peak_memory_gb"].max(), dice
+        yield method, registered["seconds"].mean(), registered["peak_memory_gb"].max(), dice
 
 
 def main() -> None:

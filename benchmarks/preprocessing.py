@@ -111,7 +111,7 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
 
     from llmreg.data.dataset import Case
     from llmreg.plans.plans import parse_plans
-    from llmreg.preprocessing.preprocess import PlacementHints, preprocess_case
+    from llmreg.preprocessing.common_frame import PlacementHints
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cores)
     blosc2.set_nthreads(cores)
@@ -145,7 +145,7 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
 
     def run(number: int, image: str, label: str) -> int:
         case = Case(f"case_{number}", f"subject_{number}", 0, Path(image), Path(label))
-        return preprocess_case(case, plans, out, PlacementHints(), {}).image.size
+        return write_case(case, plans, out, PlacementHints(), {}).image.size
 
     return run
 
@@ -260,7 +260,7 @@ def resident_gb() -> float:
 
 def watch_memory(folder: Path, cases: int) -> None:
     """Preprocess many cases in this process, as one worker of ``preprocess`` does, and print its memory."""
-    from llmreg.workers import GB_A_PROCESS
+    from llmreg.workers import GB_PER_PROCESS
 
     told = json.loads((folder / "told.json").read_text())
     links = folder / "links"
@@ -285,7 +285,7 @@ def watch_memory(folder: Path, cases: int) -> None:
     growth = 1000 * (quarters[-1][1] - quarters[0][1])
     sys.stdout.write(
         f"The peak grew by {growth:.0f} MB after the first quarter; the number of processes is chosen for "
-        f"{GB_A_PROCESS} GB in each\n"
+        f"{GB_PER_PROCESS} GB in each\n"
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmreg.similarity.losses import soft_dice
+from llmreg.similarity.soft_dice import soft_dice
 
 
 def label_volume(shape: tuple[int, ...], labels: int, variant: int) -> Tensor:

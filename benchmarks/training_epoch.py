@@ -26,14 +26,17 @@ from llmreg import paths
 from llmreg.commands import plan_and_preprocess
 from llmreg.data import splits
 from llmreg.data.dataset import load_dataset, pairs_among
+from llmreg.data.splits import SPLITS_FILE
 from llmreg.data.synthetic import write_demo_dataset
 from llmreg.devices import choose_device, has_bfloat16
 from llmreg.networks.factory import build_network
-from llmreg.preprocessing import dataset_steps as pipeline
-from llmreg.preprocessing.preprocess import volumes_folder
+from llmreg.networks.resolution import GridNetwork
+from llmreg.paths import preprocessed_dataset
+from llmreg.plans.plans import find_plans
+from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import DistributedContext
-from llmreg.training.experiment import with_layers
-from llmreg.training.samples import Sampling, TrainingPairs, batches, numbered
+from llmreg.training.experiment import fetch_weights
+from llmreg.training.samples import Sampling, TrainingPairs, load_batches, number_samples
 from llmreg.training.step import Learner
 
 PARTS = ("load", "forward", "loss", "backward", "update")
@@ -42,22 +45,25 @@ WARM_UP = 3
 
 def measure(options: argparse.Namespace) -> None:
     """Train some steps in this process; print the seconds of each part of a step as JSON."""
-    folder = pipeline.preprocessed_dataset(options.dataset)
+    folder = preprocessed_dataset(options.dataset)
     dataset = load_dataset(paths.find_dataset_folder(options.dataset, paths.raw_folder()))
-    plans = with_layers(pipeline.find_plans(folder, "default"))
+    plans = fetch_weights(find_plans(folder, "default"))
     configuration = plans.configuration(options.configuration or plans.default_configuration)
     device = choose_device(options.device)
     network = build_network(plans.network, configuration.network_shape[::-1], device, configuration.recompute)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    cases = splits.read_splits(folder / pipeline.SPLITS_FILE)[0].training_cases
-    sampling = Sampling(plans.augmentation, plans.loss.similarity > 0, plans.training.bidirectional)
+    cases = splits.read_splits(folder / SPLITS_FILE)[0].training_cases
+    sampling = Sampling(plans.augmentation, plans.loss.uses_unlabelled_pairs, plans.training.bidirectional)
     pairs = TrainingPairs(volumes_folder(folder, plans), pairs_among(dataset, cases), configuration, sampling, (0,))
     steps = range(WARM_UP + options.steps)
     workers = int(options.measure)
-    loading = batches(
-        pairs, numbered(steps, plans.training, DistributedContext(0, 1, device)), workers, device.type == "cuda"
+    loading = load_batches(
+        pairs,
+        number_samples(steps, plans.training, DistributedContext(0, 1, device)),
+        workers,
+        pin_memory=device.type == "cuda",
     )
-    learner = Learner(plans, configuration.downsampling, network, optimizer, device)
+    learner = Learner(GridNetwork(network, configuration.downsampling), optimizer, device, plans.loss, plans.training)
     for _ in range(WARM_UP):
         learner.step(loading, 1e-5)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])

@@ -29,14 +29,16 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from llmreg.devices import autocast, has_bfloat16
-from llmreg.networks.config import LLMMorphSettings, LLMSettings
-from llmreg.networks.convolution import Conv3d
 from llmreg.networks.factory import DTYPES
+from llmreg.networks.fast_layers import Conv3d
 from llmreg.networks.language_models.loading import LoadedLayers, build_layers, random_layers
+from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.encoder import ConvBlock
 from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.networks.resolution import predict_flow
-from llmreg.similarity.losses import gradient_l2, soft_dice
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.resolution import GridNetwork
+from llmreg.similarity.regularity import gradient_l2
+from llmreg.similarity.soft_dice import soft_dice
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def measure(which: str, case: Case, width: int, steps: int) -> None:
     for _ in range(steps):
         start = time.perf_counter()
         with autocast(torch.device("cpu"), "none" if plain else "bfloat16"):
-            flow, finer = predict_flow(network, moving, fixed, case.downsampling)
+            flow, finer = GridNetwork(network, case.downsampling)(moving, fixed)
         if plain:
             dice = one_hot_dice(moving_labels, fixed_labels, finer, case.labels)
         else:

@@ -3,9 +3,9 @@
     python benchmarks/uncertainty.py -d 2 -m results/Dataset002_BrainMRCT/llm_morph__default__half
 
 A validation subject's two images lie on each other. The moving one is deformed by a smooth random field, so that the
-field which brings it back is known; the model predicts it with its uncertainty, from folds where there are several
-(each subject only by folds that were not trained on it), else from samples of one. Prints, for tenths of the voxels
-inside labels by estimated uncertainty, the root mean square of the true error, and writes a plot.
+field which brings it back is known; the model predicts it with its uncertainty, the spread over several folds. Prints,
+for tenths of the voxels inside labels by estimated uncertainty, the root mean square of the true error, and writes a
+plot.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from llmreg import DisplacementField, Grid, ImageInput, Options, Predictor, paths
+from llmreg import DisplacementField, Grid, ImageInput, Predictor, RegistrationOptions, paths
 from llmreg.data import splits
 from llmreg.data.dataset import load_dataset
-from llmreg.geometry.field import inverse, warp_image
-from llmreg.geometry.io import image_to_array, read_image
-from llmreg.preprocessing import dataset_steps as pipeline
+from llmreg.data.splits import SPLITS_FILE
+from llmreg.geometry.arrays import image_to_array
+from llmreg.geometry.field import invert_field
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.image_files import read_image
+from llmreg.paths import preprocessed_dataset
 
 BINS = 10
 
@@ -43,15 +46,15 @@ def main() -> None:
     parser.add_argument("-d", "--dataset", default="2")
     parser.add_argument("-m", "--model", type=Path, required=True)
     parser.add_argument("-f", "--fold", type=int, default=0, help="whose validation subjects are used")
-    parser.add_argument("--folds", nargs="+", help="folds that predict (default: that fold alone)")
+    parser.add_argument("--folds", nargs="+", help="folds that predict, at least two (default: all trained ones)")
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--mm", type=float, default=4.0, help="root mean square length of the true displacement")
     parser.add_argument("--plot", type=Path, default=Path("uncertainty.png"))
     options = parser.parse_args()
     raw = load_dataset(paths.find_dataset_folder(options.dataset, paths.raw_folder()))
-    folder = pipeline.preprocessed_dataset(options.dataset)
-    pairs = splits.read_splits(folder / pipeline.SPLITS_FILE)[options.fold].validation_pairs
-    predictor = Predictor.from_folder(options.model, options.folds or [options.fold], options=Options(uncertainty=True))
+    folder = preprocessed_dataset(options.dataset)
+    pairs = splits.read_splits(folder / SPLITS_FILE)[options.fold].validation_pairs
+    predictor = Predictor.from_folder(options.model, options.folds, options=RegistrationOptions(uncertainty=True))
     fixed_cases = sorted({pair.fixed for pair in pairs})[: options.subjects]
     estimated, wrong = [], []
     for number, name in enumerate(fixed_cases):
@@ -65,10 +68,11 @@ def main() -> None:
         grid = Grid.from_image(images[0])
         drawn = random_field(grid, number, options.mm, 12.0)
         found = predictor.predict(
-            ImageInput(images[0], fixed.modality), ImageInput(warp_image(images[1], drawn), moving.modality)
+            ImageInput(images[0], fixed.modality),
+            ImageInput(resample_image(images[1], drawn.grid, drawn), moving.modality),
         )
         inside = image_to_array(read_image(fixed.label)) > 0
-        away = np.linalg.norm(found.field.vectors - inverse(drawn).vectors, axis=-1)
+        away = np.linalg.norm(found.field.vectors - invert_field(drawn).vectors, axis=-1)
         assert found.uncertainty is not None
         estimated.append(image_to_array(found.uncertainty)[inside])
         wrong.append(away[inside])

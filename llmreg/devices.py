@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""The device to compute on, its precision and its memory."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from typing import Any, Literal
 
 import torch
 
-from llmreg.errors import UserError
+from llmreg.errors import DeviceUnavailable
 from llmreg.machine import available_cores, peak_memory_gb, ram_gb
 
-# The rest is for the system, the data loader and what PyTorch does not give back.
-USABLE = {"cpu": 0.75, "cuda": 0.9}
+# Share of a device's memory to plan for. The system, the data loader and PyTorch's cache need the rest.
+USABLE_SHARE = {"cpu": 0.75, "cuda": 0.9}
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; CUDA where there is one, when None. Raises UserError when torch cannot use it."""
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of a name; CUDA where there is one, when the name is None.
+
+    Raises:
+        DeviceUnavailable: PyTorch cannot use it.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(chosen)
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The device '{chosen}' cannot be used ({reason}): try --device cpu.") from error
+        raise DeviceUnavailable(name, str(error).splitlines()[0]) from error
     return device
 
 
 def local_device(name: str | None) -> str | None:
-    """The name of the GPU that is this process's own among those that torchrun started here; else ``name``."""
+    """The GPU of this process when torchrun started it and ``name`` names none in particular; else ``name``."""
     if "LOCAL_RANK" in os.environ and name in (None, "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return name
 
 
-def autocast(device: torch.device, wanted: str) -> torch.autocast:
-    """bfloat16 where the plan wants it and the hardware computes in it; else off."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" and has_bfloat16(device))
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bfloat16 where ``precision`` is ``bfloat16`` and the hardware computes in it; else disabled."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16" and has_bfloat16(device))
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; without, PyTorch emulates it, slower than float32."""
+    """Whether the hardware computes in bfloat16; elsewhere PyTorch emulates it, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -50,21 +53,21 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process has held so far, GiB: its own, and PyTorch's on a GPU."""
-    found = {"peak_memory_gb": peak_memory_gb()}
+    """Peak memory of this process so far, GiB: in RAM (``peak_memory_gb``) and, on a GPU, ``peak_gpu_memory_gb``."""
+    peaks = {"peak_memory_gb": peak_memory_gb()}
     if device.type == "cuda":
-        found["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return {name: round(value, 3) for name, value in found.items()}
+        peaks["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return {name: round(value, 3) for name, value in peaks.items()}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides how large a network may be, and how long it may train.
+    """The properties of a computer that limit a network's size and the length of its training.
 
     Attributes:
-        device: where training will run.
-        memory_gb: memory for it there, GiB.
-        cores: CPU cores.
+        device: the device on which training will run.
+        memory_gb: the memory that training may use there, GiB.
+        cores: number of CPU cores.
         bfloat16: whether the device computes in bfloat16.
     """
 
@@ -74,21 +77,22 @@ class Machine:
     bfloat16: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """The properties as JSON stores them."""
         return asdict(self)
 
 
-def this_machine(memory_gb: float | None = None) -> Machine:
-    """This computer's GPU where it has one, else its processor.
+def detect_machine(memory_gb: float | None = None) -> Machine:
+    """This computer, with its GPU where it has one, else its processor.
 
     Args:
-        memory_gb: the memory to plan for; most of what the device has when None.
+        memory_gb: the memory to plan for, GiB; most of the device's memory when None.
     """
     device = choose_device(None)
     if device.type == "cuda":
         kind: Literal["cpu", "cuda"] = "cuda"
-        whole = torch.cuda.get_device_properties(device).total_memory / 2**30
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
     else:
-        kind, whole = "cpu", ram_gb()
+        kind, total = "cpu", ram_gb()
     # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
-    memory = max(1, round(whole * USABLE[kind])) if memory_gb is None else memory_gb
+    memory = max(1, round(total * USABLE_SHARE[kind])) if memory_gb is None else memory_gb
     return Machine(kind, float(memory), available_cores(), has_bfloat16(device))

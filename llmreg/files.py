@@ -53,7 +53,7 @@ def remove_partial(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_outputs(targets: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:
+def check_outputs(targets: Iterable[Path], sources: Iterable[Path], *, overwrite: bool) -> None:
     """Check before the work that its results replace nothing.
 
     Raises:

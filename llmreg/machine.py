@@ -7,31 +7,36 @@ import resource
 import sys
 from pathlib import Path
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# Where Linux writes the memory limit of a container.
+CGROUP_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use, which on a shared computer may be fewer than there are."""
+    """Number of CPU cores that this process may use; on a shared computer these may be fewer than it has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def ram_gb() -> float:
-    """Of the computer, or of the container that this process runs in."""
+def ram_gb(limit_file: Path = CGROUP_LIMIT_FILE) -> float:
+    """Memory of the computer, or of the container that this process runs in, GiB.
+
+    Args:
+        limit_file: the container's limit in bytes, or ``max``; it may be missing.
+    """
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    limit = limit_file.read_text().strip() if limit_file.is_file() else "max"
     return min(ram, int(limit) if limit.isdecimal() else ram) / 2**30
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has held so far, GiB."""
-    # Linux' getrusage counts what the process that started this one had held, too.
-    return held_gb(os.getpid()) or peak_of(resource.getrusage(resource.RUSAGE_SELF))
+    """Peak memory of this process so far, GiB."""
+    # On Linux, getrusage also counts the memory of the process that started this one.
+    return process_peak_gb(os.getpid()) or usage_peak_gb(resource.getrusage(resource.RUSAGE_SELF))
 
 
-def held_gb(process: int) -> float | None:
-    """The most memory that a running process has held so far, GiB; None where the system does not tell (macOS)."""
+def process_peak_gb(process: int) -> float | None:
+    """Peak memory of a running process so far, GiB; None where the system does not tell (macOS)."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -40,7 +45,7 @@ def held_gb(process: int) -> float | None:
     return int(lines[0][1]) / 2**20 if lines else None
 
 
-def peak_of(used: resource.struct_rusage) -> float:
-    """The most memory that a process has held, GiB, by what the system says it used."""
+def usage_peak_gb(usage: resource.struct_rusage) -> float:
+    """Peak memory of a process, GiB, from its resource usage."""
     # macOS counts bytes, Linux KiB.
-    return used.ru_maxrss / 2**30 if sys.platform == "darwin" else used.ru_maxrss / 2**20
+    return usage.ru_maxrss / 2**30 if sys.platform == "darwin" else usage.ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""What this package's HTML pages share: their look, and pictures that need no file beside the page."""
+"""The style sheet of this package's HTML pages, and pictures inside a page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import base64
 from importlib.resources import files
 
 
-def style() -> str:
-    """The style sheet of all pages."""
+def style_sheet() -> str:
+    """The style sheet of all pages, CSS."""
     return files("llmreg").joinpath("page.css").read_text(encoding="utf-8")
 
 
-def embedded(picture: bytes, kind: str) -> str:
-    """A picture (``kind``: png, webp ...) as what ``src`` may hold."""
+def data_url(picture: bytes, kind: str) -> str:
+    """A picture as a URL that contains it, for the ``src`` of an ``img``.
+
+    Args:
+        picture: the bytes of its file.
+        kind: png, webp ...
+    """
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

@@ -11,59 +11,64 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from llmreg.errors import UserError
+from llmreg.errors import WorkerEnded
 from llmreg.machine import available_cores, ram_gb
 
-# What one case of 512 x 512 x 300 voxels takes at its most, with its label map.
-GB_A_PROCESS = 2.5
-# Slow to import, and without a thread that works on its own when they are.
-PRELOADED = ("scipy.ndimage", "torch", "SimpleITK")
+# Peak memory, GiB, for a case of 512 x 512 x 300 voxels with its label map.
+GB_PER_PROCESS = 2.5
+# Modules that are slow to import and start no thread when they are imported.
+PRELOADED_MODULES = ("scipy.ndimage", "torch", "SimpleITK")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def default_processes() -> int:
-    """One a core, but no more than the memory has room for."""
-    return max(1, min(available_cores(), int(ram_gb() / GB_A_PROCESS)))
+def default_process_count() -> int:
+    """A process for each core, but no more than the memory has room for."""
+    return max(1, min(available_cores(), int(ram_gb() / GB_PER_PROCESS)))
 
 
-def in_parallel(
+def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int, title: str, unit: str = "case"
 ) -> Iterator[Result]:
-    """``map`` over processes, in order; in this process when one is enough.
+    """Apply a function to items in several processes, in order, with a progress bar; in this process when one suffices.
+
+    Args:
+        function: a function that can be pickled; its errors are raised here.
+        items: its arguments.
+        num_processes: the largest number of processes.
+        title: the name of the work, for the progress bar and errors.
+        unit: the name of an item, for the progress bar.
 
     Raises:
-        UserError: whatever ``function`` raises of that kind, or a worker that was ended from outside.
+        WorkerEnded: a process was ended from outside, for example because memory ran out.
     """
     processes = min(num_processes, len(items))
     if processes < 2:
         yield from tqdm(map(function, items), title, len(items), unit=unit)
         return
     try:
-        with ProcessPoolExecutor(processes, _context(), initializer=single_threaded) as pool:
+        with ProcessPoolExecutor(processes, _process_context(), initializer=use_single_thread) as pool:
             yield from tqdm(pool.map(function, items), title, len(items), unit=unit)
     except BrokenProcessPool:
-        raise UserError(
-            f"A process was ended from outside during '{title}', perhaps for want of memory: try again with fewer "
-            "processes (--num_processes)."
-        ) from None
+        raise WorkerEnded(title) from None
 
 
-def _context() -> BaseContext:
-    """How processes are started: never forked from this one, a lock of whose threads they could inherit.
+def _process_context() -> BaseContext:
+    """The way in which processes are started.
 
-    They are forked from an idle process that has imported what is slow to import, once for all calls; or, where there
-    are no forks (Windows), each starts anew.
+    A fork of this process could inherit a lock that one of its threads holds. Processes are therefore forked from an
+    idle server process, which has imported the modules that are slow to import; where there are no forks (Windows),
+    each process starts anew.
     """
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(list(PRELOADED_MODULES))
     return context
 
 
-def single_threaded() -> None:
-    """The processes share out the cores, so each keeps to one thread."""
+def use_single_thread() -> None:
+    """Restrict SimpleITK and blosc2 to one thread in this process, since the processes share the cores."""
     import blosc2
     import SimpleITK as sitk
 

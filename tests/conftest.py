@@ -7,8 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from llmreg.geometry.grid import Grid
+
+# A busy machine takes any time for an example, so no test has a deadline.
+settings.register_profile("llmreg", deadline=None)
+settings.load_profile("llmreg")
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import numpy as np
 from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.summary import write_results
 from llmreg.files import file_digest
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_field, write_image
+from llmreg.images.fields import write_field
+from llmreg.images.image_files import write_image
 
 # Names that a page must not take for its own.
 EVIL = "<script>alert('a & b')</script>"
@@ -42,7 +44,7 @@ def write_predictions(
     ``images`` beside the folder, the moving ones on a grid of their own.
     """
     images = folder.parent / "images"
-    moving = Grid.axis_aligned((34, 32, 30), (1.2, 1.3, 1.4), fixed.centre)
+    moving = Grid.from_centre((34, 32, 30), (1.2, 1.3, 1.4), fixed.centre)
     rows, scores = [], []
     for number, shift in enumerate(shifts):
         names = {"fixed": f"F_{number:04}_0000", "moving": f"M_{number:04}_0001"}

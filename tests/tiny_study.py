@@ -38,7 +38,7 @@ def refused(capsys, *said: str) -> None:
 
 
 def in_this_process(arguments: Sequence[str]) -> None:
-    """A command of the package that :mod:`llmreg.comparison.learned` starts, without another process."""
+    """Run a command that :mod:`llmreg.comparison.command_lines` starts, without another process."""
     command, *rest = arguments
     if import_module(f"llmreg.commands.{command}").main(rest):
         raise UserError(f"llmreg_{command} failed")

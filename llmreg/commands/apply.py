@@ -23,10 +23,10 @@ come out in the moving image; images come back that way. --inverse turns both ab
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.inference.apply import How, Inputs, apply
+    from llmreg.inference.apply import ApplyInputs, ApplyOptions, apply
 
-    inputs = Inputs(tuple(options.input), tuple(options.labels), tuple(options.points))
-    how = How(
+    inputs = ApplyInputs(tuple(options.input), tuple(options.labels), tuple(options.points))
+    applied = ApplyOptions(
         options.interpolation,
         options.like,
         options.default,
@@ -36,12 +36,13 @@ def action(options: argparse.Namespace) -> None:
         options.inverse,
         options.overwrite,
     )
-    for path in apply(options.transforms, inputs, options.output, how):
+    for path in apply(options.transforms, inputs, options.output, applied):
         sys.stdout.write(f"{path}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Apply displacement fields and affine transforms, chained, to images, label maps and points; images are "
         "resampled once.",
         EXAMPLES,
@@ -88,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--inverse", action="store_true", help="from the moving to the fixed image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

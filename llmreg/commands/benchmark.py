@@ -26,43 +26,46 @@ methods:
   or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, a learned
   method's fields are refined (llmreg_predict --refine 50)
 
-What is trained, predicted or scored already is kept: run the command again to go on. A table has the methods that are
+What is trained, predicted or scored already is kept: run the command again to resume. A table has the methods that are
 named together; the report (llmreg_report -d 2) has all.
 """
 log = logging.getLogger(__name__)
 
 
 def action(options: argparse.Namespace) -> None:
+    """Compare the methods and show their tables."""
     from llmreg import paths
-    from llmreg.comparison.comparison import compare
-    from llmreg.comparison.methods import chosen
-    from llmreg.comparison.scored import BENCHMARK_FOLDER
-    from llmreg.comparison.study import Study, layers_of, llm_morph_of
+    from llmreg.comparison.benchmark_record import BENCHMARK_FOLDER
+    from llmreg.comparison.benchmark_settings import BenchmarkSettings, count_layers, load_network_settings
+    from llmreg.comparison.compare_methods import compare_methods
+    from llmreg.comparison.methods import select_methods
     from llmreg.comparison.tables import as_markdown
-    from llmreg.data.splits import fold_name
-    from llmreg.preprocessing import dataset_steps as pipeline
+    from llmreg.model_folder import fold_name
+    from llmreg.paths import preprocessed_dataset
 
-    study = Study(
-        options.dataset,
-        tuple(sorted({fold_name(fold) for fold in options.folds})),
-        options.plans,
-        options.configuration,
-        options.minutes,
-        60 * options.peer_minutes,
-        options.device,
-        options.workers,
+    settings = BenchmarkSettings(
+        dataset=options.dataset,
+        folds=tuple(sorted({fold_name(fold) for fold in options.folds})),
+        plans=options.plans,
+        configuration=options.configuration,
+        minutes=options.minutes,
+        peer_seconds=60 * options.peer_minutes,
+        device=options.device,
+        workers=options.workers,
     )
-    layers = layers_of(study) if "figure4" in options.methods else 0
-    wanted = chosen(options.methods, llm_morph_of(study), layers, options.llms)
-    name = pipeline.preprocessed_dataset(options.dataset).name
+    network = load_network_settings(settings)
+    layers = count_layers(network) if "figure4" in options.methods else 0
+    tables = select_methods(options.methods, network, layers, options.llms)
+    name = preprocessed_dataset(options.dataset).name
     output = options.output or paths.results_folder() / name / BENCHMARK_FOLDER
-    for table in compare(study, wanted, output):
+    for table in compare_methods(settings, tables, output):
         sys.stdout.write(f"\n{as_markdown(table)}")
     sys.stdout.write(f"\nTables (.csv, .md, .tex), box plots and all predictions are in {output}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Compare methods on the validation pairs: train or reuse, predict, score, and write the paper's tables.",
         EXAMPLES,
     )
@@ -98,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=shell.whole, default=1, metavar="N", help="processes that load and augment (0: none)"
     )
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

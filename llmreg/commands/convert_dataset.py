@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from llmreg.commands import shell
+from llmreg.data.converters.converter import CONVERTERS
 
 EXAMPLES = """\
   llmreg_convert_dataset learn2reg-abdomen-mrct downloads/AbdomenMRCT
@@ -15,49 +19,41 @@ EXAMPLES = """\
 """
 
 
-def convert_abdomen(options: argparse.Namespace) -> None:
-    from llmreg.data.converters.learn2reg_abdomen_mrct import convert
-
-    convert(options.path, options.protocol, options.id)
-
-
-def convert_brains(options: argparse.Namespace) -> None:
-    from llmreg.data.converters.sr_reg import convert
-
-    convert(options.path, options.split, options.id)
+def action(options: argparse.Namespace) -> None:
+    converter = CONVERTERS.get(options.converter)
+    chosen = {name: getattr(options, name) for name in converter.options.model_fields}
+    converter.convert(options.path, converter.options(**chosen), options.id)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Make a raw dataset in $llmreg_raw of a public download, with the cases of its protocol held out for testing. "
         "Images are linked where the disk allows it, and never changed.",
         EXAMPLES,
     )
     datasets = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
+    for name, converter in CONVERTERS.parts.items():
+        dataset = datasets.add_parser(name, help=converter.summary)
+        dataset.set_defaults(converter=name)
+        for option, field in converter.options.model_fields.items():
+            dataset.add_argument(f"--{option}", default=field.default, help=field.description, **_argument_type(field))
+        dataset.add_argument("path", type=Path, metavar="PATH", help="folder of the unpacked download")
+        default = f"the dataset's id (default: {converter.default_id})"
+        dataset.add_argument("-d", "--id", type=shell.positive, metavar="D", help=default)
+    return parser
 
-    abdomen = datasets.add_parser("learn2reg-abdomen-mrct", help="Learn2Reg's AbdomenMRCT: MR and CT of the abdomen")
-    abdomen.add_argument(
-        "--protocol",
-        choices=("paper", "learn2reg"),
-        default="paper",
-        help="paper: every MR with every CT, 10 of each for testing (default); learn2reg: the images of one person, "
-        "the official validation pairs held out",
-    )
-    abdomen.set_defaults(convert=convert_abdomen)
 
-    brains = datasets.add_parser("sr-reg", help="SR-Reg of MambaMorph: MR and CT of the brain")
-    brains.add_argument(
-        "--split",
-        type=Path,
-        metavar="FILE",
-        help="JSON file with 'test' and 'validation', lists of subjects by name, instead of llmreg's own draw",
-    )
-    brains.set_defaults(convert=convert_brains)
+def _argument_type(field: FieldInfo) -> dict[str, Any]:
+    """How argparse reads the values of a field: one of several strings, a file, or a text that pydantic converts."""
+    if get_origin(field.annotation) is Literal:
+        return {"choices": get_args(field.annotation)}
+    return {"metavar": "FILE"} if Path in (field.annotation, *get_args(field.annotation)) else {"metavar": "VALUE"}
 
-    for made, default in ((abdomen, "101, or 102 for learn2reg"), (brains, "103")):
-        made.add_argument("path", type=Path, metavar="PATH", help="folder of the unpacked download")
-        made.add_argument("-d", "--id", type=shell.positive, metavar="D", help=f"the dataset's id (default: {default})")
-    return shell.run(lambda options: options.convert(options), parser, argv)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

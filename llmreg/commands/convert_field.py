@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 
 EXAMPLES = """\
   llmreg_convert_field -i disp_A_B.nii.gz -o disp_A_B.npz --to npz
@@ -21,31 +21,45 @@ formats:
   learn2reg  (X, Y, Z, 3) in voxels, without geometry: the challenge's evaluation (.nii.gz .nii .npz)
   npz        vectors (z, y, x, 3) in mm, LPS, size, spacing, origin, direction: NumPy, PyTorch (.npz)
 """
-# As llmreg.geometry.formats has them, whose import takes long.
-FORMATS = ("itk", "learn2reg", "nifti-ras", "npz")
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.geometry.formats import convert
+    from llmreg.images.fields import convert_fields
 
-    written = convert(
-        options.input, options.output, options.source, options.target, options.fixed, options.moving, options.overwrite
+    written = convert_fields(
+        options.input,
+        options.output,
+        options.source,
+        options.target,
+        options.fixed,
+        options.moving,
+        overwrite=options.overwrite,
     )
     for path in written:
         sys.stdout.write(f"{path}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser("Convert displacement fields between the formats of registration programs.", EXAMPLES)
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser("Convert displacement fields between the formats of registration programs.", EXAMPLES)
     parser.add_argument(
         "-i", "--input", nargs="+", action="extend", type=Path, required=True, metavar="FIELD", help="fields"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="a file, or a folder for several fields")
     parser.add_argument(
-        "--from", dest="source", choices=FORMATS, metavar="FORMAT", help="default: what each file says itself"
+        "--from",
+        dest="source",
+        type=shared_options.field_format,
+        metavar="FORMAT",
+        help="default: what each file says itself",
     )
     parser.add_argument(
-        "--to", dest="target", choices=FORMATS, required=True, metavar="FORMAT", help=", ".join(FORMATS)
+        "--to",
+        dest="target",
+        type=shared_options.field_format,
+        required=True,
+        metavar="FORMAT",
+        help="itk, learn2reg ...",
     )
     parser.add_argument("--fixed", type=Path, metavar="IMAGE", help="the fixed image, to read learn2reg")
     parser.add_argument(
@@ -55,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the moving image, to read and write learn2reg where its grid is not the fixed one's",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

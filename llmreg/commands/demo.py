@@ -35,13 +35,14 @@ _GRID_LINES_MM = 10.0
 _STAGES = (("as they lie", "initial_"), ("after pre-alignment alone", "prealigned_"), ("after registration", ""))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Write a small dataset of made-up people (MR-like and CT-like), then plan, train, predict and evaluate with "
         "the public commands. Shows Dice before and after on people that were not trained on, and writes demo.png.",
         _EXAMPLES,
     )
-    arguments.add_argument(
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
@@ -49,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="everything goes there; an earlier demo in it is replaced (default: ./llmreg_demo)",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--epochs", type=shell.positive, default=_EPOCHS, help=f"epochs of {_STEPS} steps (default: {_EPOCHS})"
     )
-    arguments.add_argument("--device", help="as in llmreg_train, for example cpu or cuda:0 (default: its own choice)")
-    return shell.run(_demo, arguments, argv)
+    parser.add_argument("--device", help="as in llmreg_train, for example cpu or cuda:0 (default: its own choice)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(_demo, build_parser(), argv)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -150,13 +156,16 @@ def _draw(predictions: Path, raw: Path, target: Path) -> None:
     import SimpleITK as sitk
     from matplotlib.figure import Figure
 
-    from llmreg.geometry.field import warp_image
-    from llmreg.geometry.io import image_to_array, read_field, read_image
+    from llmreg.geometry.arrays import image_to_array
+    from llmreg.geometry.resampling import resample_image
+    from llmreg.images.fields import read_field
+    from llmreg.images.image_files import read_image
+    from llmreg.predictions import read_predictions
 
-    pair = read_json(predictions / "predict.json")["pairs"][0]
-    fixed, moving = (read_image(raw / "imagesTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
-    fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving"))
-    field = read_field(predictions / pair["field"])
+    pair = read_predictions(predictions).pairs[0]
+    fixed, moving = (read_image(raw / "imagesTs" / f"{case}.nii.gz") for case in (pair.fixed, pair.moving))
+    fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{case}.nii.gz") for case in (pair.fixed, pair.moving))
+    field = read_field(predictions / str(pair.field))
     labels = image_to_array(fixed_label)
     # Roots of areas: a slice with several large organs, rather than one huge or many tiny ones.
     position = max(
@@ -171,12 +180,12 @@ def _draw(predictions: Path, raw: Path, target: Path) -> None:
 
     air = float(image_to_array(moving).min())
     before = here(as_it_lies(moving_label, sitk.sitkNearestNeighbor, 0))
-    after = here(warp_image(moving_label, field, "nearest"))
+    after = here(resample_image(moving_label, field.grid, field, "nearest"))
     mr, ct = {"cmap": "gray"}, {"cmap": "gray", "vmin": -150, "vmax": 250}
     panels: list[tuple[str, NDArray[Any], dict[str, Any], NDArray[Any] | None]] = [
-        (f"fixed: {pair['fixed']}", here(fixed), mr, None),
-        (f"moving: {pair['moving']}", here(as_it_lies(moving, sitk.sitkLinear, air)), ct, None),
-        ("moving, warped", here(warp_image(moving, field, default=air)), ct, None),
+        (f"fixed: {pair.fixed}", here(fixed), mr, None),
+        (f"moving: {pair.moving}", here(as_it_lies(moving, sitk.sitkLinear, air)), ct, None),
+        ("moving, warped", here(resample_image(moving, field.grid, field, default=air)), ct, None),
         ("organs before", here(fixed), mr, before),
         ("organs after", here(fixed), mr, after),
     ]

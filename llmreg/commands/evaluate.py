@@ -16,45 +16,51 @@ _EXAMPLES = """
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Compare the label maps and landmarks of every predicted pair before and after registration: Dice, HD95, ASSD "
         "and TRE (mm), share of folded voxels, SDlogJ, and Learn2Reg's figures as it computes them. Writes "
         "metrics.csv, summary.json and learn2reg.json.",
         _EXAMPLES,
     )
-    arguments.add_argument("-i", "--input", type=Path, required=True, help="folder that llmreg_predict wrote")
-    arguments.add_argument(
+    parser.add_argument("-i", "--input", type=Path, required=True, help="folder that llmreg_predict wrote")
+    parser.add_argument(
         "-l",
         "--labels",
         type=Path,
         help="folder with a label map <case name>.nii.gz for each case, or a dataset's folder; "
         "may be left out when predict.json names the label maps, or there are landmarks",
     )
-    arguments.add_argument("-o", "--output", type=Path, help="where the results go (default: the input folder)")
-    arguments.add_argument(
+    parser.add_argument("-o", "--output", type=Path, help="where the results go (default: the input folder)")
+    parser.add_argument(
         "--label_interpolation",
         choices=("nearest", "linear"),
         default="nearest",
         help="how label maps are warped (default: nearest); linear: the label that weighs most, less jagged",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--keypoints",
         type=Path,
         metavar="FOLDER",
         help="landmarks <case name>.csv, .fcsv or .mrk.json, the same places in one order in both images of a pair; "
         "may be left out when predict.json names them",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--convention",
         choices=("lps", "ras", "voxel"),
         default="lps",
         help="coordinates of .csv landmarks: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--num_processes", type=shell.positive, default=2, help="pairs scored at the same time (default: 2)"
     )
-    return shell.run(_evaluate, arguments, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(_evaluate, build_parser(), argv)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

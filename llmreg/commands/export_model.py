@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 
 log = logging.getLogger(__name__)
 
@@ -19,25 +19,31 @@ _EXAMPLES = """
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Put a trained model into one zip file: plans, fingerprint, reference image, templates and the weights of its "
         "folds, without the language model. llmreg_install_model makes a model of it on another computer.",
         _EXAMPLES,
     )
-    shell.add_model(arguments, "export")
-    arguments.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write")
-    arguments.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    return shell.run(_export, arguments, argv)
+    shared_options.add_model(parser, "export")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(_export, build_parser(), argv)
 
 
 def _export(options: argparse.Namespace) -> None:
     from llmreg.networks.language_models.sources import is_local
     from llmreg.plans.plans import PLANS_FILE, read_plans
-    from llmreg.sharing.model_zip import export_model
+    from llmreg.sharing.exporting import export_model
 
-    model = shell.chosen_model(options)
-    manifest = export_model(model, options.output, options.overwrite)
+    model = shared_options.choose_model(options)
+    manifest = export_model(model, options.output, overwrite=options.overwrite)
     case = read_plans(model.folder / PLANS_FILE).prealignment.reference_case
     log.warning(
         "The file holds the training image %s (reference.nii.gz) and the names and statistics of the training cases: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 
 EXAMPLES = """\
   llmreg_extract_fingerprint -d 1
@@ -13,15 +13,21 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import dataset_steps as pipeline
+    from llmreg.preprocessing import preparation
 
     for dataset in options.datasets:
-        pipeline.extract_fingerprint(dataset, options.num_processes)
+        preparation.fingerprint_dataset(dataset, options.num_processes)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shared_options.create_dataset_parser("Read every case once and write dataset_fingerprint.json.", EXAMPLES)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.dataset_parser("Read every case once and write dataset_fingerprint.json.", EXAMPLES)
-    return shell.run(action, parser, argv)
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 
 EXAMPLES = """\
   llmreg_fetch_llm smollm2-135m --layers 15 16
@@ -17,23 +17,28 @@ EXAMPLES = """\
 
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.networks.language_models.fetching import fetch, named_layers
+    from llmreg.networks.language_models.fetching import fetch, select_layers
 
-    fetch(named_layers(options.source, options.layers), paths.llm_cache_folder(), measure=True)
+    fetch(select_layers(options.source, options.layers), paths.llm_cache_folder())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Put decoder layers of a pretrained language model into the layer cache ($llmreg_home/llm): trained folds then "
-        "predict with the cache alone. From the hub nothing else is read; of a model on disk the layers before are run "
-        "once, to measure the scale of what enters.",
+        "predict with the cache alone. Nothing else of the model is read.",
         EXAMPLES,
     )
     parser.add_argument(
         "source", help="a built-in name (smollm2-135m), a Hugging Face folder, a GGUF file or a hub id (owner/name)"
     )
-    shell.add_layers(parser)
-    return shell.run(action, parser, argv)
+    shared_options.add_layers(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llmreg.commands import shell
+
+if TYPE_CHECKING:
+    from llmreg.evaluation.selection import Selection
 
 EXAMPLES = """\
   llmreg_find_best_configuration 1
@@ -17,25 +21,40 @@ log = logging.getLogger(__name__)
 
 def action(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.data.splits import fold_name
-    from llmreg.evaluation.selection import select, write_selection
+    from llmreg.evaluation.selection import select_best, write_selection
+    from llmreg.model_folder import fold_name
 
     results = paths.find_dataset_folder(options.dataset, paths.results_folder())
     folds = [fold_name(fold) for fold in options.folds] if options.folds else None
-    found = select(results, folds)
-    log.info("%d validation pairs of fold(s) %s:\n\n%s\n", found.num_pairs, ", ".join(found.folds), found.table())
-    log.info("Written to %s. To predict with the best one:", write_selection(results, found))
-    log.info("  %s", found.command(options.dataset))
+    selection = select_best(results, folds)
+    used = ", ".join(selection.folds)
+    log.info("%d validation pairs of fold(s) %s:\n\n%s\n", selection.num_pairs, used, selection.table())
+    path = write_selection(results, selection, predict_command(selection, results.name))
+    log.info("Written to %s. To predict with the best one:", path)
+    log.info("  %s", predict_command(selection, options.dataset))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def predict_command(selection: Selection, dataset: str) -> str:
+    """What to type to predict with the best model; ``dataset`` is an id or whole name."""
+    network = f" --network {selection.best.network}" if selection.has_several_networks else ""
+    plans, configuration = selection.best.plans, selection.best.configuration
+    return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration}{network}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Compare the models trained on a dataset by Dice, HD95 and folding on the validation pairs they share.",
         EXAMPLES,
     )
     parser.add_argument("dataset", help="dataset id or whole name")
     parser.add_argument("-f", "--folds", nargs="+", help="folds to compare (default: those every model was trained on)")
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

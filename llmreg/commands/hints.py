@@ -1,6 +1,7 @@
 """What to type after an error: the library's errors carry data, and the command line knows the options.
 
-:func:`hint` is dispatched on the error's class. A class that has no hint of its own gets that of its base.
+A hint that is the same for every error of a class stands in a table; others are functions that read the error's
+attributes. A class that has no hint of its own gets that of its base.
 """
 
 from __future__ import annotations
@@ -8,32 +9,51 @@ from __future__ import annotations
 from functools import singledispatch
 
 from llmreg import errors
+from llmreg.comparison import benchmark_errors
+
+OUT_OF_MEMORY_HINT = (
+    "Free some, or do with less: in training with -c half, or a narrower network (--set network.width=8 --as narrow); "
+    "in prediction with fewer outputs, or --device cpu."
+)
+_HINTS: dict[type[Exception], str] = {
+    # Files.
+    errors.WouldOverwrite: "Choose another --output, or add --overwrite.",
+    errors.WouldReplaceInput: "Choose another --output.",
+    errors.DatasetExists: "Give another id with -d.",
+    errors.FieldWithoutGeometry: "Type: llmreg_convert_field.",
+    errors.UnclearField: "llmreg_convert_field converts it; its option --from names the format that the file has.",
+    errors.BadDownload: "llmreg_convert_dataset DATASET --help lists its options, such as --protocol and --split.",
+    # Planning.
+    errors.BadPlans: "Plans in a file can be replaced with --overwrite when planning.",
+    errors.BadAssignment: "Write --set key=value, and name the changed plans with --as.",
+    errors.EditedPlans: "Run llmreg_preprocess to keep it, or plan again with --overwrite.",
+    errors.NotEnoughMemory: "Add --memory_gb, or choose a smaller language model with --llm.",
+    errors.OtherPlans: "Name the changed plans with --as.",
+    errors.UnnamedChanges: "Change the plans with --set, and name the changed plans with --as.",
+    # Training.
+    errors.HoldsTraining: "Add --continue to resume it.",
+    errors.TrainingInterrupted: "Resume with --continue.",
+    errors.NothingToTrainOn: "Image similarity: --set loss.similarity=1 --as NAME.",
+    errors.NonFiniteLoss: "A lower learning rate: --set training.learning_rate=1e-4 --as NAME.",
+    errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
+    # Prediction.
+    errors.HoldsPredictions: "Choose another --output, or add --overwrite, or --continue for missing pairs.",
+    errors.OtherPredictions: "Add --overwrite, or choose another --output.",
+    errors.TooFewFolds: "Name several with --folds, or leave out --uncertainty.",
+    # Comparison.
+    benchmark_errors.NothingScored: "Name methods with --methods.",
+    benchmark_errors.NoSharedPairs: "Name methods with --methods.",
+    benchmark_errors.OtherBenchmark: "Choose another folder with --output.",
+    # The computer.
+    errors.DeviceUnavailable: "Add --device cpu.",
+    errors.WorkerEnded: "Give a smaller --num_processes.",
+}
 
 
 @singledispatch
 def hint(error: Exception) -> str:
-    """A sentence that names the options of the command which help; empty where none does."""
-    return ""
-
-
-@hint.register
-def _(error: errors.WouldOverwrite) -> str:
-    return "Choose another --output, or add --overwrite."
-
-
-@hint.register
-def _(error: errors.WouldReplaceInput) -> str:
-    return "Choose another --output."
-
-
-@hint.register
-def _(error: errors.OtherPlans) -> str:
-    return "Name the changed plans with --as."
-
-
-@hint.register
-def _(error: errors.DeviceUnavailable) -> str:
-    return "Add --device cpu."
+    """Name the options of commands that help after an error, in a sentence; empty where none does."""
+    return next((_HINTS[base] for base in type(error).__mro__ if base in _HINTS), "")
 
 
 # The command that makes what is missing, by the step's name.
@@ -56,3 +76,29 @@ def _(error: errors.NotPrepared) -> str:
     if error.plans is not None:
         words.append(f"-p {error.plans}")
     return f"Type: {' '.join(words)}."
+
+
+# Options whose names are not those of the arguments that they set.
+_OPTIONS = {"inputs": "-i, --labels or --points", "outputs": "--save"}
+
+
+@hint.register
+def _(error: errors.BadArgument) -> str:
+    return f"See the option {_OPTIONS.get(error.argument, '--' + error.argument)}."
+
+
+@hint.register
+def _(error: errors.Ambiguous) -> str:
+    return "Choose with -d, -c, -p or --network, or give the folder with -m." if error.kind == "trained model" else ""
+
+
+@hint.register
+def _(error: errors.MissingPackage) -> str:
+    if error.purpose == "this logger":
+        return f"Or train without --log {error.package}."
+    return "All methods: pip install 'llmreg[peers]'." if error.purpose == "that method" else ""
+
+
+@hint.register
+def _(error: errors.MissingLayers) -> str:
+    return f"Type: llmreg_fetch_llm {error.source} --layers {' '.join(map(str, error.layers))}."

@@ -6,9 +6,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 from llmreg.commands import shell
+
+if TYPE_CHECKING:
+    from llmreg.sharing.manifest import NeededLayers
 
 _EXAMPLES = """
   llmreg_install_model model.zip
@@ -17,42 +21,68 @@ _EXAMPLES = """
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Check a zip that llmreg_export_model wrote, from whomever it comes, and install the model in it under its own "
         "name. Nothing in it is run, and nothing is written when anything in it is not as it must be.",
         _EXAMPLES,
     )
-    arguments.add_argument("archive", type=Path, metavar="ZIP", help="the file")
-    arguments.add_argument(
+    parser.add_argument("archive", type=Path, metavar="ZIP", help="the file")
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FOLDER",
         help="install below this folder (default: the results folder, $llmreg_results)",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a model of that name, with all that its folder holds"
     )
-    return shell.run(_install, arguments, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(_install, build_parser(), argv)
 
 
 def _install(options: argparse.Namespace) -> None:
     from llmreg import paths
-    from llmreg.sharing.manifest import missing_layers
-    from llmreg.sharing.model_zip import install_model
+    from llmreg.sharing.installing import install_model
+    from llmreg.sharing.manifest import has_layers
 
-    installed = install_model(options.archive, options.output or paths.results_folder(), options.overwrite)
+    installed = install_model(options.archive, options.output or paths.results_folder(), overwrite=options.overwrite)
     folder, llm = installed.model.folder, installed.manifest.llm
     lines = [f"Installed {installed.manifest.name}, folds {', '.join(installed.model.folds)}. Predict with:"]
     lines += [f"  llmreg_predict -i in/ -o out/ -m {shlex.quote(str(folder))}"]
     if llm is not None:
-        named = (
-            f"Layers {', '.join(map(str, llm.layers))} of the language model {llm.source} (sha256 {llm.sha256[:12]})"
-        )
-        remedy = missing_layers(llm)
-        lines += [f"{named} are here." if remedy is None else f"{named} are not here yet. Get them with:\n  {remedy}"]
+        layers = ", ".join(map(str, llm.layers))
+        state = "are here." if has_layers(llm) else f"are not here yet. Get them with:\n  {explain_how_to_get(llm)}"
+        lines.append(f"Layers {layers} of the language model {llm.source} (sha256 {llm.sha256[:12]}) {state}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def explain_how_to_get(llm: NeededLayers) -> str:
+    """Explain how to get the layers of a language model that a model needs, and that are not on this computer."""
+    from llmreg.networks.language_models.sources import BUILT_IN
+    from llmreg.paths import llm_cache_folder
+
+    copy = (
+        f"copy the folder whose name ends in _{llm.sha256[:12]} from the layer cache of the computer that exported the "
+        f"model into {llm_cache_folder()}"
+    )
+    if llm.weights == "random":
+        return copy
+    layers = f"--layers {' '.join(map(str, llm.layers))}"
+    if PurePosixPath(llm.source).is_absolute() or PureWindowsPath(llm.source).is_absolute():
+        name = PureWindowsPath(llm.source).name
+        return f"llmreg_fetch_llm FOLDER {layers}, where FOLDER is your copy of '{name}'; or {copy}"
+    _, install, hub_id = BUILT_IN.get(llm.source, ("", "", llm.source))
+    if install and llm.revision is None:
+        return install
+    source = hub_id if llm.revision is None else f"{hub_id.partition('@')[0]}@{llm.revision}"
+    return f"llmreg_fetch_llm {shlex.quote(source)} {layers}"
 
 
 if __name__ == "__main__":

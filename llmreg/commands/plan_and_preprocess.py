@@ -5,37 +5,51 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 
 EXAMPLES = """\
   llmreg_plan_and_preprocess -d 1
   llmreg_plan_and_preprocess -d 1 --llm meta-llama/Meta-Llama-3-8B --layers middle
-  llmreg_plan_and_preprocess -d 1 -c half --memory-gb 10 --clean
-  llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity -np 4
+  llmreg_plan_and_preprocess -d 1 -c half --memory_gb 10 --clean
+  llmreg_plan_and_preprocess -d 1 2 --verify_dataset_integrity --num_processes 4
 """
 
 
 def action(options: argparse.Namespace) -> None:
-    from llmreg.preprocessing import dataset_steps as pipeline
+    """Plan and preprocess the datasets, one after the other."""
+    from llmreg.api import plan, preprocess
 
-    # A name that is wrong is found out before the work.
-    wishes = shell.wishes(options)
+    # A language model that does not exist is reported before the work begins.
+    overrides = shared_options.read_overrides(options)
     for dataset in options.datasets:
-        if options.verify_dataset_integrity:
-            pipeline.verify(dataset, options.num_processes)
-        pipeline.extract_fingerprint(dataset, options.num_processes, options.clean)
-        pipeline.plan(dataset, options.num_processes, options.overwrite, wishes, options.memory_gb)
-        pipeline.preprocess(dataset, "default", options.num_processes, options.clean)
+        plan(
+            dataset,
+            overrides,
+            memory_gb=options.memory_gb,
+            overwrite=options.overwrite,
+            verify=options.verify_dataset_integrity,
+            clean=options.clean,
+            processes=options.num_processes,
+        )
+        preprocess(dataset, clean=options.clean, processes=options.num_processes)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.dataset_parser("Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES)
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shared_options.create_dataset_parser(
+        "Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES
+    )
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check every image and label map first")
     parser.add_argument(
         "--clean", action="store_true", help="read and preprocess all cases again, not only those that changed"
     )
-    shell.add_planning(parser)
-    return shell.run(action, parser, argv)
+    shared_options.add_planning(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

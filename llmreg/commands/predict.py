@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmreg.commands import shell
+from llmreg.commands import shared_options, shell
 from llmreg.errors import UserError
 
 EXAMPLES = """\
@@ -21,15 +21,15 @@ EXAMPLES = """\
 # As llmreg.inference.registration has them; a test compares.
 OUTPUTS = ("field", "inverse", "warped", "labels", "seen", "jacobian", "uncertainty", "transform", "prealignment")
 DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
-FORMATS = ("itk", "learn2reg", "nifti-ras", "npz")
 
 
 def action(options: argparse.Namespace) -> None:
     from llmreg.devices import choose_device, local_device
-    from llmreg.inference.predict import Job, predict_folder
-    from llmreg.inference.predictor import Options
+    from llmreg.inference.pipeline import OutputOptions
+    from llmreg.inference.predict_folder import PredictionOptions, predict_folder
+    from llmreg.inference.predictor import RegistrationOptions
 
-    model = shell.chosen_model(options)
+    model = shared_options.choose_model(options)
     if (options.num_parts is None) != (options.part_id is None):
         raise UserError("--num_parts and --part_id go together: of how many parts, and which one, from 0.")
     # Of torchrun, unless they are given.
@@ -37,33 +37,33 @@ def action(options: argparse.Namespace) -> None:
     part = int(os.environ.get("RANK", "0")) if options.part_id is None else options.part_id
     if part >= parts:
         raise UserError(f"--part_id {part} is not one of {parts} parts: they are counted from 0 (--num_parts).")
-    asked = {*options.save}
-    asked |= {"uncertainty"} if options.uncertainty else set()
-    asked |= {"labels"} if options.labels else set()
-    job = Job(
-        outputs=tuple(output for output in OUTPUTS if output in asked),
-        format=options.format,
+    outputs = {*options.save}
+    outputs |= {"uncertainty"} if options.uncertainty else set()
+    outputs |= {"labels"} if options.labels else set()
+    ordered = tuple(output for output in OUTPUTS if output in outputs)
+    prediction = PredictionOptions(
+        registration=RegistrationOptions(options.refine, options.diffeomorphic, "uncertainty" in outputs),
+        output=OutputOptions(ordered, options.format, options.label_interpolation),
         labels=options.labels,
-        label_interpolation=options.label_interpolation,
-        options=Options(options.refine, options.diffeomorphic, "uncertainty" in asked),
         all_pairs=options.all_pairs,
         overwrite=options.overwrite,
-        go_on=options.go_on,
+        resume=options.resume,
         part=part,
         parts=parts,
         launched="RANK" in os.environ and options.part_id is None,
     )
-    predict_folder(options.input, options.output, model, choose_device(local_device(options.device)), job)
+    predict_folder(options.input, options.output, model, choose_device(local_device(options.device)), prediction)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Register pairs: displacement fields in each fixed image's own grid (ITK, mm, LPS) and warped moving images.",
         EXAMPLES,
     )
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder of images, or a pairs.csv")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    shell.add_model(parser.add_argument_group("which model"), "average")
+    shared_options.add_model(parser.add_argument_group("which model"), "average")
     results = parser.add_argument_group("what is written, all of it on the fixed image's grid but for the inverse")
     results.add_argument(
         "--save",
@@ -74,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"any of {', '.join(OUTPUTS)} (default: {' '.join(DEFAULT_OUTPUTS)})",
     )
     results.add_argument(
-        "--format", choices=FORMATS, default="itk", help="of the fields (default: itk, for SimpleITK, ANTs and Slicer)"
+        "--format",
+        type=shared_options.field_format,
+        default="itk",
+        metavar="FORMAT",
+        help="of the fields: itk (default, for SimpleITK, ANTs and Slicer), learn2reg, nifti-ras or npz",
     )
     results.add_argument(
         "--labels",
@@ -102,18 +106,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     beyond.add_argument(
         "--uncertainty",
         action="store_true",
-        help="estimate and write how far the field may be off (mm), from folds or, of one fold, from samples",
+        help="estimate and write how far the field may be off (mm), from the spread over several folds",
     )
     pairs = parser.add_argument_group("which pairs")
     pairs.add_argument("--all_pairs", action="store_true", help="every fixed with every moving image")
     pairs.add_argument("--overwrite", action="store_true", help="replace predictions that the output folder holds")
-    pairs.add_argument("--continue", dest="go_on", action="store_true", help="leave out pairs that are written already")
+    pairs.add_argument(
+        "--continue", dest="resume", action="store_true", help="leave out pairs that are written already"
+    )
     pairs.add_argument(
         "--num_parts", type=shell.positive, metavar="N", help="share the pairs among N processes or computers"
     )
     pairs.add_argument("--part_id", type=shell.whole, metavar="K", help="the part that this one does, from 0")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ def action(options: argparse.Namespace) -> None:
 
     if (options.path is None) == (options.dataset is None):
         raise UserError("Name one folder, or a dataset with -d, whose benchmark is reported.")
-    path = options.path or _benchmark(options.dataset)
-    written = write_report(path, options.output, options.pairs, options.predictions, options.num_processes)
-    sys.stdout.write(f"{written} ({written.stat().st_size / 1e6:.1f} MB): open it in a browser.\n")
+    path = options.path or _find_benchmark(options.dataset)
+    page = write_report(path, options.output, options.pairs, options.predictions, options.num_processes)
+    sys.stdout.write(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser.\n")
 
 
-def _benchmark(dataset: str) -> Path:
+def _find_benchmark(dataset: str) -> Path:
     from llmreg import paths
-    from llmreg.comparison.scored import BENCHMARK_FILE, BENCHMARK_FOLDER
+    from llmreg.comparison.benchmark_record import BENCHMARK_FILE, BENCHMARK_FOLDER
 
     path = paths.find_dataset_folder(dataset, paths.results_folder()) / BENCHMARK_FOLDER
     if not (path / BENCHMARK_FILE).is_file():
@@ -38,8 +38,9 @@ def _benchmark(dataset: str) -> Path:
     return path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser(
         "Write one HTML page, which needs no network, about predictions, a model or a benchmark: numbers, box plots, "
         "training curves, and slices with contours, warped grids and maps of the worst and the best pairs.",
         EXAMPLES,
@@ -54,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--num_processes", type=shell.positive, default=2, help="pairs drawn at the same time (default: 2)"
     )
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    return shell.run(action, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command shares: one clear sentence and exit code 2 for a user's mistake, and a readable log."""
+"""What every command shares: its parser, its log, and one sentence with exit code 2 for a user's mistake."""
 
 from __future__ import annotations
 
@@ -8,124 +8,52 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from llmreg.commands.hints import hint
+from llmreg.commands.hints import OUT_OF_MEMORY_HINT, hint
 from llmreg.errors import Interrupted, UserError
 
-if TYPE_CHECKING:
-    from llmreg.inference.models import Model
-    from llmreg.preprocessing.planning import PlannerOverrides
-
 INTERRUPTED = 130
-# A disk, or what a user may have of it; Windows knows no quota.
+# The disk is full, or the user's share of it is. Windows has no quota.
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Libraries that write to the log what concerns nobody.
+_CHATTY = ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore", "numexpr")
 
 
-def parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser whose ``--help`` ends with examples."""
-    made = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that reads ``--like-this`` as ``--like_this``, as earlier versions spelled some options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(spell_with_underscores(sys.argv[1:] if args is None else args), namespace)
+
+
+def spell_with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Spell the names of long options with underscores; values, and what follows ``--``, stay as they are."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [_spell_option(argument) for argument in arguments[:end]] + list(arguments[end:])
+
+
+def _spell_option(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.removeprefix("--").partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def create_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """Create an argument parser whose ``--help`` ends with examples."""
+    parser = _Parser(
         description=description,
         epilog="examples:\n" + examples.rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--verbose", action="store_true", help="log more than usual")
-    return made
+    parser.add_argument("--verbose", action="store_true", help="log more than usual")
+    return parser
 
 
-def dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for the commands that prepare datasets: ``-d`` and ``--num_processes``."""
-    from llmreg.workers import default_processes
-
-    made = parser(description, examples)
-    made.add_argument("-d", "--datasets", nargs="+", required=True, metavar="D", help="dataset ids or whole names")
-    made.add_argument(
-        "-np",
-        "--num_processes",
-        type=positive,
-        metavar="N",
-        default=default_processes(),
-        help="cases at the same time (default: %(default)s, one a core as far as the memory goes)",
-    )
-    return made
-
-
-def add_planning(made: argparse.ArgumentParser) -> None:
-    """The flags of the commands that plan."""
-    made.add_argument("--overwrite", action="store_true", help="replace plans that were edited")
-    made.add_argument(
-        "-c",
-        "--configuration",
-        choices=("full", "half"),
-        help="what llmreg_train uses without -c (default: the planner's choice)",
-    )
-    made.add_argument(
-        "--spacing",
-        type=positive_number,
-        nargs=3,
-        metavar="MM",
-        help="of the common grid, along left, posterior and superior (default: from the images')",
-    )
-    made.add_argument(
-        "--memory-gb",
-        type=positive_number,
-        metavar="GB",
-        help="memory to plan the training for (default: most of what the GPU, or without one the computer, has)",
-    )
-    add_llm(made)
-
-
-def wishes(options: argparse.Namespace) -> PlannerOverrides:
-    """What the flags of :func:`add_planning` say; a language model's layers are fetched."""
-    from llmreg.preprocessing.dataset_steps import chosen_network
-    from llmreg.preprocessing.planning import PlannerOverrides
-
-    spacing = None if options.spacing is None else tuple(options.spacing)
-    return PlannerOverrides(chosen_network(options.llm, options.layers), options.configuration, spacing)
-
-
-def add_llm(made: argparse.ArgumentParser) -> None:
-    """The flags of the commands that plan: which language model."""
-    made.add_argument(
-        "--llm",
-        metavar="SOURCE",
-        help="language model: a built-in name, a Hugging Face folder, a GGUF file or a hub id",
-    )
-    add_layers(made)
-
-
-def add_layers(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="N",
-        help="its layers, counted from 0, one for each block; or middle, deep (default: 15 16 of smollm2-135m, middle "
-        "of others)",
-    )
-
-
-def add_model(made: argparse._ActionsContainer, purpose: str) -> None:
-    """The flags that choose a trained model and its folds."""
-    from llmreg.networks.config import NETWORKS
-
-    made.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
-    made.add_argument("-c", "--configuration", help="full or half")
-    made.add_argument("-p", "--plans", help="name of the plans")
-    made.add_argument("--network", choices=NETWORKS, help="of which network, where several were trained")
-    made.add_argument("-f", "--folds", nargs="+", help=f"folds to {purpose} (default: all trained)")
-    made.add_argument("-m", "--model", type=Path, help="a model folder, instead of -d, -c, -p and --network")
-
-
-def chosen_model(options: argparse.Namespace) -> Model:
-    """The model that the flags of :func:`add_model` name."""
-    from llmreg.inference.models import find_model, model_in
-
-    if options.model and (options.dataset or options.configuration or options.plans or options.network):
-        raise UserError("-m names the model by itself: leave out -d, -c, -p and --network.")
-    if options.model:
-        return model_in(options.model, options.folds)
-    return find_model(options.dataset, options.configuration, options.plans, options.folds, options.network)
+def accept_old_spelling(parser: argparse._ActionsContainer, spelling: str, **settings: Any) -> None:
+    """Accept an option that an earlier version had, without showing it. ``settings`` name at least ``dest``."""
+    parser.add_argument(spelling, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **settings)
 
 
 def positive(text: str) -> int:
@@ -154,18 +82,21 @@ def positive_number(text: str) -> float:
 
 
 def run(
-    action: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    action: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Parse ``argv``, call ``action`` with the result and turn a :class:`UserError` into a sentence.
+    """Parse ``argv``, call ``action`` with the result and write a :class:`UserError` with its hint as one sentence.
 
-    Returns the exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated after its work was kept.
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated after the work was saved.
     """
-    options = arguments.parse_args(argv)
+    options = parser.parse_args(argv)
     level = logging.DEBUG if options.verbose else logging.INFO
-    # Of the processes that torchrun starts, the first one tells what they do.
-    first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=level if first else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for chatty in ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore", "numexpr"):
+    # Only the first of the processes that torchrun starts reports progress.
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=level if is_first else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         action(options)
@@ -173,28 +104,25 @@ def run(
         sys.stderr.write(" ".join(["error:", str(error), hint(error)]).rstrip() + "\n")
         return 2
     except MemoryError as error:
-        return _out_of(f"memory ({error})" if str(error) else "memory")
+        return _report_shortage(f"memory ({error})" if str(error) else "memory")
     except OSError as error:
         if error.errno not in FULL:
             raise
-        return _out_of(f"space on the disk of {error.filename}" if error.filename else "space on the disk")
+        return _report_shortage(f"space on the disk of {error.filename}" if error.filename else "space on the disk")
     except Interrupted as interruption:
-        sys.stderr.write(f"{interruption}\n")
+        sys.stderr.write(" ".join([str(interruption), hint(interruption)]).rstrip() + "\n")
         return interruption.exit_code
     except RuntimeError as error:
-        # torch's own class for CUDA, without importing torch for every --help.
+        # This is torch's class for CUDA memory; importing torch here would slow every command.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        return _out_of("memory")
+        return _report_shortage("memory")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
     return 0
 
 
-def _out_of(what: str) -> int:
-    sys.stderr.write(
-        f"error: The computer ran out of {what}: free some, or do with less (in training: -c half, or a narrower "
-        "network with --set network.width=8 --as narrow; in prediction: fewer outputs, or --device cpu).\n"
-    )
+def _report_shortage(resource: str) -> int:
+    sys.stderr.write(f"error: The computer ran out of {resource}. {OUT_OF_MEMORY_HINT}\n")
     return 2

@@ -11,8 +11,7 @@ from typing import NoReturn
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.networks.config import NETWORKS
-from llmreg.networks.llm_morph.ablations import ABLATIONS
+from llmreg.networks.registry import NETWORKS, all_ablations
 
 EXAMPLES = """\
   llmreg_train 1 fold0
@@ -21,43 +20,44 @@ EXAMPLES = """\
   llmreg_train 1 fold0 --minutes 60
   llmreg_train 1 fold0 --ablation no-lora
   llmreg_train 1 fold0 --network voxelmorph
-  llmreg_train 1 fold0 -num_gpus 4
+  llmreg_train 1 fold0 --num_gpus 4
   llmreg_train 1 fold0 --pretrained results/Dataset002_Other/llm_morph__default__half/fold_0
   llmreg_train 1 0 --set loss.smoothness=0.3 network.llm.rotary=1d --as smoother
 """
 
 
-def action(options: argparse.Namespace) -> None:
-    from llmreg.evaluation.fold_validation import validate_fold
-    from llmreg.training.experiment import run_fold
-    from llmreg.training.finetuning import checkpoint_in
-    from llmreg.training.run import Run
+def action(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Train the fold that the options name, in several processes where they ask for several GPUs.
+
+    Args:
+        options: the parsed command line.
+        words: the command line itself, which further processes are started with.
+    """
+    from llmreg.api import train
+    from llmreg.training.finetuning import find_checkpoint
+    from llmreg.training.options import TrainingOptions
+    from llmreg.training.plans_choice import PlansChoice
 
     if options.num_gpus is not None and "WORLD_SIZE" not in os.environ:
-        start_processes(options.num_gpus, options.device, options.arguments)
-    run = Run(
+        start_processes(options.num_gpus, options.device, words)
+    training_options = TrainingOptions(
         epochs=options.epochs,
         minutes=options.minutes,
-        go_on=options.go_on,
+        resume=options.resume,
         workers=options.workers,
         compile=options.compile,
         loggers=tuple(options.log),
-        pretrained=None if options.pretrained is None else checkpoint_in(options.pretrained),
+        pretrained=None if options.pretrained is None else find_checkpoint(options.pretrained),
     )
-    done = run_fold(
+    train(
         options.dataset,
         options.fold,
-        run,
+        training_options,
+        PlansChoice(options.plans, options.set, options.name, options.ablation, options.network),
         configuration=options.configuration,
-        plans_name=options.plans,
-        changes=options.set,
-        name=options.name,
-        ablation_name=options.ablation,
-        network=options.network,
-        device_name=options.device,
+        device=options.device,
+        validate=options.validate,
     )
-    if done is not None and options.validate:
-        validate_fold(done.model, done.fold, done.dataset, done.validation_pairs, done.device)
 
 
 def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> NoReturn:
@@ -72,7 +72,7 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
 
     if device != "cpu" and torch.cuda.device_count() < count:
         raise UserError(
-            f"There are {torch.cuda.device_count()} GPUs here, not {count}: give their number with -num_gpus, or add "
+            f"There are {torch.cuda.device_count()} GPUs here, not {count}: give their number with --num_gpus, or add "
             "--device cpu."
         )
     # torchrun would give each process one thread, and 30 seconds to keep its work when it is told to stop.
@@ -82,8 +82,9 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
     os.execv(sys.executable, [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = shell.parser("Train a fold of a dataset that llmreg_plan_and_preprocess has prepared.", EXAMPLES)
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = shell.create_parser("Train a fold of a dataset that llmreg_plan_and_preprocess has prepared.", EXAMPLES)
     parser.add_argument("dataset", help="dataset id or whole name")
     parser.add_argument("fold", help="fold0, fold_0, 0, ... or all")
     parser.add_argument("-c", "--configuration", help="full or half (default: the plans')")
@@ -95,20 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ablation",
         metavar="NAME",
-        help="train without a part of the network: " + "; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()),
+        help="train without a part of the network: "
+        + "; ".join(f"{name}: {summary}" for name, summary in all_ablations().items()),
     )
     parser.add_argument(
         "--network",
-        choices=NETWORKS,
+        choices=NETWORKS.names,
         help="train another network than the plans', with its default settings: "
-        + "; ".join(f"{name}: {what}" for name, what in NETWORKS.items()),
+        + "; ".join(f"{name}: {plugin.summary}" for name, plugin in NETWORKS.parts.items()),
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
     length.add_argument(
         "--minutes", type=shell.positive_number, metavar="M", help="as many epochs as fit into M minutes of steps"
     )
-    parser.add_argument("--continue", dest="go_on", action="store_true", help="go on where a training stopped")
+    parser.add_argument(
+        "--continue", dest="resume", action="store_true", help="resume the training from its latest checkpoint"
+    )
     parser.add_argument(
         "--no_validation",
         dest="validate",
@@ -120,15 +124,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=shell.whole, default=1, metavar="N", help="processes that load and augment (0: none)"
     )
-    parser.add_argument(
-        "-num_gpus", "--num_gpus", type=shell.positive, metavar="N", help="train on several GPUs of this computer"
-    )
+    parser.add_argument("--num_gpus", type=shell.positive, metavar="N", help="train on several GPUs of this computer")
+    shell.accept_old_spelling(parser, "-num_gpus", dest="num_gpus", type=shell.positive)
     parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile, where it works")
     parser.add_argument(
         "--log", nargs="+", default=[], choices=("tensorboard", "wandb"), help="show the progress there too"
     )
-    parser.set_defaults(arguments=sys.argv[1:] if argv is None else argv)
-    return shell.run(action, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the words of the command line, or with ``argv``."""
+    words = sys.argv[1:] if argv is None else argv
+    return shell.run(lambda options: action(options, words), build_parser(), words)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,80 @@
-"""A dataset's pairs for those who register them: a table for this package, and what other programs start from."""
+"""A dataset's pairs as methods need them: a table for learned ones, and files with a start for classical ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import SimpleITK as sitk
 
-from llmreg.comparison.peers import PeerPair
-from llmreg.comparison.study import Study
+from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_plans
 from llmreg.data.dataset import Dataset, Pair
 from llmreg.engine.prealignment import CaseTransform, between
 from llmreg.files import atomic_write
-from llmreg.preprocessing import dataset_steps as pipeline
-from llmreg.preprocessing.preprocess import read_case_record, volumes_folder
+from llmreg.paths import preprocessed_dataset
+from llmreg.predictions import PredictedPair
+from llmreg.preprocessing.preprocessed_volumes import read_case_record, volumes_folder
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> Path:
-    """A table for ``llmreg_predict -i`` of a dataset's pairs, with their label maps and masks."""
+@dataclass(frozen=True, eq=False)
+class ClassicalPair:
+    """Two images, their label maps, and where the registration starts.
+
+    Attributes:
+        name: ``<fixed case>_<moving case>``.
+        cases: names of the fixed and the moving case.
+        fixed: file of the fixed image.
+        moving: file of the moving image.
+        fixed_label: file of its label map, where there is one.
+        moving_label: the same of the moving image.
+        prealignment: linear, fixed points -> moving points; all methods start from it, as networks do.
+    """
+
+    name: str
+    cases: Pair
+    fixed: Path
+    moving: Path
+    fixed_label: Path | None
+    moving_label: Path | None
+    prealignment: sitk.Transform
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
+    """Write a table of a dataset's pairs with their label maps and masks, which a prediction reads."""
     rows = []
     for pair in pairs:
         row: dict[str, Any] = {}
         for role, case in (("fixed", dataset.case(pair.fixed)), ("moving", dataset.case(pair.moving))):
             files = {role: case.image, f"{role}_label": case.label, f"{role}_mask": case.mask}
-            # A relative path would be looked up beside the table; a link's own name is the case's.
+            # Relative paths would be looked up beside the table. Links are not resolved: their names are the cases'.
             row |= {column: path.absolute() for column, path in files.items() if path is not None}
             row[f"{role}_modality"] = case.modality
         rows.append(row)
     with atomic_write(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    return path
 
 
-def peer_pairs(study: Study, pairs: Sequence[Pair], dataset: Dataset) -> list[PeerPair]:
-    """Pairs, each with the pre-alignment that networks start from."""
-    folder = pipeline.preprocessed_dataset(study.dataset)
-    volumes = volumes_folder(folder, pipeline.find_plans(folder, study.plans))
-    found = []
-    for pair in pairs:
+def classical_pairs(settings: BenchmarkSettings, pairs: Sequence[Pair], dataset: Dataset) -> list[ClassicalPair]:
+    """Give each pair its files and the pre-alignment that networks start from."""
+    volumes = volumes_folder(preprocessed_dataset(settings.dataset), load_plans(settings))
+
+    def with_files(pair: Pair) -> ClassicalPair:
         fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
-        start = between(_placed(volumes, fixed.name), _placed(volumes, moving.name))
-        found.append(
-            PeerPair(f"{fixed.name}_{moving.name}", pair, fixed.image, moving.image, fixed.label, moving.label, start)
-        )
-    return found
+        start = between(_case_transform(volumes, fixed.name), _case_transform(volumes, moving.name))
+        name = f"{fixed.name}_{moving.name}"
+        return ClassicalPair(name, pair, fixed.image, moving.image, fixed.label, moving.label, start)
+
+    return [with_files(pair) for pair in pairs]
 
 
-def _placed(volumes: Path, case: str) -> CaseTransform:
+def are_transforms_there(pair: PredictedPair) -> bool:
+    """Whether the field and the pre-alignment that the record of a pair names exist."""
+    paths = [pair.path(output) for output in ("field", "prealignment")]
+    return all(path.is_file() for path in paths if path is not None)
+
+
+def _case_transform(volumes: Path, case: str) -> CaseTransform:
     return CaseTransform.from_dict(read_case_record(volumes, case)["transform"])

@@ -11,13 +11,24 @@ import SimpleITK as sitk
 
 from llmreg.data.dataset import Case
 from llmreg.errors import UserError
+from llmreg.files import image_digest
+from llmreg.geometry.arrays import image_to_array
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import check_values, image_to_array, read_image, times, warn_once
+from llmreg.images.checks import check_values, format_sizes
+from llmreg.images.image_files import read_image, warn_once
+
+Sources = dict[str, str | list[int]]
 
 
 @dataclass(frozen=True, eq=False)
 class CaseImages:
-    """A case's images on one grid; the label map and the mask are None where it has none."""
+    """A case's images, which lie on one grid.
+
+    Attributes:
+        image: the image.
+        label: its label map; None where there is none.
+        mask: its foreground; None where there is none.
+    """
 
     image: sitk.Image
     label: sitk.Image | None
@@ -25,7 +36,7 @@ class CaseImages:
 
 
 def read_case(case: Case, labels: Collection[int]) -> CaseImages:
-    """Read what a case has.
+    """Read the image, the label map and the mask of a case.
 
     Args:
         case: the case to read.
@@ -41,13 +52,13 @@ def read_case(case: Case, labels: Collection[int]) -> CaseImages:
 
 
 def check_case(case: Case, labels: Collection[int]) -> list[str]:
-    """What is wrong with one case, a sentence with its remedy for each problem; arguments as in :func:`read_case`."""
+    """List the problems of a case, a sentence with a remedy for each; arguments as in :func:`read_case`."""
     return _read(case, labels)[1]
 
 
 def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[str]]:
     problems: list[str] = []
-    image = _opened(case.image, problems)
+    image = _open(case.image, problems)
     if image is None:
         return None, problems
     try:
@@ -55,29 +66,29 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[
     except UserError as error:
         problems.append(str(error))
     grid = Grid.from_image(image)
-    found: dict[Path, sitk.Image | None] = {}
+    maps: dict[Path, sitk.Image | None] = {}
     for path in (case.label, case.mask):
         if path is None:
             continue
-        other = found[path] = _opened(path, problems)
+        other = maps[path] = _open(path, problems)
         if other is None:
             continue
         problems += _grid_problems(Grid.from_image(other), grid, path, case.image.name)
         if path == case.label:
             problems += _label_problems(other, case, path, labels)
-    label, mask = (None if path is None else found[path] for path in (case.label, case.mask))
+    label, mask = (None if path is None else maps[path] for path in (case.label, case.mask))
     return CaseImages(image, label, mask), problems
 
 
 def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name: str) -> sitk.Image:
-    """The mask, which belongs to the image. Raises UserError when it lies on another grid."""
+    """Return the mask. Raises UserError when it does not lie on the grid of its image."""
     problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), name, image_name)
     if problems:
         raise UserError(problems[0])
     return mask
 
 
-def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
+def _open(path: Path, problems: list[str]) -> sitk.Image | None:
     if not path.exists():
         problems.append(f"{path} does not exist: add the file or take it out of dataset.json.")
         return None
@@ -88,39 +99,39 @@ def _opened(path: Path, problems: list[str]) -> sitk.Image | None:
         return None
 
 
-def _grid_problems(found: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
-    difference = _difference(found, expected)
+def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
+    difference = _describe_difference(grid, expected)
     if not difference:
         return []
-    index = expected.physical_to_index(found.corners())
-    # A flipped map may share one layer of voxels with its image.
+    index = expected.physical_to_index(grid.corners())
+    # A flipped map may still share a layer of voxels with its image.
     if np.any(index.max(axis=0) < 0.5) or np.any(index.min(axis=0) > np.subtract(expected.size, 1.5)):
-        where, remedy = "lies outside", "list the one that belongs to this image"
+        relation, remedy = "lies outside", "list the one that belongs to this image"
     else:
-        where, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
-    if found.size == expected.size:
+        relation, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
+    if grid.size == expected.size:
         remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
-    return [f"{path} {where} its image {image} ({difference}): {remedy}."]
+    return [f"{path} {relation} its image {image} ({difference}): {remedy}."]
 
 
-def _difference(found: Grid, expected: Grid) -> str:
-    """Empty when the grids agree, else what differs."""
-    if found.same_as(expected):
+def _describe_difference(grid: Grid, expected: Grid) -> str:
+    """Say what differs between two grids; empty when they agree."""
+    if grid.same_as(expected):
         return ""
     for name in ("size", "spacing", "origin", "direction"):
-        mine, theirs = getattr(found, name), getattr(expected, name)
-        if not np.allclose(mine, theirs, rtol=0, atol=1e-4):
-            return f"{name} {times(mine)} instead of {times(theirs)}"
+        value, other = getattr(grid, name), getattr(expected, name)
+        if not np.allclose(value, other, rtol=0, atol=1e-4):
+            return f"{name} {format_sizes(value)} instead of {format_sizes(other)}"
     return "a slightly different position"
 
 
 def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
-    # Runs of one value are looked at once: sorting a whole volume takes ten times as long.
+    # Of each run of one value only the first voxel is sorted, which is ten times as fast.
     voxels = image_to_array(image).ravel()
     values = np.unique(np.append(voxels[1:][voxels[1:] != voxels[:-1]], voxels[0]))
     if not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
-        odd = [f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3]
-        return [f"{path} holds values that are no label ids ({', '.join(odd)}): save whole numbers."]
+        fractions = ", ".join([f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3])
+        return [f"{path} holds values that are no label ids ({fractions}): save whole numbers."]
     present = {int(value) for value in values} - {0}
     problems = []
     if not present and case.annotated_labels is None:
@@ -128,24 +139,35 @@ def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collectio
     negative = sorted(label for label in present if label < 0)
     if negative:
         problems.append(
-            f"{path} holds the negative label {_some(negative)}, as if ids above 127 had been stored in signed 8 bits: "
-            "save it in an unsigned type."
+            f"{path} holds the negative label {_abbreviate(negative)}, as if ids above 127 had been stored in signed 8 "
+            "bits: save it in an unsigned type."
         )
     unknown = sorted(present - set(labels) - set(negative))
     if unknown:
         problems.append(
-            f"{path} holds the label {_some(unknown)}, which 'labels' in dataset.json does not list: "
+            f"{path} holds the label {_abbreviate(unknown)}, which 'labels' in dataset.json does not list: "
             "add it there or correct the label image."
         )
     if case.annotated_labels is not None:
         unannounced = sorted(present & set(labels) - set(case.annotated_labels))
         if unannounced:
             problems.append(
-                f"{path} holds the label {_some(unannounced)}, which is not among its 'annotated_labels' in "
+                f"{path} holds the label {_abbreviate(unannounced)}, which is not among its 'annotated_labels' in "
                 "dataset.json: add it there or clear it from the label image."
             )
     return problems
 
 
-def _some(values: list[int]) -> str:
+def _abbreviate(values: list[int]) -> str:
     return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+
+
+def sources_of(case: Case) -> Sources:
+    """Digests of a case's files by their role: when they change, what was made from the case is outdated.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = {"image": case.image, "label": case.label, "mask": case.mask}
+    digests: Sources = {role: image_digest(path) for role, path in files.items() if path is not None}
+    return digests if case.annotated_labels is None else digests | {"annotated_labels": list(case.annotated_labels)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +20,16 @@ from llmreg.data.dataset_json import (
     RawCase,
     RawDataset,
     RawPair,
-    as_id,
     default_direction,
     description_file,
+    join,
     label_table,
-    listed,
-    validated,
+    parse_id,
+    validate,
 )
 from llmreg.errors import UserError
 from llmreg.files import json_digest, read_json
+from llmreg.images.formats import DEFAULT_ENDING, image_endings, strip_ending
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,26 @@ _PAIRINGS: dict[str, Pairing] = {
     "inter_subject": "inter_subject",
     "explicit": "explicit",
 }
-# Learn2Reg's word for some paired and some unpaired cases: it does not say which pairs to train on.
+# Learn2Reg's word for some paired and some unpaired cases, which does not tell which pairs to train on.
 _UNDECIDED = "hybrid"
-_FILE_NAME = re.compile(r"(?P<name>.+_(?P<subject>\d{4})_(?P<modality>\d{4}))\.nii\.gz")
+_CASE_NAME = re.compile(r".+_(?P<subject>\d{4})_(?P<modality>\d{4})")
 _FOLDER_NAME = re.compile(r"Dataset(?P<id>\d{3})_.+")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image and what belongs to it; ``annotated_labels`` is None when the whole label table was annotated."""
+    """One image and the files that belong to it.
+
+    Attributes:
+        name: the image's file name without its ending.
+        subject: the subject's four digits.
+        modality: the modality's number.
+        image: the image's file.
+        label: its label map.
+        mask: its foreground.
+        keypoints: its landmarks.
+        annotated_labels: ids of the structures that were looked for; None when these are all of the label table.
+    """
 
     name: str
     subject: str
@@ -59,10 +71,14 @@ class Case:
     keypoints: Path | None = None
     annotated_labels: tuple[int, ...] | None = None
 
+    def annotated_structures(self, label_table: Collection[int]) -> set[int]:
+        """The ids of the structures that were looked for, given those of the dataset's label table."""
+        return set(label_table if self.annotated_labels is None else self.annotated_labels)
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Names of the case that stays and of the case that is warped onto it."""
+    """Names of the fixed case and of the moving case, which is warped onto it."""
 
     fixed: str
     moving: str
@@ -70,7 +86,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What ``dataset.json`` says. ``labels`` has no background; ``held_out`` cases must never be trained on."""
+    """The content of ``dataset.json``.
+
+    Attributes:
+        id: the three digits of the folder's name.
+        name: the folder's name.
+        folder: the raw dataset.
+        modalities: their names by number.
+        labels: names of the structures by label id, without background.
+        fixed_modality: the number of the fixed images' modality.
+        moving_modality: that of the moving images.
+        pairing: the rule by which cases form pairs.
+        cases: all cases, by name.
+        explicit_pairs: the pairs to train on, where the pairing is ``explicit``.
+        registration_val: pairs of held-out subjects for validation.
+        registration_test: the same for testing.
+        held_out: names of the cases that must never be trained on.
+    """
 
     id: int
     name: str
@@ -91,14 +123,16 @@ class Dataset:
         return {case.name: case for case in self.cases}
 
     def case(self, name: str) -> Case:
-        """Raises KeyError when the dataset has no such case."""
+        """The case of a name. Raises KeyError when there is none."""
         return self._by_name[name]
 
     def of_modality(self, modality: int) -> tuple[Case, ...]:
+        """The cases of a modality, by name."""
         return tuple(case for case in self.cases if case.modality == modality)
 
     @property
     def subjects(self) -> tuple[str, ...]:
+        """All subjects, sorted."""
         return tuple(sorted({case.subject for case in self.cases}))
 
 
@@ -114,14 +148,14 @@ def load_dataset(folder: Path) -> Dataset:
         raise UserError(f"{folder} is not named like Dataset001_Name: rename the folder.")
     file = description_file(folder)
     content = read_json(file)
-    raw = cast(RawDataset, validated(TypeAdapter(RawDataset), content, file))
+    raw = cast(RawDataset, validate(TypeAdapter(RawDataset), content, file))
     modalities = dict(sorted(raw.modality.items()))
     direction = raw.registration_direction or default_direction(modalities)
     for role, modality in (("fixed", direction.fixed), ("moving", direction.moving)):
         if modality not in modalities:
             raise UserError(
                 f"{file}: 'registration_direction.{role}' is {modality}, but 'modality' only lists "
-                f"{listed(modalities)}: name one of these."
+                f"{join(modalities)}: name one of these."
             )
     reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file))
     reader.add_training(raw.training)
@@ -131,7 +165,7 @@ def load_dataset(folder: Path) -> Dataset:
     validation = reader.pairs(raw.registration_val, "registration_val", direction, may_be_missing=True)
     test = reader.pairs(raw.registration_test, "registration_test", direction, may_be_missing=True)
     cases = tuple(sorted(reader.cases.values(), key=lambda case: case.name))
-    # The other images of a person who is tested would tell of that person too.
+    # All images of a tested subject are held out: the other ones show the same anatomy.
     tested = {reader.cases[name].subject for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
     held_out = frozenset(case.name for case in cases if case.subject in tested)
     if held_out:
@@ -146,7 +180,7 @@ def load_dataset(folder: Path) -> Dataset:
                 f"{file}: modality {modality} ({contrast}) has no cases: list its images under 'training', "
                 "or take it out of 'modality'."
             )
-    pairing = _pairing(raw.pairings, paired, cases, direction, file)
+    pairing = _choose_pairing(raw.pairings, paired, cases, direction, file)
     return Dataset(
         id=int(match["id"]),
         name=folder.name,
@@ -170,9 +204,9 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
 
 
 def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
-    """All pairs that the dataset's pairing makes of these cases.
+    """List all pairs that some cases form under the dataset's pairing.
 
-    The order is fixed: that of ``explicit_pairs``, else by the fixed, then the moving case's name. No case is paired
+    Their order is that of ``explicit_pairs``, or else by the names of the fixed and the moving case. No case is paired
     with itself.
 
     Raises:
@@ -182,12 +216,12 @@ def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
     if dataset.pairing == "explicit":
         names = {case.name for case in cases}
         return [pair for pair in dataset.explicit_pairs if pair.fixed in names and pair.moving in names]
-    belong: dict[str, Callable[[Case, Case], bool]] = {
+    rules: dict[str, Callable[[Case, Case], bool]] = {
         "intra_subject": lambda fixed, moving: fixed.subject == moving.subject,
         "inter_subject": lambda fixed, moving: fixed.subject != moving.subject,
         "unpaired": lambda fixed, moving: True,
     }
-    rule = belong[dataset.pairing]
+    rule = rules[dataset.pairing]
     return [
         Pair(fixed.name, moving.name)
         for fixed in cases
@@ -198,7 +232,9 @@ def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
     ]
 
 
-def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction: Direction, file: Path) -> Pairing:
+def _choose_pairing(
+    raw: object, paired: list[Pair], cases: tuple[Case, ...], direction: Direction, file: Path
+) -> Pairing:
     subject_of = {case.name: case.subject for case in cases}
     modality_of = {case.name: case.modality for case in cases}
     if isinstance(raw, list):
@@ -212,10 +248,10 @@ def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction
         return "intra_subject" if fixed & moving else "unpaired"
     if not isinstance(raw, str) or raw not in _PAIRINGS:
         raise UserError(
-            f"{file}: 'pairings' is {raw!r}: write one of {listed(_PAIRINGS)}, or a list of {{fixed, moving}}."
+            f"{file}: 'pairings' is {raw!r}: write one of {join(_PAIRINGS)}, or a list of {{fixed, moving}}."
         )
     pairing = _PAIRINGS[raw]
-    # Learn2Reg lists its pairs even where they are just those of each subject.
+    # Learn2Reg lists pairs even where they are only those of each subject.
     implied = all(
         subject_of[pair.fixed] == subject_of[pair.moving]
         and (modality_of[pair.fixed], modality_of[pair.moving]) == (direction.fixed, direction.moving)
@@ -236,124 +272,124 @@ def _pairing(raw: object, paired: list[Pair], cases: tuple[Case, ...], direction
 
 
 class _CaseReader:
-    """Collects the cases that the entries of one file name, each once."""
+    """Collects the cases that the entries of ``dataset.json`` name, each of them once."""
 
     def __init__(self, folder: Path, file: Path, modalities: Mapping[int, str], labels: dict[int, str]) -> None:
         self.folder, self.file, self.modalities, self.labels = folder, file, modalities, labels
         self.cases: dict[str, Case] = {}
 
     def add_training(self, training: object) -> None:
-        """``training`` is a list of cases, or such a list for each modality."""
+        """Add the cases of ``training``, which is a list of cases or one such list for each modality."""
         if isinstance(training, dict):
-            tables = validated(TypeAdapter(dict[str, list[RawCase]]), training, self.file, "training")
+            tables = validate(TypeAdapter(dict[str, list[RawCase]]), training, self.file, "training")
             for key, entries in tables.items():
-                if as_id(key) not in self.modalities:
+                if parse_id(key) not in self.modalities:
                     raise UserError(
-                        f"{self.file}: 'training.{key}' is not among the modalities {listed(self.modalities)}: "
+                        f"{self.file}: 'training.{key}' is not among the modalities {join(self.modalities)}: "
                         "add it to 'modality' or correct the key."
                     )
                 for position, entry in enumerate(entries):
                     case = self._add(entry, f"training.{key}.{position}")
-                    if case.modality != as_id(key):
+                    if case.modality != parse_id(key):
                         raise UserError(
                             f"{self.file}: 'training.{key}.{position}.image' is {entry.image}, an image of modality "
                             f"{case.modality}: move it to 'training.{case.modality}'."
                         )
         else:
-            for position, entry in enumerate(validated(TypeAdapter(list[RawCase]), training, self.file, "training")):
+            for position, entry in enumerate(validate(TypeAdapter(list[RawCase]), training, self.file, "training")):
                 self._add(entry, f"training.{position}")
         if not self.cases:
             raise UserError(f"{self.file}: 'training' is empty: list the training images there.")
 
     def pairs(
-        self, entries: list[Any] | None, key: str, direction: Direction, may_be_missing: bool = False
+        self, entries: list[Any] | None, key: str, direction: Direction, *, may_be_missing: bool = False
     ) -> list[Pair]:
-        """Pairs of cases; a case that ``training`` does not list is added."""
-        found = []
+        """Read pairs of cases, and add the cases that ``training`` does not list."""
+        pairs = []
         for position, entry in enumerate(entries or []):
             where = f"{key}.{position}"
             if isinstance(entry, list) and len(entry) == 2:
                 entry = {"fixed": entry[0], "moving": entry[1]}
             elif isinstance(entry, dict) and "fixed" not in entry and str(direction.fixed) in entry:
                 entry = {"fixed": entry[str(direction.fixed)], "moving": entry.get(str(direction.moving))}
-            pair = validated(TypeAdapter(RawPair), entry, self.file, where)
+            pair = validate(TypeAdapter(RawPair), entry, self.file, where)
             paths = {role: self._path_in_pair(getattr(pair, role)) for role in ("fixed", "moving")}
             absent = [path for path in paths.values() if not (self.folder / path).is_file()]
             if may_be_missing and absent:
-                # Organisers keep some of these images to themselves.
+                # Organisers of a challenge keep some of these images secret.
                 log.info("%s: '%s' is left out, because %s does not exist.", self.file, where, absent[0])
                 continue
             fixed, moving = (self._add(RawCase(image=path), f"{where}.{role}") for role, path in paths.items())
             if fixed.name == moving.name:
                 raise UserError(f"{self.file}: '{where}' pairs {fixed.name} with itself: name two different images.")
-            found.append(Pair(fixed.name, moving.name))
-        return found
+            pairs.append(Pair(fixed.name, moving.name))
+        return pairs
 
     def _path_in_pair(self, text: str) -> str:
-        name = text if text.endswith(".nii.gz") else text + ".nii.gz"
+        name = text if text.endswith(image_endings()) else text + DEFAULT_ENDING
         return name if "/" in name else f"imagesTr/{name}"
 
     def _add(self, entry: RawCase, where: str) -> Case:
         image = self.folder / entry.image
-        match = _FILE_NAME.fullmatch(image.name)
-        if match is None:
+        name = strip_ending(image)
+        match = _CASE_NAME.fullmatch(name)
+        if match is None or not image.name.endswith(image_endings()):
             raise UserError(
                 f"{self.file}: '{where}' names {entry.image}, which is not Name_<subject, 4 digits>_<modality, 4 "
-                "digits>.nii.gz: rename the file."
+                f"digits>{DEFAULT_ENDING}: rename the file."
             )
         modality = int(match["modality"])
         if modality not in self.modalities:
             raise UserError(
                 f"{self.file}: '{where}' names {entry.image} of modality {modality}, but 'modality' lists "
-                f"{listed(self.modalities)} only: add it there or rename the file."
+                f"{join(self.modalities)} only: add it there or rename the file."
             )
-        known = self.cases.get(match["name"])
-        if known is not None:
-            if known.image != image:
+        if name in self.cases:
+            if self.cases[name].image != image:
                 raise UserError(
-                    f"{self.file}: {known.image} and {image} have one case name, {known.name}: rename one of them."
+                    f"{self.file}: {self.cases[name].image} and {image} have one case name, {name}: rename one of them."
                 )
-            return known
+            return self.cases[name]
         if not image.is_file():
             raise UserError(f"{self.file}: '{where}' names {image}, which does not exist: add it or drop the entry.")
-        label = self._beside(image, "labels", entry.label)
+        label = self._find_beside(image, "labels", entry.label)
         if label is None and entry.label is not None:
             raise UserError(
                 f"{self.file}: '{where}.label' names {self.folder / entry.label}, which does not exist: add the file "
                 "or drop the key."
             )
         case = Case(
-            name=match["name"],
+            name=name,
             subject=match["subject"],
             modality=modality,
             image=image,
             label=label,
-            mask=self._beside(image, "masks", entry.mask),
-            keypoints=self._beside(image, "keypoints", entry.keypoints, ".csv"),
-            annotated_labels=self._annotated(entry.annotated_labels, where),
+            mask=self._find_beside(image, "masks", entry.mask),
+            keypoints=self._find_beside(image, "keypoints", entry.keypoints, ".csv"),
+            annotated_labels=self._parse_annotated(entry.annotated_labels, where),
         )
-        self.cases[case.name] = case
+        self.cases[name] = case
         return case
 
-    def _beside(self, image: Path, kind: str, named: str | None, suffix: str = ".nii.gz") -> Path | None:
-        """The named file, else e.g. labelsTr/X for imagesTr/X, else None."""
+    def _find_beside(self, image: Path, kind: str, named: str | None, suffix: str | None = None) -> Path | None:
+        """Find the named file, or the one like labelsTr/X for imagesTr/X; None where neither exists."""
         if named is not None and (self.folder / named).is_file():
             return self.folder / named
         if not image.parent.name.startswith("images"):
             return None
         parent = image.parent.with_name(kind + image.parent.name.removeprefix("images"))
-        found = parent / (image.name.removesuffix(".nii.gz") + suffix)
-        return found if found.is_file() else None
+        file = parent / (image.name if suffix is None else strip_ending(image) + suffix)
+        return file if file.is_file() else None
 
-    def _annotated(self, values: list[Any] | None, where: str) -> tuple[int, ...] | None:
+    def _parse_annotated(self, values: list[Any] | None, where: str) -> tuple[int, ...] | None:
         if values is None:
             return None
         ids: dict[Any, Any] = {name: number for number, name in self.labels.items()}
-        numbers: list[Any] = [ids.get(value, as_id(value)) if isinstance(value, str) else value for value in values]
+        numbers: list[Any] = [ids.get(value, parse_id(value)) if isinstance(value, str) else value for value in values]
         for value, number in zip(values, numbers, strict=True):
             if isinstance(number, bool) or not isinstance(number, int) or number not in {0, *self.labels}:
                 raise UserError(
                     f"{self.file}: '{where}.annotated_labels' holds {value!r}, which is not in 'labels' "
-                    f"({listed(self.labels)}): write ids of the label table."
+                    f"({join(self.labels)}): write ids of the label table."
                 )
         return tuple(sorted({number for number in numbers if number}))

@@ -1,4 +1,4 @@
-"""``dataset.json`` as it is written: typed, with one sentence for what is wrong."""
+"""The typed entries of ``dataset.json``, and a sentence for the first one that is wrong."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from llmreg.errors import UserError
 
 
-def as_id(value: object) -> object:
+def parse_id(value: object) -> object:
+    """Turn digits into a number; other values stay, for pydantic to judge."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]+", value) else value
 
 
-Id = Annotated[int, BeforeValidator(as_id), Field(ge=0)]
+Id = Annotated[int, BeforeValidator(parse_id), Field(ge=0)]
 
 
 class _Raw(BaseModel):
-    # Learn2Reg's files hold many more keys than we need.
+    # Learn2Reg's files hold many keys that are not used here.
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class RawCase(_Raw):
+    """An entry of a case: a path, or a path with others."""
+
     image: str
     label: str | None = None
     mask: str | None = None
@@ -33,21 +36,27 @@ class RawCase(_Raw):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_path(cls, value: object) -> object:
+    def _accept_path(cls, value: object) -> object:
         return {"image": value} if isinstance(value, str) else value
 
 
 class RawPair(_Raw):
+    """An entry of a pair: paths of its images."""
+
     fixed: str
     moving: str
 
 
 class Direction(_Raw):
+    """The numbers of the fixed and the moving modality."""
+
     fixed: Id
     moving: Id
 
 
 class RawDataset(_Raw):
+    """The keys of ``dataset.json`` that are read."""
+
     modality: dict[Id, str] = Field(min_length=1)
     training: Any
     labels: dict[str, Any] | None = None
@@ -61,7 +70,18 @@ class RawDataset(_Raw):
 _T = TypeVar("_T")
 
 
-def validated(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | int) -> _T:
+def validate(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | int) -> _T:
+    """Validate a value of a JSON file.
+
+    Args:
+        adapter: the type that is expected.
+        value: what was read.
+        file: the file, for the error.
+        where: the path of the value's key.
+
+    Raises:
+        UserError: names the first key that is wrong.
+    """
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -70,13 +90,14 @@ def validated(adapter: TypeAdapter[_T], value: object, file: Path, *where: str |
         if first["type"] == "missing":
             raise UserError(f"{file}: the key '{path}' is missing: add it (see documentation/raw-data.md).") from None
         expected = "should be an object" if first["type"] == "model_type" else first["msg"].removeprefix("Input ")
-        found = repr(first["input"])
-        found = found if len(found) <= 60 else found[:57] + "..."
+        value_text = repr(first["input"])
+        value_text = value_text if len(value_text) <= 60 else value_text[:57] + "..."
         subject = f"'{path}'" if path else "the file"
-        raise UserError(f"{file}: {subject} {expected} but is {found}: correct the entry.") from None
+        raise UserError(f"{file}: {subject} {expected} but is {value_text}: correct the entry.") from None
 
 
 def description_file(folder: Path) -> Path:
+    """The file ``dataset.json`` or ``*_dataset.json`` of a folder. Raises UserError unless there is exactly one."""
     if not folder.is_dir():
         raise UserError(f"The dataset folder {folder} does not exist.")
     file = folder / "dataset.json"
@@ -87,31 +108,40 @@ def description_file(folder: Path) -> Path:
         return others[0]
     if others:
         raise UserError(
-            f"{folder} holds several descriptions ({listed(p.name for p in others)}): rename one to dataset.json."
+            f"{folder} holds several descriptions ({join(p.name for p in others)}): rename one to dataset.json."
         )
     raise UserError(f"{file} does not exist: write it as documentation/raw-data.md describes.")
 
 
-def listed(values: Iterable[object]) -> str:
+def join(values: Iterable[object]) -> str:
+    """The values with commas between them, for messages."""
     return ", ".join(str(value) for value in values)
 
 
 def default_direction(modalities: Mapping[int, str]) -> Direction:
+    """The direction where the file names none: the first modality is fixed, the second one moving."""
     ids = sorted(modalities)
     return Direction(fixed=ids[0], moving=ids[1] if len(ids) > 1 else ids[0])
 
 
 def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
-    """One table id -> name from id -> name, name -> id, or one such table per modality; without background (0)."""
+    """Read the label table, which may be written as id -> name, name -> id, or one such table per modality.
+
+    Returns:
+        Names by label id, without background (0).
+
+    Raises:
+        UserError: an entry is no label, or an id has two names.
+    """
     raw = raw or {}
     nested = bool(raw) and all(isinstance(value, dict) for value in raw.values())
     tables = {f"labels.{key}": table for key, table in raw.items()} if nested else {"labels": raw}
-    found: dict[int, str] = {}
+    labels: dict[int, str] = {}
     for where, table in tables.items():
         seen: set[int] = set()
         by_id = all(re.fullmatch(r"[0-9]+", key) for key in table)
         for key, value in table.items():
-            number, name = (as_id(key), str(value)) if by_id else (as_id(value), key)
+            number, name = (parse_id(key), str(value)) if by_id else (parse_id(value), key)
             readable = isinstance(value, str | int) and not isinstance(value, bool)
             if not readable or not isinstance(number, int) or number < 0:
                 raise UserError(
@@ -121,9 +151,9 @@ def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
             if number in seen:
                 raise UserError(f"{file}: '{where}' gives the label id {number} twice: use each id once.")
             seen.add(number)
-            if number and found.setdefault(number, name) != name:
+            if number and labels.setdefault(number, name) != name:
                 raise UserError(
-                    f"{file}: label id {number} is '{found[number]}' in one modality and '{name}' in another: "
+                    f"{file}: label id {number} is '{labels[number]}' in one modality and '{name}' in another: "
                     "an id must mean the same structure in every modality."
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(labels.items()))

@@ -1,8 +1,8 @@
-"""A small labelled dataset of made-up people, each seen in an MR-like and a CT-like image.
+"""A small labelled dataset of synthetic subjects, each with an MR-like and a CT-like image.
 
-A person is a common anatomy, organs in a body, seen through the person's own smooth random displacement. Both images
-of a person show the same anatomy, rendered from continuous coordinates onto each scanner's grid: spacing, orientation
-and position on the table differ, so a program that confuses axes cannot register them.
+The anatomy of a subject, organs in a body, is a common one that is deformed by a smooth random displacement. Both
+images of a subject show the same anatomy, rendered from continuous coordinates onto each scanner's grid: spacing,
+orientation and position on the table differ, so a program that confuses axes cannot register them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from llmreg.files import write_json, write_text
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_image
+from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.image_files import write_image
 
 DEMO_ID = 999
 DEMO_NAME = "Demo"
@@ -39,7 +41,7 @@ class _Tissue:
 
 
 _AIR_CT = -1000.0
-# No label: what tells a registration how the body is turned. The torso has no ends; the scanner's field of view has.
+# Tissues without a label, which show a registration how the body is turned. The torso extends beyond any field of view.
 _ENDLESS = 1e6
 _UNLABELLED = (
     _Tissue("fat", (0, 0, 0), (66, 52, _ENDLESS), mr=0.9, ct=-100),
@@ -48,7 +50,7 @@ _UNLABELLED = (
     _Tissue("left lung", (31, 0, 68), (27, 34, 32), mr=0.03, ct=-800),
     _Tissue("spine", (0, 34, 0), (11, 11, _ENDLESS), mr=0.08, ct=300),
 )
-# Label ids are 1, 2, ...; where organs meet, the later one lies on top.
+# Label ids are 1, 2, ...; where organs overlap, the later one counts.
 _ORGANS = (
     _Tissue("liver", (-28, -6, 20), (31, 27, 26), mr=0.55, ct=105),
     _Tissue("stomach", (18, -18, 14), (22, 16, 17), mr=0.1, ct=60),
@@ -61,7 +63,7 @@ _ORGANS = (
 _LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 
-# The random displacement lives on a coarse lattice about the body's centre, mm.
+# The random displacement is defined on a coarse lattice about the body's centre; lengths in mm.
 _LATTICE_STEP, _LATTICE_POINTS = 8.0, 33
 _SMOOTHNESS_MM = 16.0
 _DISPLACEMENT_MM = 5.0
@@ -74,10 +76,10 @@ def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = H
 
     Args:
         folder: where raw datasets lie (``llmreg_raw``).
-        subjects: people to train on: ``imagesTr``, ``labelsTr``.
+        subjects: number of subjects to train on, in ``imagesTr`` and ``labelsTr``.
         seed: the same number gives the same voxels.
-        held_out: people who are only in ``imagesTs`` and ``labelsTs``; ``dataset.json`` does not list them.
-            ``imagesTs/pairs.csv`` pairs the MR of each with the CT of every other one.
+        held_out: number of subjects that are only in ``imagesTs`` and ``labelsTs``; ``dataset.json`` does not list
+            them. ``imagesTs/pairs.csv`` pairs the MR of each with the CT of every other one.
 
     Returns:
         The dataset's folder.
@@ -87,44 +89,50 @@ def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = H
     for number in range(1, subjects + held_out + 1):
         part = "Tr" if number <= subjects else "Ts"
         generator = np.random.default_rng([seed, number])
-        person = random_displacement(generator)
+        displacement = random_displacement(generator)
         for modality in (0, 1):
-            name = f"{DEMO_NAME}_{number:04d}_{modality:04d}.nii.gz"
-            image, labels, grid = render(person, modality, generator)
+            name = f"{DEMO_NAME}_{number:04d}_{modality:04d}{DEFAULT_ENDING}"
+            image, labels, grid = render(displacement, modality, generator)
             write_image(array_to_image(image, grid), dataset / f"images{part}" / name)
             write_image(array_to_image(labels, grid), dataset / f"labels{part}" / name)
             if part == "Tr":
                 training[str(modality)].append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     names = [f"{DEMO_NAME}_{number:04d}" for number in range(subjects + 1, subjects + held_out + 1)]
-    lines = [f"{one}_0000.nii.gz,{other}_0001.nii.gz\n" for one in names for other in names if one != other]
+    pairs = ((fixed, moving) for fixed in names for moving in names if fixed != moving)
+    lines = [f"{fixed}_0000{DEFAULT_ENDING},{moving}_0001{DEFAULT_ENDING}\n" for fixed, moving in pairs]
     write_text(dataset / "imagesTs" / "pairs.csv", "fixed,moving\n" + "".join(lines))
     write_json(dataset / "dataset.json", _description(training))
     return dataset
 
 
 def random_displacement(generator: np.random.Generator) -> Array:
-    """A person: displacement (mm, LPS components) on the lattice, as an array (3, z, y, x)."""
+    """Draw a subject's displacement (mm, LPS components) on the lattice, as an array (3, z, y, x)."""
     noise = generator.standard_normal((3, *[_LATTICE_POINTS] * 3))
     sigma = _SMOOTHNESS_MM / _LATTICE_STEP
     smooth = np.stack([ndimage.gaussian_filter(component, sigma, mode="wrap") for component in noise])
-    # Nothing that a shift of the whole body would undo.
+    # The mean is removed: it would only shift the whole body.
     smooth -= smooth.mean(axis=(1, 2, 3), keepdims=True)
     return smooth * (_DISPLACEMENT_MM / smooth.std())
 
 
 def render(
-    person: Array, modality: int, generator: np.random.Generator
+    displacement: Array, modality: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], Grid]:
-    """One image of a person, in a random pose on the scanner's table.
+    """Render an image of a subject in a random pose on the scanner's table.
+
+    Args:
+        displacement: the subject's, from :func:`random_displacement`.
+        modality: 0 is MR-like, 1 is CT-like.
+        generator: of the pose and the noise.
 
     Returns:
-        The image and its labels (z, y, x) and their grid. Modality 0 is MR-like, 1 is CT-like.
+        The image and its labels (z, y, x), and their grid.
     """
     centre = np.round(generator.uniform(-5, 5, 3), 2)
     grid = _scanner_grid(modality, centre)
     body = _body_coordinates(grid, generator)
-    labels, tissue = _anatomy(body, person)
-    image = _mr_image(tissue, grid, generator) if modality == 0 else _ct_image(tissue, grid, generator)
+    labels, tissue = _render_anatomy(body, displacement)
+    image = _render_mr(tissue, grid, generator) if modality == 0 else _render_ct(tissue, grid, generator)
     return image, labels, grid
 
 
@@ -149,7 +157,7 @@ def _scanner_grid(modality: int, centre: Array) -> Grid:
 
 
 def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
-    """Where each voxel lies in the body's own coordinates (z, y, x, 3), mm: the pose is undone."""
+    """Undo the pose: the coordinates of each voxel in the body, (z, y, x, 3), mm."""
     turns = np.deg2rad(generator.uniform(-_TURN_DEGREES, _TURN_DEGREES, 3))
     rotation = np.eye(3)
     for axis, angle in enumerate(turns):
@@ -162,10 +170,10 @@ def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
     return (grid.physical_points() - shift) @ rotation.T
 
 
-def _anatomy(body: Array, person: Array) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
-    """Labels, and tissues as indices into air, the unlabelled ones, organs; both (z, y, x)."""
+def _render_anatomy(body: Array, displacement: Array) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+    """Labels, and tissues as indices into air, the unlabelled tissues and the organs; both (z, y, x)."""
     lattice = np.moveaxis(body, -1, 0)[::-1] / _LATTICE_STEP + (_LATTICE_POINTS - 1) / 2
-    shifts = [ndimage.map_coordinates(component, lattice, order=1, mode="nearest") for component in person]
+    shifts = [ndimage.map_coordinates(component, lattice, order=1, mode="nearest") for component in displacement]
     common = body + np.stack(shifts, axis=-1)
     tissue = np.zeros(body.shape[:3], np.intp)
     for index, ellipsoid in enumerate((*_UNLABELLED, *_ORGANS), start=1):
@@ -176,8 +184,8 @@ def _anatomy(body: Array, person: Array) -> tuple[NDArray[np.uint8], NDArray[np.
     return np.maximum(tissue - len(_UNLABELLED), 0).astype(np.uint8), tissue
 
 
-def _mr_image(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
-    """A smooth bias field and noise as in magnitude images (Rician); the unit differs from scan to scan."""
+def _render_mr(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
+    """Render tissues with a smooth bias field and Rician noise; the unit differs from scan to scan."""
     brightness = np.array([0.0, *(kind.mr for kind in (*_UNLABELLED, *_ORGANS))])
     clean = ndimage.gaussian_filter(brightness[tissue] + 0.03 * _texture(grid, 6.0, generator), 0.4)
     clean *= np.exp(0.2 * _texture(grid, 50.0, generator))
@@ -186,8 +194,8 @@ def _mr_image(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generat
     return np.round(gain * np.hypot(clean + real, imaginary)).astype(np.int16)
 
 
-def _ct_image(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
-    """Hounsfield units with the grainy noise of reconstruction."""
+def _render_ct(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
+    """Render tissues in Hounsfield units with the grainy noise of reconstruction."""
     attenuation = np.array([_AIR_CT, *(kind.ct for kind in (*_UNLABELLED, *_ORGANS))])
     clean = ndimage.gaussian_filter(attenuation[tissue], 0.5)
     noise = 10 * _texture(grid, 2.0, generator) + 6 * _texture(grid, 6.0, generator)

@@ -1,14 +1,15 @@
-"""Where a case lies, learned from the training labels.
+"""Templates: the mean image of each modality's training cases, by which other cases are placed in the common frame.
 
-Fields of view may lie so far apart that no image similarity between two contrasts finds the place. But the centroids of
-the training cases' structures say how each of these cases lies to the others: a shift and an isotropic scale. The mean
-image of a modality's cases, placed so, is its template; a case, a new one or one of the training, is placed where its
-image correlates best with the template of its own modality, not too far from where bodies lay in training.
+Fields of view may lie so far apart that no image similarity between two contrasts finds how the bodies lie. But the
+centroids of the training cases' structures tell how these cases lie to each other: a shift and an isotropic scale. The
+mean image of a modality's cases, after they are placed this way, is its template. A case, of the training or a new one,
+is placed where its image correlates best with the template of its own modality, not too far from where bodies lay in
+training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,36 +19,47 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from llmreg.engine.prealignment import LARGEST_SCALE, CaseTransform, coarse
-from llmreg.errors import UserError
+from llmreg.engine.prealignment import (
+    PREALIGNMENTS,
+    CaseToPlace,
+    CaseTransform,
+    PreAlignmentMethod,
+    Template,
+    centre_transform,
+)
+from llmreg.engine.rigid_alignment import LARGEST_SCALE, coarse
+from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
-from llmreg.geometry.field import resample_image
+from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array, read_image, write_image
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.image_files import read_image, write_image
 
 TEMPLATE_MM = 8.0
 RECORD_FILE = "templates.json"
-# Bodies are tried in these sizes.
+# Sizes of a body that are tried.
 SCALES = (0.92, 1.0, 1.08)
-# Overlap of image and template, of the smaller of the two.
+# Least overlap of image and template, as a share of the smaller of the two.
 LEAST_OVERLAP = 0.35
-# What correlation a place must gain to lie one more standard deviation (squared) away from where bodies lay; of few
-# cases, the deviation is not taken to be less than this many mm.
+# The correlation that a placement must gain to lie one more standard deviation (squared) away from where bodies lay in
+# training. The deviation is taken to be at least LEAST_SPREAD_MM, since few cases may agree by chance.
 PRIOR_WEIGHT, LEAST_SPREAD_MM = 0.01, 15.0
 _ROUNDS = 20
-# Standard deviation, in coarse voxels, of the surroundings that a voxel is compared with; how little contrast is none.
+# A voxel is compared with its surroundings: the standard deviation of their weights in coarse voxels, and the contrast
+# below which they count as flat.
 _SURROUNDINGS, _FLAT = 4.0, 0.05
 
 Point = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
-    """What a training case tells.
+class PlacementExample:
+    """What a training case tells about where its modality lies.
 
     Attributes:
         modality: its number.
-        image: its :func:`view`.
+        image: its :func:`local_contrast`.
         centre: the middle of its foreground, mm LPS.
         centroids: of its structures, mm LPS, by label.
     """
@@ -59,41 +71,26 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Template:
-    """A modality's mean image in the common frame.
-
-    Attributes:
-        image: float32.
-        seen: (z, y, x), the voxels that lie in some training case.
-        centre: mean of the middles of the cases' foregrounds, mm LPS in the frame.
-        spread: their standard deviation along each axis, mm.
-    """
-
-    image: sitk.Image
-    seen: NDArray[np.bool_]
-    centre: Point
-    spread: Point
-
-
-@dataclass(frozen=True, eq=False)
 class Placement:
     """Case point -> frame point: x -> scale x + shift, mm LPS."""
 
     scale: float
     shift: Point
 
-    def __call__(self, point: Point) -> Point:
+    def apply(self, point: Point) -> Point:
+        """Carry a point of the case into the frame."""
         return self.scale * point + self.shift
 
     def case_transform(self, stage: str, score: float | None = None) -> CaseTransform:
-        """The same as a pull-back, frame point -> case point."""
+        """The inverse as a case transform, frame point -> case point."""
         return CaseTransform(np.eye(3) / self.scale, -self.shift / self.scale, stage, score)
 
 
-def view(image: sitk.Image) -> sitk.Image:
-    """What templates see of a normalised image: coarse, each voxel relative to its surroundings.
+def local_contrast(image: sitk.Image) -> sitk.Image:
+    """A coarse version of a normalised image, in which each voxel is relative to its surroundings.
 
-    Without that, the outline of the body outweighs what lies in it, and a field of view that cuts it misleads.
+    In absolute intensities the outline of the body would outweigh its content, and a field of view that cuts the body
+    would mislead the correlation.
     """
     small = coarse(image, TEMPLATE_MM)
     values = image_to_array(small).astype(np.float64)
@@ -103,10 +100,23 @@ def view(image: sitk.Image) -> sitk.Image:
     return array_to_image(contrast, Grid.from_image(small))
 
 
-def place_case(image: sitk.Image, centre: Point, template: Template) -> CaseTransform:
-    """The transform of a normalised case, found with its modality's template."""
-    placement, correlation = find_place(view(image), centre, template)
-    return placement.case_transform("template", correlation)
+def place_by_template(case: CaseToPlace) -> Iterator[CaseTransform]:
+    """Yield the transform with which the case fits its template; a contrast without a template is centred."""
+    if case.template is None:
+        yield centre_transform(case)
+        return
+    placement, correlation = match_template(local_contrast(case.image), case.centre, case.template)
+    yield placement.case_transform("template", correlation)
+
+
+PREALIGNMENTS.register(
+    "template",
+    PreAlignmentMethod(
+        "a case is placed where it fits the mean image of its modality's training cases best",
+        place_by_template,
+        uses_templates=True,
+    ),
+)
 
 
 def place_by_centroids(centroids: Sequence[Mapping[int, Point]]) -> list[Placement | None]:
@@ -118,168 +128,185 @@ def place_by_centroids(centroids: Sequence[Mapping[int, Point]]) -> list[Placeme
     Returns:
         A placement for each case, None where it shares no structure with the others.
     """
-    # The case with the most structures is the first mean; the others come in as they share some with it.
-    mean = dict(sorted(centroids, key=lambda own: -len(own))[0]) if centroids else {}
+    # The case with the most structures is the first mean; others are fitted once they share a structure with the mean.
+    mean = dict(max(centroids, key=len)) if centroids else {}
     fits: list[Placement | None] = []
     for _ in range(_ROUNDS):
-        fits = [_fit(own, mean) for own in centroids]
+        fits = [_fit_to_mean(points, mean) for points in centroids]
         size = np.exp(np.mean([np.log(fit.scale) for fit in fits if fit is not None] or [0.0]))
         fits = [None if fit is None else Placement(fit.scale / size, fit.shift / size) for fit in fits]
         placed: dict[int, list[Point]] = {}
-        for own, fit in zip(centroids, fits, strict=True):
-            for label, point in own.items() if fit is not None else ():
-                assert fit is not None
-                placed.setdefault(label, []).append(fit(point))
-        mean = {label: np.mean(points, axis=0) for label, points in placed.items()}
+        for points, fit in zip(centroids, fits, strict=True):
+            if fit is not None:
+                for label, point in points.items():
+                    placed.setdefault(label, []).append(fit.apply(point))
+        mean = {label: np.mean(several, axis=0) for label, several in placed.items()}
     return fits
 
 
-def _fit(own: Mapping[int, Point], mean: Mapping[int, Point]) -> Placement | None:
-    shared = sorted(own.keys() & mean.keys())
+def _fit_to_mean(centroids: Mapping[int, Point], mean: Mapping[int, Point]) -> Placement | None:
+    """Fit a case's centroids to those of the mean by least squares; None without a common structure."""
+    shared = sorted(centroids.keys() & mean.keys())
     if not shared:
         return None
-    mine, theirs = (np.array([points[label] for label in shared]) for points in (own, mean))
-    spread, wanted = (float(np.sqrt(((p - p.mean(axis=0)) ** 2).sum())) for p in (mine, theirs))
-    # Of one structure only the place is known.
-    scale = float(np.clip(wanted / spread, 1 / LARGEST_SCALE, LARGEST_SCALE)) if min(spread, wanted) > 0 else 1.0
-    return Placement(scale, theirs.mean(axis=0) - scale * mine.mean(axis=0))
+    source, target = (np.array([points[label] for label in shared]) for points in (centroids, mean))
+    source_size, target_size = (float(np.sqrt(((p - p.mean(axis=0)) ** 2).sum())) for p in (source, target))
+    # A single structure tells the shift but not the scale.
+    scale = 1.0
+    if min(source_size, target_size) > 0:
+        scale = float(np.clip(target_size / source_size, 1 / LARGEST_SCALE, LARGEST_SCALE))
+    return Placement(scale, target.mean(axis=0) - scale * source.mean(axis=0))
 
 
-def place_examples(examples: Sequence[Example], fixed_modality: int, middle: Point) -> list[Placement | None]:
-    """Where training cases lie in the frame, by their centroids; None for all where no fixed case has any.
+def place_examples(examples: Sequence[PlacementExample], fixed_modality: int, middle: Point) -> list[Placement | None]:
+    """Place training cases in the frame by their centroids.
 
     Args:
         examples: training cases.
         fixed_modality: its cases lie on average in the middle of the frame.
         middle: of the frame, mm LPS.
+
+    Returns:
+        A placement for each case; None where it shares no structure with the others, and for all cases where no case
+        of the fixed modality has a placement.
     """
     fits = place_by_centroids([example.centroids for example in examples])
-    known = [(example, fit) for example, fit in zip(examples, fits, strict=True) if fit is not None]
-    centres = [fit(example.centre) for example, fit in known if example.modality == fixed_modality]
+    centres = [
+        fit.apply(example.centre)
+        for example, fit in zip(examples, fits, strict=True)
+        if fit is not None and example.modality == fixed_modality
+    ]
     if not centres:
         return [None] * len(examples)
     move = middle - np.mean(centres, axis=0)
     return [None if fit is None else Placement(fit.scale, fit.shift + move) for fit in fits]
 
 
-def in_one_frame(own: Sequence[Placement | None], common: Sequence[Placement | None]) -> list[Placement | None]:
-    """The placements of some cases, moved and scaled as a whole to agree with other placements of the same cases.
+def align_placements(
+    placements: Sequence[Placement | None], common: Sequence[Placement | None]
+) -> list[Placement | None]:
+    """Move and scale placements as a whole so that they agree with other placements of the same cases.
 
     Templates that were learned from different cases then share one frame, so that cases placed by different ones can
     be registered to each other.
     """
-    both = [(a, b) for a, b in zip(own, common, strict=True) if a is not None and b is not None]
+    both = [(a, b) for a, b in zip(placements, common, strict=True) if a is not None and b is not None]
     if not both:
-        return list(own)
+        return list(placements)
     scale = float(np.exp(np.mean([np.log(b.scale / a.scale) for a, b in both])))
     shift = np.mean([b.shift - scale * a.shift for a, b in both], axis=0)
-    return [None if a is None else Placement(scale * a.scale, scale * a.shift + shift) for a in own]
+    return [None if a is None else Placement(scale * a.scale, scale * a.shift + shift) for a in placements]
 
 
-def learn_templates(examples: Sequence[Example], places: Sequence[Placement | None]) -> dict[int, Template]:
-    """The templates of the modalities that have examples with a place.
+def learn_templates(
+    examples: Sequence[PlacementExample], placements: Sequence[Placement | None]
+) -> dict[int, Template]:
+    """Average the placed examples of each modality.
 
     Args:
         examples: training cases.
-        places: where they lie in the frame.
+        placements: where they lie in the frame; an example without one is not used.
+
+    Returns:
+        Templates by modality, of those that have an example with a placement.
     """
-    known = [(example, fit) for example, fit in zip(examples, places, strict=True) if fit is not None]
-    templates = {}
-    for modality in sorted({example.modality for example, _ in known}):
-        templates[modality] = _mean([(example, fit) for example, fit in known if example.modality == modality])
-    return templates
+    placed = [(example, fit) for example, fit in zip(examples, placements, strict=True) if fit is not None]
+    return {
+        modality: _average([(example, fit) for example, fit in placed if example.modality == modality])
+        for modality in sorted({example.modality for example, _ in placed})
+    }
 
 
-def _mean(placed: Sequence[tuple[Example, Placement]]) -> Template:
-    corners = [fit(corner) for example, fit in placed for corner in Grid.from_image(example.image).corners()]
+def _average(placed: Sequence[tuple[PlacementExample, Placement]]) -> Template:
+    corners = [fit.apply(corner) for example, fit in placed for corner in Grid.from_image(example.image).corners()]
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
-    grid = Grid.axis_aligned(np.ceil((high - low) / TEMPLATE_MM) + 1, (TEMPLATE_MM,) * 3, (low + high) / 2)
+    grid = Grid.from_centre(np.ceil((high - low) / TEMPLATE_MM) + 1, (TEMPLATE_MM,) * 3, (low + high) / 2)
     total, weight = np.zeros(grid.shape), np.zeros(grid.shape)
     for example, fit in placed:
         transform = fit.case_transform("template").to_sitk()
-        share = image_to_array(resample_image(_ones(Grid.from_image(example.image)), grid, transform))
+        share = image_to_array(resample_image(_volume_of_ones(Grid.from_image(example.image)), grid, transform))
         total += share * image_to_array(resample_image(example.image, grid, transform))
         weight += share
     mean = (total / np.maximum(weight, 1e-6)).astype(np.float32)
-    centres = np.array([fit(example.centre) for example, fit in placed])
+    centres = np.array([fit.apply(example.centre) for example, fit in placed])
     return Template(array_to_image(mean, grid), weight > 0.5, centres.mean(axis=0), centres.std(axis=0))
 
 
-def find_place(image: sitk.Image, centre: Point, template: Template) -> tuple[Placement, float]:
-    """Where an image fits its modality's template best.
+def match_template(image: sitk.Image, centre: Point, template: Template) -> tuple[Placement, float]:
+    """Find the placement with which an image fits its modality's template best.
 
-    The measure is the normalised cross-correlation of image and template where they overlap, at every shift by a
-    template's voxel and some scales (Padfield, Masked object registration in the Fourier domain, 2012), less a penalty
-    for lying far from where bodies lay in training.
+    The measure is the normalised cross-correlation of image and template where they overlap, for every shift by whole
+    voxels of the template and some scales (Padfield, Masked object registration in the Fourier domain, 2012), less a
+    penalty for lying far from where bodies lay in training.
 
     Args:
-        image: a case's :func:`view`.
+        image: a case's :func:`local_contrast`.
         centre: the middle of its foreground, mm LPS.
         template: of its modality.
 
     Returns:
-        The place, and the correlation there.
+        The placement and its correlation.
     """
     grid, frame = Grid.from_image(image), Grid.from_image(template.image)
     spread = np.maximum(template.spread, LEAST_SPREAD_MM)
     best: tuple[float, float, Placement] | None = None
     for scale in SCALES:
-        # A voxel of this grid is a template's voxel once the case is scaled.
+        # A voxel of this grid becomes as large as a voxel of the template when the case is scaled.
         size = [max(2, round(n * s * scale / TEMPLATE_MM)) for n, s in zip(grid.size, grid.spacing, strict=True)]
-        own = Grid.axis_aligned(size, (TEMPLATE_MM / scale,) * 3, grid.centre)
-        correlation = _correlation(template, resample_image(image, own))
-        # Entry k has the image's first voxel on the template's voxel k - (size - 1).
+        scaled = Grid.from_centre(size, (TEMPLATE_MM / scale,) * 3, grid.centre)
+        correlation = _correlate(template, resample_image(image, scaled))
+        # In entry k, the image's first voxel lies on the template's voxel k - (size - 1).
         first = np.stack(np.meshgrid(*map(np.arange, correlation.shape), indexing="ij")[::-1], axis=-1) - size + 1
-        shifts = frame.index_to_physical(first) - scale * np.asarray(own.origin)
-        away = (shifts + scale * centre - template.centre) / spread
-        value = correlation - PRIOR_WEIGHT * (away**2).sum(axis=-1)
-        at = np.unravel_index(int(value.argmax()), value.shape)
-        if best is None or value[at] > best[0]:
-            best = float(value[at]), float(correlation[at]), Placement(scale, shifts[at])
+        shifts = frame.index_to_physical(first) - scale * np.asarray(scaled.origin)
+        deviation = (shifts + scale * centre - template.centre) / spread
+        value = correlation - PRIOR_WEIGHT * (deviation**2).sum(axis=-1)
+        index = np.unravel_index(int(value.argmax()), value.shape)
+        if best is None or value[index] > best[0]:
+            best = float(value[index]), float(correlation[index]), Placement(scale, shifts[index])
     assert best is not None
     return best[2], best[1]
 
 
-def _correlation(template: Template, image: sitk.Image) -> NDArray[np.float64]:
-    """At all shifts; -1 where image and template overlap too little, or the image is constant there."""
+def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
+    """Correlate at all shifts (z, y, x); -1 where image and template overlap too little or the image is constant."""
     seen = np.ascontiguousarray(template.seen, dtype=np.float32)
     fixed, moving = image_to_array(template.image), image_to_array(image)
     least = round(LEAST_OVERLAP * min(int(template.seen.sum()), moving.size))
     plain = [sitk.GetImageFromArray(array) for array in (fixed, moving, seen, np.ones_like(moving))]
     correlate = sitk.MaskedFFTNormalizedCorrelationImageFilter()
     correlate.SetRequiredNumberOfOverlappingPixels(least)
-    # The same result every time, see the pre-alignment by mutual information.
+    # A single thread gives the same result every time, see the pre-alignment by mutual information.
     correlate.SetNumberOfThreads(1)
-    found = correlate.Execute(*plain)
+    values = image_to_array(correlate.Execute(*plain)).astype(np.float64)
     # The filter leaves zeros where the overlap is too small.
-    values = image_to_array(found).astype(np.float64)
     return np.where(values == 0, -1.0, values)
 
 
-def _ones(grid: Grid) -> sitk.Image:
+def _volume_of_ones(grid: Grid) -> sitk.Image:
     return array_to_image(np.ones(grid.shape, np.float32), grid)
 
 
 def write_templates(folder: Path, templates: Mapping[int, Template]) -> None:
-    """One image a modality, and one of what it has seen, with ``templates.json`` written last."""
+    """Write an image and a mask of its field of view for each modality, and ``templates.json`` last."""
     record: dict[str, Any] = {}
     for modality, template in templates.items():
-        write_image(template.image, folder / f"template_{modality:04d}.nii.gz")
+        write_image(template.image, folder / f"template_{modality:04d}{DEFAULT_ENDING}")
         grid = Grid.from_image(template.image)
-        write_image(array_to_image(template.seen.astype(np.uint8), grid), folder / f"seen_{modality:04d}.nii.gz")
+        seen = array_to_image(template.seen.astype(np.uint8), grid)
+        write_image(seen, folder / f"seen_{modality:04d}{DEFAULT_ENDING}")
         record[str(modality)] = {"centre": template.centre.tolist(), "spread": template.spread.tolist()}
     write_json(folder / RECORD_FILE, record)
 
 
 def read_templates(folder: Path) -> dict[int, Template]:
-    """Raises UserError when they are not there or damaged."""
+    """Read the templates of all modalities. Raises UserError when they are missing or damaged."""
     record = read_json(folder / RECORD_FILE)
     templates = {}
     try:
         for modality, row in record.items():
-            image = sitk.Cast(read_image(folder / f"template_{int(modality):04d}.nii.gz"), sitk.sitkFloat32)
-            seen = image_to_array(read_image(folder / f"seen_{int(modality):04d}.nii.gz")) > 0
+            image = sitk.Cast(read_image(folder / f"template_{int(modality):04d}{DEFAULT_ENDING}"), sitk.sitkFloat32)
+            seen = image_to_array(read_image(folder / f"seen_{int(modality):04d}{DEFAULT_ENDING}")) > 0
             templates[int(modality)] = Template(image, seen, np.array(row["centre"]), np.array(row["spread"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / RECORD_FILE} is damaged ({error}): run llmreg_preprocess again.") from error
+        raise UnreadableFile(folder / RECORD_FILE, f"is damaged ({error})", "preprocess the dataset again") from error
     return templates

@@ -11,20 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmreg.errors import UserError
+from llmreg.errors import BadImage, UserError
 from llmreg.evaluation import learn2reg
-from llmreg.evaluation.inputs import PairFiles, find_pairs
+from llmreg.evaluation.inputs import PairFiles, find_inputs
 from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
-from llmreg.evaluation.pair_scores import STAGED_METRICS, Row, evaluate_pair, unlabelled
-from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, table_of, write_results
-from llmreg.files import check_writable, file_digest, read_json, write_text
-from llmreg.geometry.formats import read_as
+from llmreg.evaluation.pair_scores import STAGED_METRICS, Row, evaluate_pair, score_unlabelled
+from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, make_table, write_results
+from llmreg.files import check_writable, read_json, write_text
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import read_image, read_transform
 from llmreg.geometry.labels import LabelInterpolation
-from llmreg.geometry.points import Convention
-from llmreg.inference.pair_inputs import PREDICT_FILE
-from llmreg.workers import in_parallel
+from llmreg.images.fields import read_field
+from llmreg.images.image_files import read_image
+from llmreg.images.landmarks import Convention
+from llmreg.images.transforms import read_transform
+from llmreg.predictions import PREDICT_FILE, predictions_digest
+from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -54,81 +55,80 @@ def evaluate_folder(
         convention: of the coordinates of landmarks in tables; a dataset's own are in voxels.
 
     Returns:
-        What :func:`llmreg.evaluation.summary.summarise` returns, and how the scores were found.
+        The summary of :func:`llmreg.evaluation.summary.summarise`, with how labels were warped, which pairs failed, and
+        the memory of the prediction.
 
     Raises:
         UserError: for missing or unreadable files, grids that do not agree, or nothing to score.
     """
-    found = find_pairs(predictions, labels, keypoints)
+    inputs = find_inputs(predictions, labels, keypoints)
     output = output or predictions
     check_writable(output)
-    threads = max(1, num_processes // len(found.pairs))
-    score = partial(_score, interpolation=label_interpolation, convention=convention, threads=threads)
+    threads = max(1, num_processes // len(inputs.pairs))
+    score = partial(_score_pair, interpolation=label_interpolation, convention=convention, threads=threads)
+    results = map_in_processes(score, inputs.pairs, num_processes, "Evaluate", "pair")
     rows: list[Row] = []
-    errors: dict[str, list[float]] = {}
-    for pair, (scored, of_points) in zip(
-        found.pairs, in_parallel(score, found.pairs, num_processes, "Evaluate", "pair"), strict=True
-    ):
-        if not scored:
+    landmark_errors: dict[str, list[float]] = {}
+    for pair, (pair_rows, pair_errors) in zip(inputs.pairs, results, strict=True):
+        if not pair_rows:
             log.warning("%s: left out, without landmarks or a label that was annotated in both images.", pair.pair_id)
-        rows += scored
-        if of_points is not None:
-            errors[pair.pair_id] = of_points
+        rows += pair_rows
+        if pair_errors is not None:
+            landmark_errors[pair.pair_id] = pair_errors
     if not rows:
         raise UserError(f"{predictions}: no pair has a label to score, or landmarks: check both, and the label table.")
     if any(metric.startswith("prealigned_") for row in rows for metric in row):
-        # A pair without pre-alignment started where it lay; otherwise the columns would speak of different pairs.
-        rows = [_started(row) | row for row in rows]
-    write_text(
-        output / LEARN2REG_FILE, json.dumps(learn2reg.results(table_of(rows), found.name, errors), indent=4) + "\n"
-    )
-    about = {
+        # The mean after pre-alignment is over all pairs, so that it compares with the other means: a pair that has no
+        # pre-alignment counts as it lay.
+        rows = [_copy_initial_scores(row) | row for row in rows]
+    challenge_results = learn2reg.make_results(make_table(rows), inputs.name, landmark_errors)
+    write_text(output / LEARN2REG_FILE, json.dumps(challenge_results, indent=4) + "\n")
+    details = {
         "label_interpolation": label_interpolation,
-        "failed": list(found.failed),
-        "predictions_sha256": found.sha256,
-        **found.peak_memory,
+        "failed": list(inputs.failed),
+        "predictions_sha256": inputs.sha256,
+        **inputs.peak_memory,
     }
-    return write_results(rows, output, about)
+    return write_results(rows, output, details)
 
 
 def is_scored(predictions: Path) -> bool:
-    """Whether there are scores in a predictions folder, of the predictions as they are now."""
-    table, summary, made = (predictions / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE))
-    if not all(file.is_file() for file in (table, summary, made)):
+    """Whether a predictions folder holds scores, and its predictions have not changed since."""
+    files = [predictions / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE)]
+    if not all(file.is_file() for file in files):
         return False
-    return bool(read_json(summary).get("predictions_sha256") == file_digest(made))
+    return bool(read_json(predictions / SUMMARY_FILE).get("predictions_sha256") == predictions_digest(predictions))
 
 
-def _score(
+def _score_pair(
     pair: PairFiles, interpolation: LabelInterpolation, convention: Convention, threads: int
 ) -> tuple[list[Row], list[float] | None]:
     """The pair's rows, and Learn2Reg's error of each landmark."""
     fixed, moving = (read_image(path) for path in pair.frames)
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
-    field = read_as(pair.field, pair.format, fixed_grid, moving_grid)
+    field = read_field(pair.field, pair.format, fixed_grid, moving_grid)
     if not fixed_grid.same_as(field.grid):
-        raise UserError(
-            f"{pair.field} is not on the grid of {pair.frames[0]}: give the label map on the fixed image's grid."
-        )
+        problem = f"does not lie on the grid of the field {pair.field}"
+        raise BadImage(pair.frames[0], problem, "give the label map on the fixed image's grid")
     initial = None if pair.prealignment is None else read_transform(pair.prealignment)
-    of_pair: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
-    of_points = None
+    pair_figures: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
+    landmark_errors = None
     if pair.keypoints is not None:
-        known = read_keypoints(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
-        errors = keypoint_errors(known, field, moving_grid, initial)
-        of_pair |= {metric: float(values.mean()) for metric, values in errors.items()}
-        of_points = errors["tre_l2r"].tolist()
-    named = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
+        keypoints = read_keypoints(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
+        errors = keypoint_errors(keypoints, field, moving_grid, initial)
+        pair_figures |= {metric: float(values.mean()) for metric, values in errors.items()}
+        landmark_errors = errors["tre_l2r"].tolist()
     rows = []
     if pair.labelled:
         rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
-    if not rows and of_points is not None:
-        rows = [unlabelled(field)]
-    return [named | row | of_pair for row in rows], of_points
+    if not rows and landmark_errors is not None:
+        rows = [score_unlabelled(field)]
+    names = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
+    return [names | row | pair_figures for row in rows], landmark_errors
 
 
-def _started(row: Row) -> Row:
-    """The scores after pre-alignment of a pair without one."""
+def _copy_initial_scores(row: Row) -> Row:
+    """The scores after pre-alignment of a pair without one: those before it."""
     return {
         f"prealigned_{metric}": row[f"initial_{metric}"]
         for metric in (*STAGED_METRICS, "tre_mm")

@@ -1,8 +1,8 @@
-"""What Learn2Reg's evaluation computes in its own way, and its results file.
+"""Figures that Learn2Reg's evaluation computes in its own way, and its results file.
 
-After the challenge's ``evaluation/evaluation.py`` and ``utils.py``, version 2.0 (https://github.com/MDL-UzL/L2R). It
-counts in voxels, of images that share a grid; where they do not, steps lead from the fixed image's voxels to the moving
-image's, as in the fields that are written for it.
+Source: the challenge's ``evaluation/evaluation.py`` and ``utils.py``, version 2.0 (https://github.com/MDL-UzL/L2R). It
+counts in voxels, of images that share a grid; where they do not, displacements lead from the fixed image's voxels to
+the moving image's, as in the fields that are written for it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from scipy.ndimage import map_coordinates
 
 from llmreg.evaluation.metrics import Array
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.formats import to_learn2reg
 from llmreg.geometry.grid import Grid
+from llmreg.geometry.learn2reg import to_learn2reg
 
 VERSION = "2.0"
 _CASE = re.compile(r".*_(\d{4}_\d{4})")
 # Columns of metrics.csv.
-_OF_LABELS = {"dice": "dice_l2r", "hd95": "hd95_l2r"}
-_OF_FIELD = "sdlogj_learn2reg"
+_LABEL_COLUMNS = {"dice": "dice_l2r", "hd95": "hd95_l2r"}
+_FIELD_COLUMN = "sdlogj_learn2reg"
 # "30" is their 0.7 quantile over cases; of the others the 0.3 quantile, although less is better in HD95 too.
 _UPPER_QUANTILE = ("sdlogj", "tre")
 
 
 def warp_labels(moving: Array, field: DisplacementField, moving_grid: Grid) -> Array:
-    """A label map as SciPy's order 0 looks it up: 0 already beyond the centres of the outermost voxels.
+    """Warp a label map with SciPy's order 0, which is 0 beyond the centres of the outermost voxels.
 
-    ITK goes on to their edges, so label maps differ from ours where they touch the end of the image.
+    ITK is 0 beyond their edges, so that the two differ where labels touch the border of the image.
 
     Args:
         moving: (z, y, x) the moving label map.
@@ -62,7 +62,7 @@ def point_errors(
         field: on the fixed image's grid; beyond the centres of its outermost voxels nothing moves.
         moving_grid: of the moving image.
     """
-    # What was a whole number in the file is one again, and not just outside the image.
+    # Rounded, so that an index that was whole in the file does not end up just outside the image.
     fixed = field.grid.physical_to_index(fixed_points).round(9)
     moving = moving_grid.physical_to_index(moving_points)
     steps = to_learn2reg(field, moving_grid)
@@ -70,8 +70,8 @@ def point_errors(
     return np.asarray(np.linalg.norm((fixed + moved - moving) * moving_grid.spacing, axis=1))
 
 
-def results(table: pd.DataFrame, name: str, point_errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The content of the challenge's results file.
+def make_results(table: pd.DataFrame, name: str, point_errors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Make the content of the challenge's results file.
 
     A case's Dice and HD95 are the mean over the labels that both of its label maps have; aggregates are over cases
     (standard deviation with n). HD95 is infinite where warping lost a label. ``num_foldings`` is left out: it counts
@@ -89,15 +89,15 @@ def results(table: pd.DataFrame, name: str, point_errors: Mapping[str, Sequence[
     labels = table["label"].dropna().drop_duplicates()
     pairs = dict(tuple(table.groupby("pair_id", sort=False)))
     cases = {}
-    for key, (pair_id, rows) in zip(_keys(pairs), pairs.items(), strict=True):
+    for key, (pair_id, rows) in zip(_name_cases(pairs), pairs.items(), strict=True):
         case: dict[str, Any] = {}
         if rows["label"].notna().any():
             by_label = rows.set_index("label").reindex(labels)
-            case = {metric: _score(by_label[column].tolist()) for metric, column in _OF_LABELS.items()}
-        of_field = float(rows[_OF_FIELD].iloc[0])
-        case["sdlogj"] = {"mean": of_field, "detailed": of_field}
+            case = {metric: _summarise_case(by_label[column].tolist()) for metric, column in _LABEL_COLUMNS.items()}
+        sdlogj = float(rows[_FIELD_COLUMN].iloc[0])
+        case["sdlogj"] = {"mean": sdlogj, "detailed": sdlogj}
         if pair_id in point_errors:
-            case["tre"] = _score(list(point_errors[pair_id]))
+            case["tre"] = _summarise_case(list(point_errors[pair_id]))
         cases[key] = case
     metrics = dict.fromkeys(metric for case in cases.values() for metric in case)
     return {
@@ -111,9 +111,9 @@ def results(table: pd.DataFrame, name: str, point_errors: Mapping[str, Sequence[
     }
 
 
-def _score(detailed: list[float]) -> dict[str, Any]:
-    counted = [value for value in detailed if not np.isnan(value)]
-    return {"mean": float(np.mean(counted)) if counted else float("nan"), "detailed": detailed}
+def _summarise_case(detailed: list[float]) -> dict[str, Any]:
+    values = [value for value in detailed if not np.isnan(value)]
+    return {"mean": float(np.mean(values)) if values else float("nan"), "detailed": detailed}
 
 
 def _aggregate(means: Sequence[float], metric: str) -> dict[str, float]:
@@ -125,11 +125,11 @@ def _aggregate(means: Sequence[float], metric: str) -> dict[str, float]:
         }
 
 
-def _keys(pairs: Mapping[Any, pd.DataFrame]) -> list[str]:
+def _name_cases(pairs: Mapping[Any, pd.DataFrame]) -> list[str]:
     """``0006_0000<--0006_0001`` as in the challenge, or whole names where these numbers do not tell pairs apart."""
     names = [(str(rows["fixed"].iloc[0]), str(rows["moving"].iloc[0])) for rows in pairs.values()]
-    found = [tuple(_CASE.fullmatch(name) for name in both) for both in names]
-    short = [f"{fixed[1]}<--{moving[1]}" for fixed, moving in found if fixed and moving]
+    matches = [(_CASE.fullmatch(fixed), _CASE.fullmatch(moving)) for fixed, moving in names]
+    short = [f"{fixed[1]}<--{moving[1]}" for fixed, moving in matches if fixed and moving]
     if len(set(short)) == len(names):
         return short
     return [f"{fixed}<--{moving}" for fixed, moving in names]

@@ -21,9 +21,9 @@ def dice_per_label(
     """Dice coefficient 2 |A and B| / (|A| + |B|) of each label.
 
     A label that is absent from ``fixed`` is not counted: NaN, whether or not ``moving`` has it. One that ``fixed`` has
-    and ``moving`` lacks counts as 0. Learn2Reg moreover leaves out labels that the moving image never had; give
-    ``unwarped`` for that rule, so that a structure outside the moving image's field of view is not held against the
-    registration, while one that the field pushed out of sight is.
+    and ``moving`` lacks counts as 0. Learn2Reg also leaves out labels that the moving image lacked before warping; give
+    ``unwarped`` for that rule. Then a structure outside the moving image's field of view does not count against the
+    registration, and one that the field pushed out of view does.
 
     Args:
         moving: (z, y, x) the (warped) moving label map on the fixed grid.
@@ -34,14 +34,14 @@ def dice_per_label(
     Raises:
         ValueError: when the shapes differ or an id is not positive.
     """
-    ids = checked_ids(moving, fixed, labels)
+    ids = check_ids(moving, fixed, labels)
     if not ids:
         return {}
-    in_moving, in_fixed = (sizes_of(array, ids) for array in (moving, fixed))
-    in_both = sizes_of(moving[moving == fixed], ids)
-    ever = in_fixed if unwarped is None else sizes_of(unwarped, ids)
+    in_moving, in_fixed = (count_voxels(array, ids) for array in (moving, fixed))
+    in_both = count_voxels(moving[moving == fixed], ids)
+    in_unwarped = in_fixed if unwarped is None else count_voxels(unwarped, ids)
     return {
-        i: float(2 * in_both[i] / (in_moving[i] + in_fixed[i])) if in_fixed[i] and ever[i] else float("nan")
+        i: float(2 * in_both[i] / (in_moving[i] + in_fixed[i])) if in_fixed[i] and in_unwarped[i] else float("nan")
         for i in ids
     }
 
@@ -79,8 +79,8 @@ def sd_log_jacobian_learn2reg(determinant: Array, mask: Array | None = None, mar
     return _sd_log(_interior(determinant, mask, margin) + 3)
 
 
-def checked_ids(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
-    """The ids as a list. Raises ValueError when the arrays differ in shape or an id is not positive."""
+def check_ids(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]:
+    """Return the ids as a list. Raises ValueError when the arrays differ in shape or an id is not positive."""
     if moving.shape != fixed.shape:
         raise ValueError(f"the label arrays differ in shape: {moving.shape} and {fixed.shape}")
     ids = [int(label) for label in labels]
@@ -89,15 +89,15 @@ def checked_ids(moving: Array, fixed: Array, labels: Iterable[int]) -> list[int]
     return ids
 
 
-def sizes_of(array: Array, ids: Sequence[int]) -> NDArray[np.intp]:
-    """How many voxels have each id, as an array that the ids index."""
+def count_voxels(array: Array, ids: Sequence[int]) -> NDArray[np.intp]:
+    """Count the voxels of each id; the result is indexed by the ids."""
     size = max(ids, default=0) + 2
-    # Background is most of an image, and left out at once.
-    return np.bincount(clipped_ids(array[array > 0], size), minlength=size)
+    # Leaving out the background, which is most of an image, saves most of the time.
+    return np.bincount(clip_ids(array[array > 0], size), minlength=size)
 
 
-def clipped_ids(array: Array, size: int) -> NDArray[np.intp]:
-    """Flat ids; everything that is not in 1 .. size - 2 ends up at 0 or size - 1, which no label uses."""
+def clip_ids(array: Array, size: int) -> NDArray[np.intp]:
+    """Flatten ids; everything outside 1 .. size - 2 becomes 0 or size - 1, which no label uses."""
     return np.clip(np.ravel(array), 0, size - 1).astype(np.intp)
 
 

@@ -17,19 +17,19 @@ from llmreg.evaluation.metrics import (
     sd_log_jacobian_learn2reg,
 )
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
+from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array
 from llmreg.geometry.labels import LabelInterpolation, resample_labels
 
 Row = dict[str, Any]
-# What a metric's name begins with, as it was before anything, after the pre-alignment alone, and in the end.
+# Prefixes of a metric's name: before registration, after pre-alignment alone, and after registration.
 STAGES = ("initial_", "prealigned_", "")
-# Of labels, at each stage.
+# Metrics of labels that are computed at each stage.
 STAGED_METRICS = ("dice", "hd95_mm", "assd_mm", "hd95_l2r")
 LABEL_METRICS = (*(stage + metric for metric in STAGED_METRICS for stage in STAGES), "dice_l2r")
 FIELD_METRICS = ("folding_percent", "folding_interior_percent", "sdlogj", "sdlogj_learn2reg")
-# Voxels along each face that are not the interior, as in Learn2Reg's SDlogJ.
+# Voxels along each face that the interior leaves out, as Learn2Reg's SDlogJ does.
 BORDER = 2
 
 
@@ -49,16 +49,16 @@ def evaluate_pair(
         fixed_label: label map of the fixed image.
         moving_label: label map of the moving image, on any grid.
         field: the whole displacement from fixed to moving, on the fixed label map's grid.
-        labels: id -> name without background; the ids found in the two maps when None or empty.
+        labels: id -> name without background; the ids in the two maps when None or empty.
         annotated: ids that were annotated in both images; all of them when None.
         initial: pre-alignment that is part of ``field``, fixed points -> moving points; it adds the columns
             ``prealigned_...``.
         interpolation: how the moving label map is warped, see :func:`llmreg.geometry.labels.resample_labels`;
-            ``dice_l2r`` and ``hd95_l2r`` are always of nearest neighbours, as Learn2Reg finds them.
+            ``dice_l2r`` and ``hd95_l2r`` are always of nearest neighbours, as in Learn2Reg.
         threads: labels scored at the same time.
 
     Returns:
-        A row per label. What belongs to the field (:data:`FIELD_METRICS`) is the same in every row.
+        A row per label. Metrics of the field (:data:`FIELD_METRICS`) are the same in every row.
 
     Raises:
         ValueError: when the field lies on another grid than the fixed label map.
@@ -66,11 +66,11 @@ def evaluate_pair(
     grid, moving_grid = Grid.from_image(fixed_label), Grid.from_image(moving_label)
     if not grid.same_as(field.grid):
         raise ValueError("the field does not lie on the grid of the fixed label map")
-    # Their headers may differ by rounding.
+    # The two headers may differ by rounding; from here on they are the same.
     field = DisplacementField(field.vectors, grid)
-    fixed, moving = _whole(fixed_label), _whole(moving_label)
-    table = dict(labels or {i: str(i) for i in np.union1d(fixed, moving).tolist() if i > 0})
-    ids = [i for i in table if annotated is None or i in annotated]
+    fixed, moving = _to_whole_numbers(fixed_label), _to_whole_numbers(moving_label)
+    names = dict(labels or {i: str(i) for i in np.union1d(fixed, moving).tolist() if i > 0})
+    ids = [i for i in names if annotated is None or i in annotated]
     if not ids:
         return []
     image = array_to_image(moving, moving_grid)
@@ -80,31 +80,31 @@ def evaluate_pair(
         warped = image_to_array(resample_labels(image, grid, transform, interpolation))
         columns[stage + "dice"] = dice_per_label(warped, fixed, ids, unwarped=moving)
         distances = surface_distances_per_label(warped, fixed, ids, grid.spacing, threads)
-        columns[stage + "hd95_mm"] = {i: found.hd95 for i, found in distances.items()}
-        columns[stage + "assd_mm"] = {i: found.assd for i, found in distances.items()}
+        columns[stage + "hd95_mm"] = {i: distance.hd95 for i, distance in distances.items()}
+        columns[stage + "assd_mm"] = {i: distance.assd for i, distance in distances.items()}
         if stage == "":
             warped = learn2reg.warp_labels(moving, field, moving_grid)
             columns["dice_l2r"] = dice_per_label(warped, fixed, ids, unwarped=moving)
         elif interpolation != "nearest":
             warped = image_to_array(resample_labels(image, grid, transform, "nearest"))
         columns[stage + "hd95_l2r"] = hd95_learn2reg_per_label(warped, fixed, ids, moving, threads)
-    of_field = field_metrics(field)
+    field_scores = field_metrics(field)
     return [
-        {"label": i, "name": table[i]}
+        {"label": i, "name": names[i]}
         | {metric: columns[metric][i] for metric in LABEL_METRICS if metric in columns}
-        | of_field
+        | field_scores
         for i in ids
     ]
 
 
-def unlabelled(field: DisplacementField) -> Row:
-    """The row of a pair without a label to score: its field's metrics, and label metrics that have no value."""
+def score_unlabelled(field: DisplacementField) -> Row:
+    """Score the field of a pair without a label to score; metrics of labels are NaN."""
     metrics = (stage + metric for metric in STAGED_METRICS for stage in ("initial_", ""))
     return {"label": None, "name": None} | dict.fromkeys((*metrics, "dice_l2r"), np.nan) | field_metrics(field)
 
 
 def field_metrics(field: DisplacementField) -> dict[str, float]:
-    """:data:`FIELD_METRICS` of the whole displacement from fixed to moving."""
+    """Compute :data:`FIELD_METRICS` of the whole displacement from fixed to moving."""
     determinant = jacobian_determinant(field)
     return {
         "folding_percent": folding(determinant),
@@ -114,6 +114,6 @@ def field_metrics(field: DisplacementField) -> dict[str, float]:
     }
 
 
-def _whole(image: sitk.Image) -> Array:
+def _to_whole_numbers(image: sitk.Image) -> Array:
     array = image_to_array(image)
     return np.rint(array).astype(np.int32) if array.dtype.kind == "f" else array

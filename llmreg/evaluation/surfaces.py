@@ -1,7 +1,7 @@
 """Distances between the surfaces of two label maps, label by label.
 
-Two definitions of a surface: its voxels, as MONAI and medpy have it (HD95 and ASSD in mm), and elements between voxels
-that are weighted by their area, as Google's surface-distance has it and Learn2Reg reports (HD95 in voxels).
+There are two definitions of a surface: its voxels, as in MONAI and medpy (HD95 and ASSD in mm), and elements between
+voxels that are weighted by their area, as in Google's surface-distance and Learn2Reg (HD95 in voxels).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects, label
 from scipy.spatial import cKDTree
 
-from llmreg.evaluation.metrics import Array, checked_ids, clipped_ids, sizes_of
+from llmreg.evaluation.metrics import Array, check_ids, clip_ids, count_voxels
 
 Mask = NDArray[np.bool_]
 Masks = tuple[Mask, Mask]
@@ -40,7 +40,7 @@ _AREA_OF_PIECE = {
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """Of a label, in mm.
+    """Distances between the surfaces of a label, in mm.
 
     Attributes:
         hd95: 95th percentile of the distances of each direction, then the larger of the two.
@@ -76,13 +76,13 @@ def surface_distances_per_label(
     def score(_: int, both: Masks | None) -> SurfaceDistances:
         if both is None:
             return SurfaceDistances(np.nan, np.nan)
-        # The box's outside counts as outside, so eroding the crop is eroding the whole.
+        # Erosion takes the outside of the box for background, so that eroding the box is eroding the whole.
         a, b = (inside & ~binary_erosion(inside) for inside in both)
-        there, back = _distances(a, b, spacing), _distances(b, a, spacing)
-        hd95 = max(float(np.percentile(one, 95)) for one in (there, back))
-        return SurfaceDistances(hd95, float((there.sum() + back.sum()) / (there.size + back.size)))
+        a_to_b, b_to_a = _distances(a, b, spacing), _distances(b, a, spacing)
+        hd95 = max(float(np.percentile(distances, 95)) for distances in (a_to_b, b_to_a))
+        return SurfaceDistances(hd95, float((a_to_b.sum() + b_to_a.sum()) / (a_to_b.size + b_to_a.size)))
 
-    return _in_boxes(score, warped, fixed, checked_ids(warped, fixed, labels), threads)
+    return _score_in_boxes(score, warped, fixed, check_ids(warped, fixed, labels), threads)
 
 
 def hd95_learn2reg_per_label(
@@ -92,7 +92,7 @@ def hd95_learn2reg_per_label(
 
     A surface element lies between the eight voxels around a corner when some but not all of them are in the label,
     and weighs as much as marching cubes' area there; the percentile is the distance at which 95 % of the area is
-    reached. As ``surface_distance.compute_robust_hausdorff`` has it, at a spacing of 1 (Nikolov et al. 2021,
+    reached. Equal to ``surface_distance.compute_robust_hausdorff`` at a spacing of 1 (Nikolov et al. 2021,
     https://github.com/google-deepmind/surface-distance).
 
     Args:
@@ -108,31 +108,31 @@ def hd95_learn2reg_per_label(
     Raises:
         ValueError: when the shapes differ or an id is not positive.
     """
-    ids = checked_ids(warped, fixed, labels)
-    in_fixed, ever = (sizes_of(array, ids) for array in (fixed, unwarped))
+    ids = check_ids(warped, fixed, labels)
+    in_fixed, in_unwarped = (count_voxels(array, ids) for array in (fixed, unwarped))
 
     def score(i: int, both: Masks | None) -> float:
-        if not in_fixed[i] or not ever[i]:
+        if not in_fixed[i] or not in_unwarped[i]:
             return np.nan
         if both is None:
             return np.inf
         (a, area_a), (b, area_b) = (_elements(inside) for inside in both)
-        there, back = _distances(a, b, _VOXELS), _distances(b, a, _VOXELS)
-        return max(_at_share_of_area(there, area_a, 0.95), _at_share_of_area(back, area_b, 0.95))
+        a_to_b, b_to_a = _distances(a, b, _VOXELS), _distances(b, a, _VOXELS)
+        return max(_at_share_of_area(a_to_b, area_a, 0.95), _at_share_of_area(b_to_a, area_b, 0.95))
 
-    return _in_boxes(score, warped, fixed, ids, threads)
+    return _score_in_boxes(score, warped, fixed, ids, threads)
 
 
-def _in_boxes(
+def _score_in_boxes(
     score: Callable[[int, Masks | None], Score], a: Array, b: Array, ids: Sequence[int], threads: int
 ) -> dict[int, Score]:
     """Score each label by its two masks, cropped to the box that holds both; by None where either map lacks it."""
     size = max(ids, default=0) + 2
-    compact = [clipped_ids(array, size).reshape(array.shape) for array in (a, b)]
+    compact = [clip_ids(array, size).reshape(array.shape) for array in (a, b)]
     boxes = [find_objects(array, max_label=size - 2) for array in compact]
 
     def score_label(i: int) -> Score:
-        box_a, box_b = (found[i - 1] for found in boxes)
+        box_a, box_b = (slices[i - 1] for slices in boxes)
         if box_a is None or box_b is None:
             return score(i, None)
         box = tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(box_a, box_b, strict=True))
@@ -143,18 +143,18 @@ def _in_boxes(
 
 
 def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> Distances:
-    """How far each point of a mask is from the nearest point of another on the same grid, in the order of indices."""
-    found = np.zeros(np.count_nonzero(of))
+    """The distance of each voxel of a mask from the nearest voxel of another, in the order of indices."""
+    distances = np.zeros(np.count_nonzero(of))
     apart = ~to[of]
     if apart.any():
-        # A balanced tree takes longer to build than it saves on surfaces.
+        # Of surfaces, a balanced tree takes longer to build than it saves in the search.
         tree = cKDTree(np.argwhere(to) * spacing, leafsize=32, compact_nodes=False, balanced_tree=False)
-        found[apart] = tree.query(np.argwhere(of & ~to) * spacing)[0]
-    return found
+        distances[apart] = tree.query(np.argwhere(of & ~to) * spacing)[0]
+    return distances
 
 
 def _elements(inside: Mask) -> tuple[Mask, NDArray[np.float64]]:
-    """Where a mask's surface elements are, on the corners of its voxels (one more along each axis), and their areas."""
+    """A mask's surface elements, on the corners of its voxels (one more along each axis), and their areas."""
     padded = np.pad(inside, 1).view(np.uint8)
     codes = np.zeros([length + 1 for length in inside.shape], np.uint8)
     for bit, corner in enumerate(product((0, 1), repeat=3)):
@@ -166,10 +166,10 @@ def _elements(inside: Mask) -> tuple[Mask, NDArray[np.float64]]:
 
 @cache
 def element_areas() -> NDArray[np.float64]:
-    """(256,) marching cubes' area of a surface element for each way in which the voxels around it are in the label.
+    """The area (256,) of a surface element, as in marching cubes, by which of the voxels around it are in the label.
 
-    Bit 4 z + 2 y + x of the index is the voxel at (z, y, x). A piece that is more than half of the cube has the area
-    of what it leaves out.
+    Bit 4 z + 2 y + x of the index is the voxel at (z, y, x). A piece of more than half of the cube has the area of the
+    rest of the cube.
     """
     corners = np.array(list(product((0, 1), repeat=3)))
     adjacent = np.abs(corners[:, None] - corners).sum(axis=-1) == 1
@@ -180,15 +180,15 @@ def element_areas() -> NDArray[np.float64]:
             inside = ~inside
         pieces, count = label(inside.reshape(2, 2, 2))
         for piece in range(1, count + 1):
-            own = np.flatnonzero(pieces.ravel() == piece)
-            neighbours = adjacent[np.ix_(own, own)].sum(axis=1)
+            members = np.flatnonzero(pieces.ravel() == piece)
+            neighbours = adjacent[np.ix_(members, members)].sum(axis=1)
             areas[code] += _AREA_OF_PIECE[int((neighbours**2).sum())]
     return areas
 
 
 def _at_share_of_area(distances: Distances, areas: NDArray[np.float64], share: float) -> float:
     """The distance up to which elements make up a share of the area."""
-    # Areas among equal distances are sorted too, so that sums are rounded as in the original.
+    # Areas of equal distances are sorted too, so that sums are rounded as in the original.
     order = np.lexsort((areas, distances))
     reached = np.cumsum(areas[order]) / np.sum(areas[order])
     return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from llmreg.text_tables import format_table
 
 _STAGES = (("initial", "initial_"), ("prealigned", "prealigned_"), ("registered", ""))
 _OTHERS = (
@@ -19,72 +21,64 @@ _INTERPOLATIONS = {"nearest": "nearest neighbours", "linear": "the linearly inte
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Before and after: Dice (percent) and HD95 (mm) label by label, then what else there is of all together.
+    """Tables of Dice (percent) and HD95 (mm) by label, and of the other metrics, before and after registration.
 
     Args:
         summary: of :func:`llmreg.evaluation.summary.write_results` or :func:`~llmreg.evaluation.summary.summarise`.
     """
-    metrics = summary["metrics"]
+    metrics, labels = summary["metrics"], summary["labels"].values()
     stages = [(title, prefix) for title, prefix in _STAGES if prefix + "dice" in metrics]
-    head = ["label", "pairs"]
-    head += [f"Dice {title}" for title, _ in stages] + [f"HD95 {title}" for title, _ in stages]
-    lines = [
-        [str(label["name"]), str(label["num_pairs"])]
-        + [_value(label[prefix + "dice"], 100) for _, prefix in stages]
-        + [_value(label[prefix + "hd95_mm"]) for _, prefix in stages]
-        for label in summary["labels"].values()
-    ]
-    mean = ["mean +- SD over pairs", str(metrics["dice"]["num_pairs"])]
-    mean += [_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
-    mean += [_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
+    paragraphs = []
     # Pairs may have landmarks alone.
-    text = [*_aligned(head, [*lines, mean], 1), ""] if lines else []
-
-    others = [
-        [title]
-        + [_with_sd(metrics[prefix + name], digits=digits) if prefix + name in metrics else "" for _, prefix in stages]
+    if labels:
+        head = [f"{metric} {title}" for metric in ("Dice", "HD95") for title, _ in stages]
+        rows = [
+            [str(label["name"]), str(label["num_pairs"])]
+            + [_format(label[prefix + "dice"], 100) for _, prefix in stages]
+            + [_format(label[prefix + "hd95_mm"]) for _, prefix in stages]
+            for label in labels
+        ]
+        rows.append(
+            ["mean +- SD over pairs", str(metrics["dice"]["num_pairs"])]
+            + [_format_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
+            + [_format_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
+        )
+        paragraphs.append(format_table(["label", "pairs", *head], rows, footer_rows=1))
+    rows = [
+        [title] + [_format_with_sd(metrics.get(prefix + name), digits=digits) for _, prefix in stages]
         for title, name, digits in _OTHERS
         if name in metrics and metrics[name]["num_pairs"]
     ]
-    text += _aligned(["", *(title for title, _ in stages)], others)
-    text.append("")
-    if summary["num_lost"]:
-        text.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD.")
+    paragraphs.append(format_table(["", *(title for title, _ in stages)], rows))
+    sentences = _describe_cost(summary)
+    if labels and "label_interpolation" in summary:
+        sentences.insert(0, f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
     if summary.get("failed"):
-        text.append(f"Pairs that could not be registered, and count in nothing: {', '.join(summary['failed'])}.")
-    if lines and "label_interpolation" in summary:
-        text.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
-    text += _cost(summary)
-    return "\n".join(text) + "\n"
+        sentences.insert(0, f"Pairs that could not be registered, and have no scores: {', '.join(summary['failed'])}.")
+    if summary["num_lost"]:
+        lost = f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD."
+        sentences.insert(0, lost)
+    return "\n\n".join([*paragraphs, "\n".join(sentences)]) + "\n"
 
 
-def _cost(summary: Mapping[str, Any]) -> list[str]:
-    """What the prediction took, in a line, where that is known."""
-    told = []
+def _describe_cost(summary: Mapping[str, Any]) -> list[str]:
+    """A sentence about time and memory of the prediction, where they are recorded."""
+    costs = []
     if "seconds" in summary["metrics"]:
-        told.append(f"{_with_sd(summary['metrics']['seconds'], digits=1)} s a pair")
-    for name, where in (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory")):
+        costs.append(f"{_format_with_sd(summary['metrics']['seconds'], digits=1)} s a pair")
+    for name, memory in (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory")):
         if name in summary:
-            told.append(f"{summary[name]:.1f} GiB of {where} at its peak")
-    return [f"The prediction took {', '.join(told)}."] if told else []
+            costs.append(f"{summary[name]:.1f} GiB of {memory} at its peak")
+    return [f"The prediction took {', '.join(costs)}."] if costs else []
 
 
-def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]], below: int = 0) -> list[str]:
-    """Head and lines in columns, with a rule under the head and one above the last ``below`` lines."""
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    rows = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in (head, *lines)
-    ]
-    last = len(rows) - below
-    return [rows[0], rule, *rows[1:last], *([rule] if below else []), *rows[last:]]
-
-
-def _value(value: float | None, scale: float = 1, digits: int = 2) -> str:
+def _format(value: float | None, scale: float = 1, digits: int = 2) -> str:
     return "-" if value is None else f"{scale * value:.{digits}f}"
 
 
-def _with_sd(metric: Mapping[str, float | None], scale: float = 1, digits: int = 2) -> str:
+def _format_with_sd(metric: Mapping[str, float | None] | None, scale: float = 1, digits: int = 2) -> str:
+    """Mean and standard deviation; empty for a metric that is missing."""
+    if metric is None:
+        return ""
     sd = metric["sd"]
-    return _value(metric["mean"], scale, digits) + (f" +- {_value(sd, scale, digits)}" if sd is not None else "")
+    return _format(metric["mean"], scale, digits) + (f" +- {_format(sd, scale, digits)}" if sd is not None else "")

@@ -1,4 +1,4 @@
-"""Transforms one after the other, forwards and back, as one lookup."""
+"""Chains of transforms, in both directions, for landmarks and for resampling images once."""
 
 from __future__ import annotations
 
@@ -16,103 +16,105 @@ from llmreg.geometry.field import DisplacementField, chain_transforms
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.points import Points, inverse_transform_points, transform_points
 
-# Where the way back leads there again to within so many voxels, it was found.
-FOUND = 0.1
-# Few voxels at a time: each takes some 300 bytes.
-_SLAB = 2**19
+# An inverse is valid where the field leads from it back to the start within this part of a voxel.
+INVERSE_TOLERANCE = 0.1
+# Voxels per slab; each takes some 300 bytes while a chain is merged.
+SLAB_VOXELS = 2**19
 
 
 @dataclass(frozen=True, eq=False)
-class Backwards:
-    """A field that is followed from the moving to the fixed image."""
+class InverseField:
+    """A field as a step from the moving to the fixed image."""
 
     field: DisplacementField
 
 
-Step: TypeAlias = sitk.Transform | DisplacementField | Backwards
+Step: TypeAlias = sitk.Transform | DisplacementField | InverseField
 
 
-def steps_of(transform: sitk.Transform) -> tuple[Step, ...]:
-    """A transform's parts in the order in which points go through them; fields in single precision."""
+def split_transform(transform: sitk.Transform) -> tuple[Step, ...]:
+    """A transform's parts in the order in which points go through them; its fields in single precision."""
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
         # ITK applies the last one first.
         parts = [transform.GetNthTransform(k) for k in reversed(range(transform.GetNumberOfTransforms()))]
-        return tuple(step for part in parts for step in steps_of(part))
+        return tuple(step for part in parts for step in split_transform(part))
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return (DisplacementField.from_image(transform.GetDisplacementField()),)
     return (transform,)
 
 
-def reversed_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The way back: each step inverted, the last one first.
+def invert_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The chain in the opposite direction: each step inverted, the last one first.
 
     Raises:
         ValueError: a transform has no inverse.
     """
-    return tuple(_inverted(step) for step in reversed(steps))
+    return tuple(_invert_step(step) for step in reversed(steps))
 
 
-def follow(points: ArrayLike, steps: Sequence[Step]) -> tuple[Points, NDArray[np.bool_]]:
-    """Points (N, 3), LPS mm, through all steps.
+def map_points(points: ArrayLike, steps: Sequence[Step]) -> tuple[Points, NDArray[np.bool_]]:
+    """Map points (N, 3), LPS mm, through all steps.
 
     Returns:
-        Where they come to, and whether (N,) all fields knew them: forwards, they lay in the field's grid; backwards, so
-        did what was found, and it leads there again (not so in folds).
+        The mapped points (N, 3), LPS mm, and whether (N,) every field is defined there: the point lies in the field's
+        grid; for an inverse field, the mapped point does, and the field leads from it back (it does not in folds).
     """
-    at = np.asarray(points, dtype=float).reshape(-1, 3)
-    known = np.ones(len(at), bool)
+    mapped = np.asarray(points, dtype=float).reshape(-1, 3)
+    is_defined = np.ones(len(mapped), bool)
     for step in steps:
-        if isinstance(step, Backwards):
-            found = _moved(at, step)
-            off = np.linalg.norm(transform_points(found, step.field) - at, axis=1)
-            known &= step.field.grid.contains(found) & (off <= FOUND * min(step.field.grid.spacing))
-            at = found
+        if isinstance(step, InverseField):
+            inverse = _apply_step(mapped, step)
+            error = np.linalg.norm(transform_points(inverse, step.field) - mapped, axis=1)
+            tolerance = INVERSE_TOLERANCE * min(step.field.grid.spacing)
+            is_defined &= step.field.grid.contains(inverse) & (error <= tolerance)
+            mapped = inverse
         else:
             if isinstance(step, DisplacementField):
-                known &= step.grid.contains(at)
-            at = _moved(at, step)
-    return at, known
+                is_defined &= step.grid.contains(mapped)
+            mapped = _apply_step(mapped, step)
+    return mapped, is_defined
 
 
-def lookup(steps: Sequence[Step], grid: Grid) -> sitk.Transform | DisplacementField:
-    """What resampling onto a grid needs: one transform, or the whole displacement at the grid's voxels.
+def merge_steps(steps: Sequence[Step], grid: Grid) -> sitk.Transform | DisplacementField:
+    """Merge a chain into what resampling onto a grid needs: one transform, or its displacement at the grid's voxels.
 
-    Only the result and the fields themselves are held, in single precision; the rest is done in slabs.
+    Memory holds only the result and the fields, in single precision; everything else is computed in slabs.
     """
-    plain = [step for step in steps if isinstance(step, sitk.Transform)]
-    if len(plain) == len(steps):
-        return chain_transforms(*plain)
+    transforms = [step for step in steps if isinstance(step, sitk.Transform)]
+    if len(transforms) == len(steps):
+        return chain_transforms(*transforms)
     first = steps[0]
     if len(steps) == 1 and isinstance(first, DisplacementField) and first.grid.same_as(grid, 1e-4):
         return DisplacementField(first.vectors, grid)
     vectors = np.empty((*grid.shape, 3), np.float32)
 
-    def fill(slab: tuple[slice, Grid]) -> None:
-        part, own = slab
-        start = own.physical_points()
-        at = start.reshape(-1, 3)
+    def fill_slab(slab: tuple[slice, Grid]) -> None:
+        part, slab_grid = slab
+        start = slab_grid.physical_points()
+        mapped = start.reshape(-1, 3)
         for step in steps:
-            at = _moved(at, step)
-        vectors[part] = at.reshape(start.shape) - start
+            mapped = _apply_step(mapped, step)
+        vectors[part] = mapped.reshape(start.shape) - start
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:
-        list(workers.map(fill, grid.slabs(_SLAB)))
+        list(workers.map(fill_slab, grid.slabs(SLAB_VOXELS)))
     return DisplacementField(vectors, grid)
 
 
-def _moved(points: Points, step: Step) -> Points:
-    if isinstance(step, Backwards):
+def _apply_step(points: Points, step: Step) -> Points:
+    if isinstance(step, InverseField):
         return inverse_transform_points(points, step.field)
     return transform_points(points, step)
 
 
-def _inverted(step: Step) -> Step:
-    if isinstance(step, Backwards):
+def _invert_step(step: Step) -> Step:
+    if isinstance(step, InverseField):
         return step.field
     if isinstance(step, DisplacementField):
-        return Backwards(step)
+        return InverseField(step)
     try:
-        return step.GetInverse()
+        inverse: sitk.Transform = step.GetInverse()
     except RuntimeError as error:
         raise ValueError(f"{step.GetName()} has no inverse") from error
+    return inverse

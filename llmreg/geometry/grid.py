@@ -1,4 +1,4 @@
-"""A grid: where the voxels of an image lie in space."""
+"""Grids: the positions of an image's voxels in space."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
-# Headers written by different programs differ by rounding: a hundredth of a voxel is no other grid.
+# Headers written by different programs differ by rounding: grids within a hundredth of a voxel count as the same.
 SAME_GRID_VOXELS = 0.01
+# Voxels in a slab, the part of a large grid that is worked on at a time.
+SLAB_VOXELS = 2**21
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -40,17 +42,19 @@ class Grid:
 
     @classmethod
     def from_image(cls, image: sitk.Image) -> Grid:
+        """The grid of a 3-D SimpleITK image."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     @classmethod
-    def axis_aligned(cls, size: Sequence[int], spacing: Sequence[float], centre: ArrayLike) -> Grid:
-        """A grid along the LPS axes whose middle lies at ``centre`` (mm)."""
+    def from_centre(cls, size: Sequence[int], spacing: Sequence[float], centre: ArrayLike) -> Grid:
+        """A grid along the LPS axes around ``centre`` (mm, LPS); size and spacing (mm) in x, y, z order."""
         half = (np.asarray(size) - 1) / 2 * np.asarray(spacing)
         origin = np.asarray(centre, dtype=float) - half
         return cls(tuple(int(n) for n in size), tuple(float(s) for s in spacing), tuple(origin.tolist()))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Grid:
+        """The inverse of :meth:`to_dict`."""
         return cls(
             tuple(int(n) for n in content["size"]),
             tuple(content["spacing"]),
@@ -59,6 +63,7 @@ class Grid:
         )
 
     def to_dict(self) -> dict[str, list[float]]:
+        """The grid as JSON stores it."""
         return {
             "size": list(self.size),
             "spacing": list(self.spacing),
@@ -74,15 +79,15 @@ class Grid:
     @property
     def matrix(self) -> NDArray[np.float64]:
         """3x3: a step in voxels (x, y, z) to a step in LPS mm."""
-        return np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing)
+        return np.asarray(np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing))
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """4x4: voxel index (x, y, z) to LPS mm."""
-        made = np.eye(4)
-        made[:3, :3] = self.matrix
-        made[:3, 3] = self.origin
-        return made
+        affine = np.eye(4)
+        affine[:3, :3] = self.matrix
+        affine[:3, 3] = self.origin
+        return affine
 
     @property
     def centre(self) -> NDArray[np.float64]:
@@ -92,15 +97,16 @@ class Grid:
     @property
     def extent(self) -> NDArray[np.float64]:
         """Edge lengths of the volume along its own axes, mm."""
-        return np.asarray(self.size) * np.asarray(self.spacing)
+        return np.multiply(self.size, self.spacing)
 
     def index_to_physical(self, points: ArrayLike) -> NDArray[np.float64]:
         """Voxel indices (..., 3) in x, y, z order to LPS mm."""
-        return np.asarray(points, dtype=float) @ self.matrix.T + np.asarray(self.origin)
+        return np.asarray(np.asarray(points, dtype=float) @ self.matrix.T + np.asarray(self.origin))
 
     def physical_to_index(self, points: ArrayLike) -> NDArray[np.float64]:
         """LPS mm (..., 3) to voxel indices in x, y, z order."""
-        return (np.asarray(points, dtype=float) - np.asarray(self.origin)) @ np.linalg.inv(self.matrix).T
+        offset = np.asarray(points, dtype=float) - np.asarray(self.origin)
+        return np.asarray(offset @ np.linalg.inv(self.matrix).T)
 
     def indices(self) -> NDArray[np.float64]:
         """The index (x, y, z) of every voxel, as an array (z, y, x, 3)."""
@@ -116,7 +122,7 @@ class Grid:
         return self.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3))
 
     def share_inside(self, other: Grid, samples: int = 16) -> float:
-        """Share of this grid's volume that lies in another's, by ``samples`` points along each axis."""
+        """Share of this grid's volume that lies inside another's, estimated by ``samples`` points along each axis."""
         return float(other.contains(self.points_inside(samples)).mean())
 
     def points_inside(self, samples: int = 16) -> NDArray[np.float64]:
@@ -124,15 +130,15 @@ class Grid:
         steps = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.size]
         return self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3))
 
-    def slabs(self, voxels: int = 2**21) -> Iterator[tuple[slice, Grid]]:
-        """The grid in parts of whole slices, of about ``voxels`` each: their place along z, and their own grids."""
-        depth = max(1, voxels // (self.size[0] * self.size[1]))
+    def slabs(self, voxels: int | None = None) -> Iterator[tuple[slice, Grid]]:
+        """Parts of whole slices with about ``voxels`` each (:data:`SLAB_VOXELS`): their slices along z, their grids."""
+        depth = max(1, (voxels or SLAB_VOXELS) // (self.size[0] * self.size[1]))
         for start in range(0, self.size[2], depth):
             stop = min(start + depth, self.size[2])
-            yield slice(start, stop), self.padded((0, 0, -start), (0, 0, stop - self.size[2]))
+            yield slice(start, stop), self.pad((0, 0, -start), (0, 0, stop - self.size[2]))
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """Whether points (..., 3), LPS mm, lie in the volume: in some voxel, its edges included."""
+        """Whether points (..., 3), LPS mm, lie in the volume: in any voxel, its edges included."""
         index = self.physical_to_index(points)
         return np.asarray(((index >= -0.5) & (index <= np.asarray(self.size) - 0.5)).all(axis=-1))
 
@@ -143,34 +149,8 @@ class Grid:
         distance = np.abs(self.corners() - other.corners()).max()
         return bool(distance <= tolerance * min(self.spacing))
 
-    def downsampled(self, factor: int) -> Grid:
-        """The grid of blocks of factor^3 voxels, a voxel in the middle of each block.
-
-        Raises:
-            ValueError: the size does not divide by ``factor``.
-        """
-        if any(n % factor for n in self.size):
-            raise ValueError(f"size {self.size} does not divide by {factor}")
-        origin = self.index_to_physical([(factor - 1) / 2] * 3)
-        return Grid(
-            tuple(n // factor for n in self.size),
-            tuple(s * factor for s in self.spacing),
-            tuple(origin.tolist()),
-            self.direction,
-        )
-
-    def upsampled(self, factor: int) -> Grid:
-        """The grid of which this is the downsampled one."""
-        origin = self.index_to_physical([(1 / factor - 1) / 2] * 3)
-        return Grid(
-            tuple(n * factor for n in self.size),
-            tuple(s / factor for s in self.spacing),
-            tuple(origin.tolist()),
-            self.direction,
-        )
-
-    def padded(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
-        """With voxels added (or, where negative, removed) before and after each axis, in x, y, z order."""
+    def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+        """The grid with voxels added (removed where negative) before and after each axis, in x, y, z order."""
         size = tuple(n + int(a) + int(b) for n, a, b in zip(self.size, lower, upper, strict=True))
         origin = self.index_to_physical([-int(a) for a in lower])
         return Grid(size, self.spacing, tuple(origin.tolist()), self.direction)

@@ -1,7 +1,7 @@
-"""Warping with displacement tensors, differentiable, always in float32.
+"""Warping with flows, differentiable, always in float32.
 
-Images are (B, C, z, y, x); displacements ("flows") are (B, 3, z, y, x) with components (x, y, z) in voxels of their own
-grid, pull-back: the image is sampled at index + displacement.
+Images are (B, C, z, y, x); flows are (B, 3, z, y, x) with components (x, y, z) in voxels of their own grid, pull-back:
+the image is sampled at index + flow.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# With 7, as VoxelMorph has it, no first step is longer than a 128th of the displacement.
+# With 7, as in VoxelMorph, the first step is at most a 128th of the displacement.
 SQUARINGS = 7
-# Newton's steps are taken so often, where the determinant is above, and so long at most, in voxels.
-_NEWTON_STEPS, _LEAST_SLOPE, _LONGEST_STEP = 12, 0.1, 3.0
+# Newton steps are taken in the first iterations, where the determinant is larger and the step shorter (in voxels) than
+# these limits.
+_NEWTON_ITERATIONS, _LEAST_DETERMINANT, _LONGEST_STEP = 12, 0.1, 3.0
 
 
 def identity_grid(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -24,23 +25,39 @@ def identity_grid(shape: tuple[int, ...], device: torch.device | None = None) ->
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
-    """Sample ``image`` at index + ``flow``; both have the same (z, y, x) shape. Returns float32."""
+    """Sample ``image`` at index + ``flow``.
+
+    Args:
+        image: (B, C, z, y, x).
+        flow: (B, 3, z, y, x), voxels.
+        mode: interpolation, as :func:`torch.nn.functional.grid_sample` names it.
+        padding: values outside the image, likewise.
+
+    Returns:
+        (B, C, z, y, x), float32.
+
+    Raises:
+        ValueError: the shapes (z, y, x) differ.
+    """
     if image.shape[2:] != flow.shape[2:]:
         raise ValueError(f"image and flow differ in shape: {tuple(image.shape[2:])} and {tuple(flow.shape[2:])}")
     shape = tuple(image.shape[2:])
     with torch.autocast(flow.device.type, enabled=False):
         size = torch.tensor(shape[::-1], dtype=torch.float32, device=flow.device).view(1, 3, 1, 1, 1)
         points = (identity_grid(shape, flow.device) + flow.float()) * (2 / (size - 1).clamp(min=1)) - 1
-        return F.grid_sample(image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
+        warped: Tensor = F.grid_sample(
+            image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True
+        )
+        return warped
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """The displacement of going first by ``first``, then by ``second``: first(p) + second(p + first(p))."""
+    """The flow that applies ``first``, then ``second``: first(p) + second(p + first(p))."""
     return first.float() + warp(second, first, padding="border")
 
 
 def exponential(velocity: Tensor, squarings: int = SQUARINGS) -> Tensor:
-    """The displacement after following a stationary velocity for unit time, by scaling and squaring.
+    """The flow after following a stationary velocity for unit time, by scaling and squaring.
 
     It has an inverse, the exponential of the negated velocity, and does not fold where the velocity is smooth.
     Reference: Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
@@ -49,7 +66,7 @@ def exponential(velocity: Tensor, squarings: int = SQUARINGS) -> Tensor:
         velocity: (B, 3, z, y, x), voxels.
         squarings: the first step is 2^-squarings of the velocity.
     """
-    flow = velocity.float() / 2**squarings
+    flow: Tensor = velocity.float() / 2**squarings
     for _ in range(squarings):
         flow = compose(flow, flow)
     return flow
@@ -67,52 +84,54 @@ def downsample_image(image: Tensor, factor: int) -> Tensor:
 
 
 def invert(flow: Tensor, start: Tensor | None = None, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
-    """The displacement v with v(p) + u(p + v(p)) = 0, by Newton's method for each voxel on its own.
+    """The flow v with v(p) + u(p + v(p)) = 0, by Newton's method for each voxel on its own.
 
-    The displacement of the edge continues outside. Where ``flow`` folds there is none: what was found last is returned.
+    The displacement of the edge continues outside. Where ``flow`` folds there is no inverse, and the result of the last
+    iteration is returned.
 
     Args:
         flow: u, (B, 3, z, y, x), voxels.
-        start: what v is about, -u when None.
-        iterations: at most so many.
-        tolerance: a voxel is left alone when no component is off by more, in voxels.
+        start: an approximation of v, -u when None.
+        iterations: the largest number of iterations.
+        tolerance: a voxel has converged when no component of the error is larger, in voxels.
     """
     flow = flow.float()
     start = -flow if start is None else start.float()
-    return torch.stack([_inverted(u, v, iterations, tolerance) for u, v in zip(flow, start, strict=True)])
+    return torch.stack([_invert_sample(u, v, iterations, tolerance) for u, v in zip(flow, start, strict=True)])
 
 
-def _inverted(flow: Tensor, start: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """One of a batch: both (3, z, y, x)."""
+def _invert_sample(flow: Tensor, start: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """Invert a single flow of a batch; both tensors are (3, z, y, x)."""
     derivatives = torch.cat(torch.gradient(flow, dim=(3, 2, 1)))
-    places = identity_grid(tuple(flow.shape[1:]), flow.device)[0].flatten(1)
-    found = start.flatten(1).clone()
-    open_ = torch.arange(found.shape[1], device=flow.device)
+    indices = identity_grid(tuple(flow.shape[1:]), flow.device)[0].flatten(1)
+    inverse = start.flatten(1).clone()
+    unconverged = torch.arange(inverse.shape[1], device=flow.device)
     for iteration in range(iterations):
-        now = found[:, open_]
-        off = now + _looked_up(flow, places[:, open_] + now)
-        wrong = off.abs().amax(dim=0) > tolerance
-        open_, now, off = open_[wrong], now[:, wrong], off[:, wrong]
-        if not len(open_):
+        current = inverse[:, unconverged]
+        error = current + _sample_volume(flow, indices[:, unconverged] + current)
+        is_wrong = error.abs().amax(dim=0) > tolerance
+        unconverged, current, error = unconverged[is_wrong], current[:, is_wrong], error[:, is_wrong]
+        if not len(unconverged):
             break
-        slopes = _looked_up(derivatives, places[:, open_] + now).view(3, 3, -1)
-        a, b, c = slopes + torch.eye(3, device=flow.device)[..., None]
+        gradients = _sample_volume(derivatives, indices[:, unconverged] + current).view(3, 3, -1)
+        a, b, c = gradients + torch.eye(3, device=flow.device)[..., None]
         b_c = torch.linalg.cross(b, c, dim=0)
         determinant = (a * b_c).sum(0)
-        # Cramer's rule.
-        a_off = torch.linalg.cross(a, off, dim=0)
-        step = torch.stack(((off * b_c).sum(0), (a_off * c).sum(0), -(a_off * b).sum(0))) / determinant
-        # Next to a fold the slope leads astray, and from one side of a kink, as at the border, to the other and back.
-        # Half of what is missing is a step of fixed-point iteration (Chen et al., Med Phys 2008).
-        usable = (determinant > _LEAST_SLOPE) & (step.abs().amax(dim=0) < _LONGEST_STEP) & (iteration < _NEWTON_STEPS)
-        found[:, open_] = now - torch.where(usable, step, 0.5 * off)
-    return found.view_as(flow)
+        # The linear equations are solved by Cramer's rule.
+        a_error = torch.linalg.cross(a, error, dim=0)
+        step = torch.stack(((error * b_c).sum(0), (a_error * c).sum(0), -(a_error * b).sum(0))) / determinant
+        # Next to a fold the gradient leads astray, and at a kink, as at the border, Newton's method jumps between both
+        # sides. Half of the error is then a step of fixed-point iteration (Chen et al., Med Phys 2008).
+        is_short = step.abs().amax(dim=0) < _LONGEST_STEP
+        takes_newton_step = (determinant > _LEAST_DETERMINANT) & is_short & (iteration < _NEWTON_ITERATIONS)
+        inverse[:, unconverged] = current - torch.where(takes_newton_step, step, 0.5 * error)
+    return inverse.view_as(flow)
 
 
-def _looked_up(volume: Tensor, places: Tensor) -> Tensor:
+def _sample_volume(volume: Tensor, indices: Tensor) -> Tensor:
     """Values (C, n) of a volume (C, z, y, x) at voxel indices (3, n), components (x, y, z); its edge continues."""
     size = torch.tensor(volume.shape[:0:-1], dtype=torch.float32, device=volume.device)[:, None]
-    points = (places * (2 / (size - 1).clamp(min=1)) - 1).T[None, None, None]
+    points = (indices * (2 / (size - 1).clamp(min=1)) - 1).T[None, None, None]
     return F.grid_sample(volume[None], points, padding_mode="border", align_corners=True)[0, :, 0, 0]
 
 
@@ -124,4 +143,5 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
             derivative + unit.to(flow.device).view(1, 3, 1, 1, 1)
             for derivative, unit in zip((x, y, z), torch.eye(3), strict=True)
         )
-        return (a * torch.linalg.cross(b, c, dim=1)).sum(1)
+        determinant: Tensor = (a * torch.linalg.cross(b, c, dim=1)).sum(1)
+        return determinant

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,33 +14,36 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, FieldWithoutGeometry, MissingFile, UserError
 from llmreg.files import check_outputs
-from llmreg.geometry.chain import Step, follow, lookup, reversed_steps, steps_of
-from llmreg.geometry.field import DisplacementField, resample_image
-from llmreg.geometry.formats import format_of, read_as
+from llmreg.geometry.chain import Step, invert_steps, map_points, merge_steps, split_transform
+from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import read_image, read_transform, write_image
 from llmreg.geometry.labels import resample_labels
-from llmreg.geometry.points import SLICER, Convention, read_points, write_points
-from llmreg.inference.pair_inputs import case_name
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.field_formats import field_endings
+from llmreg.images.fields import detect_field_format, read_field
+from llmreg.images.formats import image_endings, strip_ending
+from llmreg.images.image_files import read_image, write_image
+from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention, read_landmarks, write_landmarks
+from llmreg.images.transforms import read_transform
 
 log = logging.getLogger(__name__)
 
 Interpolation = Literal["linear", "bspline", "nearest", "label"]
 INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "bspline", "nearest", "label")
 
-FIELDS = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz")
-IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha")
-POINTS = (".csv", ".fcsv", SLICER)
-# An image of whole numbers is a label map when so many of its voxels that are not 0 equal their neighbour.
-_FLAT = 0.7
+# An image of whole numbers counts as a label map when this share of its voxels above 0 equal their neighbour.
+_LABEL_MAP_SHARE = 0.7
+# Points along each axis by which is checked that the chain leads into an image at all.
 _SAMPLES = 24
+# Grids of the images at the start and at the end of the chain, where they are known.
+Ends: TypeAlias = tuple[Grid | None, Grid | None]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What is transformed: paths of images, of label maps and of landmarks."""
+class ApplyInputs:
+    """The files that are transformed: images, label maps and landmarks."""
 
     images: tuple[Path, ...] = ()
     labels: tuple[Path, ...] = ()
@@ -48,23 +51,24 @@ class Inputs:
 
     @property
     def all(self) -> tuple[Path, ...]:
+        """All of them."""
         return self.images + self.labels + self.points
 
 
 @dataclass(frozen=True)
-class How:
-    """How it is transformed.
+class ApplyOptions:
+    """How files are transformed.
 
     Attributes:
         interpolation: of images, and of label maps where it is ``nearest`` or ``label``; None for linear images and
             nearest labels.
-        like: an image on whose grid the results lie; that of the chain's first field when None.
+        like: an image whose grid the results get; that of the chain's first field when None.
         default: value of images where the chain leads outside them.
         convention: the coordinates of landmarks.
         fixed: image whose voxels landmarks count (``voxel``); the first field's grid when None.
         moving: the same for the moving image.
         inverse: go from the moving to the fixed image.
-        overwrite: replace files that are there.
+        overwrite: replace files that exist.
     """
 
     interpolation: Interpolation | None = None
@@ -77,176 +81,184 @@ class How:
     overwrite: bool = False
 
 
-def apply(transforms: Sequence[Path], inputs: Inputs, output: Path, how: How) -> list[Path]:
+def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options: ApplyOptions) -> list[Path]:
     """Transform files.
 
     Args:
         transforms: fields and ITK transforms in the order in which points of the fixed image go through them.
-        inputs: images and label maps lie where the chain ends and are warped back to where it begins; landmarks go
-            from its beginning to its end. With ``how.inverse`` the chain is turned about.
+        inputs: images and label maps lie where the chain ends, and are warped back to where it begins; landmarks go
+            from its beginning to its end. With ``options.inverse`` it is the other way.
         output: the file for a single input; else, or where it has no suffix, a folder.
-        how: everything else.
+        options: everything else.
 
     Returns:
         The written files, in the order of images, labels and points.
 
     Raises:
-        UserError: something is missing or damaged, a result is there already, or what was asked for makes no sense.
+        BadArgument: arguments are missing or do not fit each other.
+        UserError: a file is missing or damaged, or a result exists already.
     """
     if not inputs.all:
-        raise UserError("There is nothing to transform: give images (-i), label maps (--labels) or points (--points).")
-    if how.interpolation in ("linear", "bspline") and not inputs.images and inputs.labels:
-        raise UserError(
-            f"--interpolation {how.interpolation} would mix labels into others: choose nearest or label for --labels."
-        )
-    targets = _targets(inputs, output)
-    check_outputs(targets.values(), (*inputs.all, *transforms), how.overwrite)
+        raise BadArgument("inputs", "There is nothing to transform: give images, label maps or landmarks.")
+    if options.interpolation in ("linear", "bspline") and not inputs.images and inputs.labels:
+        problem = f"'{options.interpolation}' would mix labels into others: choose nearest or label for label maps."
+        raise BadArgument("interpolation", problem)
+    targets = _name_targets(inputs, output)
+    check_outputs(targets.values(), (*inputs.all, *transforms), overwrite=options.overwrite)
     steps = read_chain(transforms)
     start = steps[0].grid if isinstance(steps[0], DisplacementField) else None
-    if how.inverse:
+    if options.inverse:
         try:
-            steps = reversed_steps(steps)
+            steps = invert_steps(steps)
         except ValueError as error:
-            raise UserError(f"--inverse is not possible ({error}): register the images the other way.") from error
-    grid = _reference(how, start) if inputs.images or inputs.labels else None
+            problem = f"The transforms cannot be inverted ({error}): register the images the other way."
+            raise BadArgument("inverse", problem) from error
+    grid = _choose_grid(options, start) if inputs.images or inputs.labels else None
     with logging_redirect_tqdm(), tqdm(total=len(targets), desc="Apply", unit="file") as progress:
-        if inputs.points:
-            # First, since they take no time and show whether the direction is right.
-            ends = (_grid_of(how.fixed) or start, _grid_of(how.moving))
-            for path in inputs.points:
-                _apply_to_points(path, targets[path], steps, ends[::-1] if how.inverse else ends, how)
-                progress.update()
+        # Landmarks come first, since they take no time and show whether the direction is right.
+        ends = _find_ends(options, start) if inputs.points else (None, None)
+        for path in inputs.points:
+            _transform_points(path, targets[path], steps, ends, options)
+            progress.update()
         if grid is not None:
-            through = lookup(steps, grid)
-            middle = follow(grid.points_inside(_SAMPLES), steps)[0]
+            transform = merge_steps(steps, grid)
+            mapped, _ = map_points(grid.points_inside(_SAMPLES), steps)
             for path in (*inputs.images, *inputs.labels):
                 image = read_image(path)
-                if not Grid.from_image(image).contains(middle).any():
+                if not Grid.from_image(image).contains(mapped).any():
                     log.warning(
                         "%s: the transforms lead past it everywhere, so that the result is empty: check which image "
-                        "they belong to, their order, and whether --inverse is meant.",
+                        "they belong to, their order, and whether the inverse is meant.",
                         path,
                     )
-                write_image(_applied(image, path, through, grid, how, path in inputs.labels), targets[path])
+                write_image(_warp(image, path, transform, grid, options, path in inputs.labels), targets[path])
                 progress.update()
     return list(targets.values())
 
 
 def read_chain(paths: Sequence[Path]) -> tuple[Step, ...]:
-    """The steps of several files, one after the other. Raises UserError when one is no transform."""
+    """Read the steps of several files, one after the other. Raises UserError when one is no transform."""
     return tuple(step for path in paths for step in _read_steps(Path(path)))
 
 
 def _read_steps(path: Path) -> tuple[Step, ...]:
     if not path.is_file():
-        raise UserError(f"The transform {path} does not exist: check its name.")
-    if not path.name.endswith(FIELDS):
-        return steps_of(read_transform(path))
-    format = format_of(path)
+        raise MissingFile(path, "check the transform's name")
+    if not path.name.endswith(field_endings()):
+        return split_transform(read_transform(path))
+    format = detect_field_format(path)
     if format == "learn2reg":
-        raise UserError(f"{path} is a Learn2Reg field, which keeps no geometry: convert it with llmreg_convert_field.")
-    return (read_as(path, format),)
+        raise FieldWithoutGeometry(path)
+    return (read_field(path, format),)
 
 
-def _reference(how: How, start: Grid | None) -> Grid:
-    if how.like is not None:
-        return Grid.from_image(read_image(how.like))
-    if how.inverse:
-        raise UserError(
-            "--inverse warps onto the moving image's grid, which no transform knows: name the moving image with --like."
+def _choose_grid(options: ApplyOptions, start: Grid | None) -> Grid:
+    """The grid of the results. ``start``: that of the chain's first field."""
+    if options.like is not None:
+        return Grid.from_image(read_image(options.like))
+    if options.inverse:
+        raise BadArgument(
+            "like", "Images are warped onto the moving image's grid, which no transform holds: name the moving image."
         )
     if start is None:
-        raise UserError(
-            "The first transform is no displacement field and has no grid: name the image whose grid the result gets "
-            "with --like."
+        raise BadArgument(
+            "like",
+            "The first transform is no displacement field and has no grid: name an image with the result's grid.",
         )
     return start
 
 
-def _grid_of(path: Path | None) -> Grid | None:
-    return None if path is None else Grid.from_image(read_image(path))
-
-
-def _targets(inputs: Inputs, output: Path) -> dict[Path, Path]:
-    """Where the result of each input goes."""
-    several = len(inputs.all) > 1
-    is_file = not output.is_dir() and (output.name.endswith((*IMAGES, *POINTS)) or (output.suffix and not several))
-    if is_file and several:
-        raise UserError(f"{output} is one file, but there are {len(inputs.all)} inputs: name a folder with --output.")
-    found: dict[Path, Path] = {}
+def _name_targets(inputs: ApplyInputs, output: Path) -> dict[Path, Path]:
+    """The file of each input's result."""
+    endings = (*image_endings(writable=True), *LANDMARK_ENDINGS)
+    has_several = len(inputs.all) > 1
+    is_file = not output.is_dir() and (output.name.endswith(endings) or (output.suffix and not has_several))
+    if is_file and has_several:
+        raise BadArgument("output", f"{output} is one file, but there are {len(inputs.all)} inputs: name a folder.")
+    targets: dict[Path, Path] = {}
     for path in inputs.all:
         if not path.is_file():
-            raise UserError(f"The file {path} does not exist: check its name.")
-        if path in found:
+            raise MissingFile(path, "check its name")
+        if path in targets:
             raise UserError(f"{path} is given twice: leave one out.")
-        kinds = (_kind(path),) if path in inputs.points else IMAGES
-        name = path.name if path.name.endswith(kinds) else case_name(path) + kinds[0]
+        fitting = (_landmark_ending(path),) if path in inputs.points else image_endings(writable=True)
+        name = path.name if path.name.endswith(fitting) else strip_ending(path) + fitting[0]
         target = output if is_file else output / name
-        if not target.name.endswith(kinds):
-            raise UserError(f"{target} is no name for what becomes of {path}: end it in {' or '.join(kinds)}.")
-        if target in found.values():
+        if not target.name.endswith(fitting):
+            problem = f"{target} is no name for the result of {path}: end it in {' or '.join(fitting)}."
+            raise BadArgument("output", problem)
+        if target in targets.values():
             raise UserError(f"Two results would be called {target}: rename a file, or transform them one by one.")
-        found[path] = target
-    return found
+        targets[path] = target
+    return targets
 
 
-def _kind(path: Path) -> str:
-    return next((suffix for suffix in POINTS if path.name.endswith(suffix)), ".csv")
+def _landmark_ending(path: Path) -> str:
+    return next((ending for ending in LANDMARK_ENDINGS if path.name.endswith(ending)), ".csv")
 
 
-def _apply_to_points(
-    path: Path, target: Path, steps: Sequence[Step], ends: tuple[Grid | None, Grid | None], how: How
-) -> None:
-    first, last = ends
-    if how.convention == "voxel" and _kind(path) == ".csv":
-        flags = ("--moving", "--fixed") if how.inverse else ("--fixed", "--moving")
-        for grid, flag, role in zip(ends, flags, ("counts", "shall count"), strict=True):
+def _find_ends(options: ApplyOptions, start: Grid | None) -> Ends:
+    fixed, moving = (path and Grid.from_image(read_image(path)) for path in (options.fixed, options.moving))
+    return (moving, fixed or start) if options.inverse else (fixed or start, moving)
+
+
+def _transform_points(path: Path, target: Path, steps: Sequence[Step], ends: Ends, options: ApplyOptions) -> None:
+    if options.convention == "voxel" and _landmark_ending(path) == ".csv":
+        roles = ("moving", "fixed") if options.inverse else ("fixed", "moving")
+        for grid, role in zip(ends, roles, strict=True):
             if grid is None:
-                raise UserError(f"{path} {role} voxels, but of which image: name it with {flag}.")
-    table, points = read_points(path, how.convention, first)
-    moved, known = follow(points, steps)
-    lost = int((~known).sum())
-    if lost and how.inverse:
+                raise BadArgument(role, f"{path} is in voxels of the {role} image, whose grid is unknown: name it.")
+    start, end = ends
+    table, points = read_landmarks(path, options.convention, start)
+    mapped, is_defined = map_points(points, steps)
+    undefined = int((~is_defined).sum())
+    if undefined and options.inverse:
         log.warning(
             "%s: %d of %d points lie where the field has no inverse, beyond what it reaches or in a fold: check them, "
-            "--convention, and whether --inverse is meant.",
+            "their convention, and whether the inverse is meant.",
             path,
-            lost,
+            undefined,
             len(points),
         )
-    elif lost:
+    elif undefined:
         log.warning(
-            "%s: %d of %d points lie outside the field's grid, where it moves nothing: check --convention, and whether "
-            "they belong to the fixed image (points of the moving image need --inverse).",
+            "%s: %d of %d points lie outside the field's grid, where it moves nothing: check their convention, and "
+            "whether they belong to the fixed image (points of the moving image need the inverse).",
             path,
-            lost,
+            undefined,
             len(points),
         )
-    write_points(table, moved, target, last)
+    write_landmarks(table, mapped, target, end)
 
 
-def _applied(
-    image: sitk.Image, path: Path, through: sitk.Transform | DisplacementField, grid: Grid, how: How, is_label: bool
+def _warp(
+    image: sitk.Image,
+    path: Path,
+    transform: sitk.Transform | DisplacementField,
+    grid: Grid,
+    options: ApplyOptions,
+    is_label: bool,
 ) -> sitk.Image:
-    if is_label or how.interpolation == "label":
-        return resample_labels(image, grid, through, "linear" if how.interpolation == "label" else "nearest")
-    method = how.interpolation or "linear"
+    if is_label or options.interpolation == "label":
+        return resample_labels(image, grid, transform, "linear" if options.interpolation == "label" else "nearest")
+    method = options.interpolation or "linear"
     values = sitk.GetArrayViewFromImage(image)
     if method != "nearest" and _is_label_map(values):
         log.warning(
-            "%s looks like a label map, whose labels --interpolation %s mixes: give it with --labels.", path, method
+            "%s looks like a label map, whose labels %s interpolation mixes: give it as a label map.", path, method
         )
     if values.dtype.kind in "iu":
         limits = np.iinfo(values.dtype)
-        if not (limits.min <= how.default <= limits.max and float(how.default).is_integer()):
-            raise UserError(
-                f"--default {how.default:g} is no {values.dtype}, as the values of {path} are: give another."
+        if not (limits.min <= options.default <= limits.max and float(options.default).is_integer()):
+            problem = (
+                f"The default {options.default:g} is no {values.dtype}, as the values of {path} are: give another."
             )
-    return resample_image(image, grid, through, method, how.default)
+            raise BadArgument("default", problem)
+    return resample_image(image, grid, transform, method, options.default)
 
 
 def _is_label_map(values: NDArray[Any]) -> bool:
     if values.dtype.kind not in "iu":
         return False
     inside = values[..., :-1] != 0
-    return bool(inside.any() and (values[..., :-1] == values[..., 1:])[inside].mean() >= _FLAT)
+    return bool(inside.any() and (values[..., :-1] == values[..., 1:])[inside].mean() >= _LABEL_MAP_SHARE)

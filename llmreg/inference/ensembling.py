@@ -1,31 +1,25 @@
-"""The folds of a model, and how far they, or samples of one of them, lie apart."""
+"""The folds of a model, and how far their predictions lie apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from llmreg.devices import autocast
 from llmreg.errors import UserError
 from llmreg.inference.models import Model
-from llmreg.networks.config import language_model
 from llmreg.networks.factory import build_network, trainable_state
-from llmreg.networks.language_models.layer import merge_lora
-from llmreg.networks.registration_network import RegistrationNetwork
-from llmreg.networks.resolution import predict_flow
+from llmreg.networks.resolution import GridNetwork
 from llmreg.plans.plans import PLANS_FILE, Plans
-from llmreg.training import checkpoints as checkpoint
+from llmreg.training.checkpoints import load_checkpoint
 
 # Voxels by which LoRA that is merged into the frozen weights may change the field.
 MERGED_CHANGE = 0.01
-# Of a single fold, so many samples, in each of which this share of the features is left out.
-SAMPLES, DROPPED = 8, 0.1
 
 
 class Ensemble:
@@ -35,6 +29,8 @@ class Ensemble:
         model: from :mod:`llmreg.inference.models`.
         plans: its plans.
         device: where to compute.
+        merge_lora: whether LoRA of a single fold is merged into the frozen weights, which is faster, where that changes
+            the field of a made-up pair by less than :data:`MERGED_CHANGE` voxels.
 
     Attributes:
         velocity: whether the flows are velocities and not displacements.
@@ -43,24 +39,24 @@ class Ensemble:
         UserError: the checkpoints, plans and LLM weights do not belong together.
     """
 
-    def __init__(self, model: Model, plans: Plans, device: torch.device) -> None:
+    def __init__(self, model: Model, plans: Plans, device: torch.device, *, merge_lora: bool = True) -> None:
         configuration = plans.configuration(model.configuration)
-        self.velocity = plans.network.field == "velocity"
         self._autocast, self._device = plans.training.autocast, device
-        self._downsampling = configuration.downsampling
-        self._network = build_network(plans.network, configuration.network_shape[::-1], device).eval()
+        network = build_network(plans.network, configuration.network_shape[::-1], device)
+        self._network = GridNetwork(network, configuration.downsampling).eval()
+        self.velocity = network.velocity
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
-            state = checkpoint.load(path, self._network)
+            state = load_checkpoint(path, network)
             if state.plans_digest != plans.digest(model.configuration):
                 raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
-            self._states.append({k: v.detach().clone() for k, v in trainable_state(self._network).items()})
-        # Folds share the frozen weights, so that only those of a single one can take its LoRA in.
-        llm = language_model(plans.network)
-        self._may_merge = len(self._states) == 1 and llm is not None and llm.lora is not None
+            self._states.append({k: v.detach().clone() for k, v in trainable_state(network).items()})
+        # Several folds share the frozen weights, which can hold the LoRA of one alone.
+        if merge_lora and len(self._states) == 1:
+            self._merge_lora()
 
     def flows(self, moving: Tensor, fixed: Tensor) -> Iterator[Tensor]:
-        """What each fold makes of a pair.
+        """The prediction of each fold for a pair.
 
         Args:
             moving: (1, 1, z, y, x), of the configuration's padded size.
@@ -71,54 +67,33 @@ class Ensemble:
         """
         for state in self._states:
             if len(self._states) > 1:
-                own = trainable_state(self._network)
+                weights = trainable_state(self._network.network)
                 with torch.no_grad():
                     for name, value in state.items():
-                        own[name].copy_(value)
+                        weights[name].copy_(value)
             yield self._flow(moving, fixed)
-
-    def samples(self, moving: Tensor, fixed: Tensor) -> Iterator[Tensor]:
-        """As :meth:`flows`; of a single fold, what it makes of the pair with some of its features left out.
-
-        Reference: Gal and Ghahramani, Dropout as a Bayesian approximation, ICML 2016.
-        """
-        if len(self._states) > 1:
-            yield from self.flows(moving, fixed)
-            return
-        seeded = torch.Generator(device=self._device).manual_seed(0)
-        with _dropping(self._network, seeded):
-            for _ in range(SAMPLES):
-                yield self._flow(moving, fixed)
 
     def _flow(self, moving: Tensor, fixed: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self._device, self._autocast):
-            _, flow = predict_flow(self._network.raw, moving, fixed, self._downsampling)
-            if self._may_merge:
-                # Rounded to the frozen weights' type, the sum may say less than its parts: the first pair tells.
-                self._may_merge = False
-                restore = merge_lora(self._network)
-                _, merged = predict_flow(self._network.raw, moving, fixed, self._downsampling)
-                if float((merged - flow).abs().max()) < MERGED_CHANGE:
-                    flow = merged
-                else:
-                    restore()
-        return flow
+            return self._network.raw(moving, fixed)
+
+    def _merge_lora(self) -> None:
+        """Merge LoRA into the frozen weights, unless rounding the sum to their type changes the field too much."""
+        undo = self._network.network.merge_lora()
+        if undo is None:
+            return
+        moving, fixed = _made_up_pair(self._network.shape, self._device)
+        merged = self._flow(moving, fixed)
+        undo()
+        if float((merged - self._flow(moving, fixed)).abs().max()) < MERGED_CHANGE:
+            self._network.network.merge_lora()
 
 
-@contextmanager
-def _dropping(network: RegistrationNetwork, seeded: torch.Generator) -> Iterator[None]:
-    """Whole channels of what the network's feature modules give are left out at random, and the others scaled up."""
-
-    def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        kept = torch.rand(output.shape[:2], generator=seeded, device=output.device) >= DROPPED
-        return output * (kept / (1 - DROPPED)).to(output.dtype)[..., None, None, None]
-
-    handles = [part.register_forward_hook(drop) for part in network.feature_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _made_up_pair(shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two smooth random images (1, 1, z, y, x) with values from 0 to 1, always the same ones."""
+    coarse = torch.rand(2, 1, *(-(-size // 8) for size in shape), generator=torch.Generator().manual_seed(0))
+    moving, fixed = functional.interpolate(coarse, size=tuple(shape), mode="trilinear").to(device).split(1)
+    return moving, fixed
 
 
 def deviation(flows: Sequence[NDArray[np.float32]], matrix: NDArray[np.float64]) -> NDArray[np.float32]:

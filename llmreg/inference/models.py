@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg import paths
-from llmreg.data.splits import fold_name
-from llmreg.errors import UserError
+from llmreg.errors import Ambiguous, NotPrepared, UnknownName, UnreadableFile
+from llmreg.model_folder import ModelName, find_fold_folders, find_model_folders, fold_name
 from llmreg.plans.plans import PLANS_FILE
-from llmreg.training.checkpoints import read_state
+from llmreg.training.checkpoints import checkpoint_path, read_state
 
 log = logging.getLogger(__name__)
+
+# Of several checkpoints of a fold, the first of these is used.
+_PREFERENCE = ("final", "best", "latest")
 
 
 @dataclass(frozen=True)
@@ -30,38 +33,40 @@ class Model:
     folds: dict[str, Path]
 
 
-def model_in(folder: Path, folds: list[str] | None = None) -> Model:
-    """The model of a folder.
+def load_model(folder: Path, folds: list[str] | None = None) -> Model:
+    """Look up the checkpoints of a model folder.
 
     Args:
         folder: a model folder.
         folds: names of the folds to use; all trained ones when None, except ``all`` beside others.
 
     Raises:
-        UserError: the folder holds no model, or not that fold.
+        UnreadableFile: the folder is none of a model.
+        NotPrepared: it holds no trained fold.
+        UnknownName: it does not hold that fold.
     """
     if not (folder / PLANS_FILE).exists():
-        raise UserError(f"{folder} is not a model folder ({PLANS_FILE} is missing): give one that llmreg_train wrote.")
+        raise UnreadableFile(folder, f"is not a model folder ({PLANS_FILE} is missing)", "give one that training wrote")
     trained: dict[str, Path] = {}
-    for path in sorted(folder.glob("fold_*")):
-        for which in ("final", "best", "latest"):
-            checkpoint = path / f"checkpoint_{which}.safetensors"
-            if checkpoint.exists():
-                trained[fold_name(path.name)] = checkpoint
-                break
-    finished = {fold for fold, checkpoint in trained.items() if checkpoint.stem == "checkpoint_final"}
+    for fold, path in find_fold_folders(folder).items():
+        checkpoints = (checkpoint_path(path, name) for name in _PREFERENCE)
+        checkpoint = next((file for file in checkpoints if file.exists()), None)
+        if checkpoint is not None:
+            trained[fold] = checkpoint
     if not trained:
-        raise UserError(f"{folder} holds no trained fold: train one first (llmreg_train).")
+        raise NotPrepared(f"A trained fold in {folder}", "train")
+    finished = [
+        fold for fold, checkpoint in trained.items() if checkpoint == checkpoint_path(checkpoint.parent, "final")
+    ]
     chosen = [fold_name(fold) for fold in folds or []]
-    if not folds:
-        # Half-trained folds would spoil the mean; they are used where there is nothing better, or when named.
-        chosen = [fold for fold in trained if fold in finished] or list(trained)
+    if not chosen:
+        # Folds whose training was interrupted would spoil the mean; they are used when there is no other, or by name.
+        chosen = finished or list(trained)
         if len(chosen) > 1:
             chosen = [fold for fold in chosen if fold != "all"]
-    missing = next((fold for fold in chosen if fold not in trained), None)
-    if missing is not None:
-        raise UserError(f"{folder} has no trained fold {missing}: choose among {', '.join(trained)}.")
     for fold in chosen:
+        if fold not in trained:
+            raise UnknownName(f"trained fold in {folder} called", fold, list(trained))
         if fold not in finished:
             log.warning("Fold %s is not trained to its end: %s is used.", fold, trained[fold].name)
     return Model(folder, read_state(trained[chosen[0]]).configuration, {fold: trained[fold] for fold in chosen})
@@ -74,33 +79,35 @@ def find_model(
     folds: list[str] | None = None,
     network: str | None = None,
 ) -> Model:
-    """The trained model that fits; all of them are looked at when nothing is given.
+    """Find the only trained model among the results that fits; arguments that are None fit every model.
 
     Raises:
-        UserError: none or several fit; the message lists them.
+        NotPrepared: no model fits.
+        Ambiguous: several do.
     """
     root = paths.results_folder()
-    checkpoints = root.glob("Dataset[0-9][0-9][0-9]_*/*__*__*/fold_*/checkpoint_*.safetensors")
-    trained = sorted({path.parents[1] for path in checkpoints})
-    fitting = [
-        folder
-        for folder in trained
-        if (dataset is None or _is_called(folder.parent.name, dataset))
-        and (configuration is None or folder.name.split("__")[-1] == configuration)
-        and (plans is None or folder.name.split("__")[1] == plans)
-        and (network is None or folder.name.split("__")[0] == network)
-    ]
-    if len(fitting) == 1:
-        return model_in(fitting[0], folds)
+    trained = {
+        folder: ModelName.of(folder)
+        for dataset_folder in sorted(root.glob("Dataset[0-9][0-9][0-9]_*"))
+        for folder in find_model_folders(dataset_folder)
+        if any(folder.glob("fold_*/checkpoint_*.safetensors"))
+    }
+    fitting = {
+        folder: name
+        for folder, name in trained.items()
+        if (dataset is None or _has_name_or_id(name.dataset, dataset))
+        and configuration in (None, name.configuration)
+        and plans in (None, name.plans)
+        and network in (None, name.network)
+    }
+    if len(fitting) > 1:
+        raise Ambiguous("trained model", [str(name) for name in fitting.values()])
     if not fitting:
-        listed = ", ".join(f"{f.parent.name}/{f.name}" for f in trained) or "none"
-        raise UserError(f"No trained model in {root} fits (trained: {listed}): train one first (llmreg_train).")
-    listed = ", ".join(f"{f.parent.name}/{f.name}" for f in fitting)
-    raise UserError(
-        f"Several trained models fit ({listed}): choose with -d, -c, -p or --network, or give the folder with -m."
-    )
+        listed = ", ".join(map(str, trained.values())) or "none"
+        raise NotPrepared(f"A trained model in {root} that fits (trained: {listed})", "train", dataset, plans)
+    return load_model(next(iter(fitting)), folds)
 
 
-def _is_called(folder: str, dataset: str) -> bool:
+def _has_name_or_id(folder: str, dataset: str) -> bool:
     """Whether a dataset's folder has that id or whole name."""
     return folder == dataset or (dataset.isdecimal() and int(folder[7:10]) == int(dataset))

@@ -1,65 +1,59 @@
-"""What a person wants to know of predicted pairs, in figures, a table and a sentence."""
+"""Figures of a registered pair, and a table and a sentence about many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from llmreg.geometry.arrays import image_to_array
 from llmreg.geometry.field import jacobian_determinant
-from llmreg.geometry.io import image_to_array
 from llmreg.inference.registration import FADE, Registration
+from llmreg.predictions import FailedPair, PredictedPair
+from llmreg.text_tables import format_table
 
-Row = Mapping[str, Any]
 
+def measure(registration: Registration) -> dict[str, Any]:
+    """Measure the deformation in the common frame, without pre-alignment: length (mm), folding and uncertainty.
 
-def figures(found: Registration) -> dict[str, Any]:
-    """Of the deformation in the common frame, pre-alignment left out: its size (mm), its folding, its uncertainty."""
+    Returns:
+        Attributes of :class:`llmreg.predictions.PredictedPair`.
+    """
     frame = (slice(FADE, -FADE),) * 3
-    lengths = np.linalg.norm(found.deformation.vectors[frame], axis=-1)
-    folded = 100 * float((jacobian_determinant(found.deformation)[frame] <= 0).mean())
-    known: dict[str, Any] = {
+    lengths = np.linalg.norm(registration.deformation.vectors[frame], axis=-1)
+    folded_percent = 100 * float((jacobian_determinant(registration.deformation)[frame] <= 0).mean())
+    figures: dict[str, Any] = {
         "mean_mm": round(float(lengths.mean()), 2),
         "largest_mm": round(float(lengths.max()), 2),
-        "folding_percent": round(folded, 4),
+        "folding_percent": round(folded_percent, 4),
     }
-    if found.refined is not None:
-        known["refined"] = {"before": found.refined[0], "after": found.refined[1]}
-    if found.spread is not None:
-        known["uncertainty_mm"] = round(float(image_to_array(found.spread).mean()), 2)
-    return known
+    if registration.refined is not None:
+        figures["refined"] = {"before": registration.refined[0], "after": registration.refined[1]}
+    if registration.spread is not None:
+        figures["uncertainty_mm"] = round(float(image_to_array(registration.spread).mean()), 2)
+    return figures
 
 
-def table(rows: Sequence[Row]) -> str:
+def format_pairs(pairs: Sequence[PredictedPair]) -> str:
     """A line a pair: how it was placed, how far the network moved it, and how long that took."""
-    columns = {
-        "placed by": lambda row: f"{row['fixed_transform']['stage']}, {row['moving_transform']['stage']}",
-        "mean mm": lambda row: f"{row['mean_mm']:.1f}",
-        "most mm": lambda row: f"{row['largest_mm']:.1f}",
-        "folded %": lambda row: f"{row['folding_percent']:.3f}",
-        "+- mm": lambda row: f"{row['uncertainty_mm']:.1f}" if "uncertainty_mm" in row else "",
-        "seconds": lambda row: f"{row['seconds']:.1f}",
-    }
-    cells = [["pair", *columns], *([row["pair_id"], *(show(row) for show in columns.values())] for row in rows)]
-    kept = [column for column in zip(*cells, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in kept]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in zip(*kept, strict=True)
-    )
+    head = ["pair", "placed by", "mean mm", "most mm", "folded %", "+- mm", "seconds"]
+    rows = []
+    for pair in pairs:
+        placements = [place.stage for place in (pair.fixed_transform, pair.moving_transform) if place is not None]
+        figures = (pair.mean_mm, 1), (pair.largest_mm, 1), (pair.folding_percent, 3), (pair.uncertainty_mm, 1)
+        numbers = ["" if value is None else f"{value:.{digits}f}" for value, digits in (*figures, (pair.seconds, 1))]
+        rows.append([pair.pair_id, ", ".join(placements), *numbers])
+    shown = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    return format_table([head[index] for index in shown], [[row[index] for index in shown] for row in rows], left=2)
 
 
-def failures(rows: Sequence[Row], pairs: int) -> str:
-    """What went wrong, in a sentence a pair; empty when nothing did."""
-    if not rows:
+def format_failures(failed: Sequence[FailedPair], pairs: int) -> str:
+    """What went wrong, in a sentence a pair; empty when nothing did. ``pairs``: how many there were."""
+    if not failed:
         return ""
-    if len(rows) == 1:
-        return str(rows[0]["failed"])
-    listed = " ".join(f"{row['pair_id']}: {row['failed']}" for row in rows[:3])
-    return f"{len(rows)} of {pairs} pairs failed, and the others are written. {listed}" + (
-        " ..." if len(rows) > 3 else ""
-    )
+    if len(failed) == 1:
+        return failed[0].failed
+    reasons = " ".join(f"{pair.pair_id}: {pair.failed}" for pair in failed[:3])
+    ellipsis = " ..." if len(failed) > 3 else ""
+    return f"{len(failed)} of {pairs} pairs failed, and the others are written. {reasons}{ellipsis}"

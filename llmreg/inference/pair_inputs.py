@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, BadTable, MissingFile, UserError
+from llmreg.images.formats import DEFAULT_ENDING, strip_ending
 from llmreg.plans.plans import Plans
 
 PAIRS_FILE = "pairs.csv"
-# What came of them, in the folder of predictions.
-PREDICT_FILE = "predict.json"
-_NAME = re.compile(r"(?P<dataset>.+)_(?P<subject>\d{4})_(?P<modality>\d{4})\.nii\.gz")
+_NAME = re.compile(r"(?P<dataset>.+)_(?P<subject>\d{4})_(?P<modality>\d{4})" + re.escape(DEFAULT_ENDING))
 _REQUIRED = ("fixed", "moving")
 OPTIONAL_FILES = (
     "fixed_label",
@@ -36,8 +35,13 @@ class PairInput:
     """Two images to register.
 
     Attributes:
+        pair_id: names the pair in ``predict.json`` and in its scores.
         name: ``<fixed case>_<moving case>``, which names the outputs.
+        fixed: the fixed image.
+        moving: the moving image.
         fixed_modality: name or number of the modality, None for the model's fixed modality.
+        fixed_label: label map of the fixed image.
+        fixed_points: landmarks of the fixed image.
         fixed_mask: foreground on the fixed image's grid, by which it is placed.
         initial_transform: linear ITK transform, fixed points -> moving points, to start from.
     """
@@ -57,20 +61,19 @@ class PairInput:
     initial_transform: Path | None = None
 
 
-def case_name(path: Path) -> str:
-    """The file's name without its image suffix."""
-    name = path.name
-    for suffix in (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd"):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem
-
-
 def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[PairInput]:
-    """The pairs of a folder or of a ``pairs.csv``.
+    """Find the pairs of a folder or of a ``pairs.csv``.
+
+    Args:
+        source: the folder, in which a ``pairs.csv`` or else the images' names tell the pairs; or the table.
+        plans: of the model, for its modalities.
+        all_pairs: take every fixed with every moving image of a folder, instead of those of one subject.
 
     Raises:
-        UserError: nothing to register, an image without its partner, a missing file, or two pairs of one name.
+        MissingFile: ``source`` does not exist.
+        BadArgument: names alone do not tell which images are fixed.
+        BadTable: the table cannot be used.
+        UserError: nothing to register, an image without its partner, or two pairs of one name.
     """
     if source.is_file():
         pairs = _from_table(source, plans)
@@ -79,7 +82,7 @@ def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[Pair
     elif source.is_dir():
         pairs = _from_names(source, plans, all_pairs)
     else:
-        raise UserError(f"{source} does not exist: give a folder of images or a pairs.csv with -i.")
+        raise MissingFile(source, "give a folder of images, or a table of pairs (pairs.csv)")
     seen: set[str] = set()
     for pair in pairs:
         # The pair_id names a pair in predict.json and in the scores, the name its files.
@@ -92,12 +95,12 @@ def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[Pair
 
 def _from_names(folder: Path, plans: Plans, all_pairs: bool) -> list[PairInput]:
     images: dict[int, dict[str, Path]] = {plans.fixed_modality: {}, plans.moving_modality: {}}
-    for path in sorted(folder.glob("*.nii.gz")):
+    for path in sorted(folder.glob(f"*{DEFAULT_ENDING}")):
         match = _NAME.fullmatch(path.name)
         if match is None:
             raise UserError(
-                f"{path} is not named Name_<subject, 4 digits>_<modality, 4 digits>.nii.gz: rename it, or list the "
-                f"pairs in {folder / PAIRS_FILE}."
+                f"{path} is not named Name_<subject, 4 digits>_<modality, 4 digits>{DEFAULT_ENDING}: rename it, or "
+                f"list the pairs in {folder / PAIRS_FILE}."
             )
         if int(match["modality"]) in images:
             images[int(match["modality"])][f"{match['dataset']}_{match['subject']}"] = path
@@ -107,26 +110,28 @@ def _from_names(folder: Path, plans: Plans, all_pairs: bool) -> list[PairInput]:
         role = "fixed" if not fixed else "moving"
         raise UserError(
             f"{folder} holds no {role} image (modality {lacking:04d}, {plans.normalization[lacking].modality}): "
-            f"add images named Name_<subject>_{lacking:04d}.nii.gz."
+            f"add images named Name_<subject>_{lacking:04d}{DEFAULT_ENDING}."
         )
     if plans.fixed_modality == plans.moving_modality and not all_pairs:
-        raise UserError(
+        raise BadArgument(
+            "all_pairs",
             f"Fixed and moving images of {plans.dataset_name} are of one modality, so names do not tell them apart: "
-            f"use --all_pairs, or list the pairs in {folder / PAIRS_FILE}."
+            f"register all pairs, or list the pairs in {folder / PAIRS_FILE}.",
         )
     if all_pairs:
-        chosen = [(f, m) for f in fixed.values() for m in moving.values() if f != m]
+        files = [(f, m) for f in fixed.values() for m in moving.values() if f != m]
     else:
-        alone = sorted(fixed.keys() ^ moving.keys())
-        if alone:
-            path = fixed.get(alone[0]) or moving[alone[0]]
-            role = "moving" if alone[0] in fixed else "fixed"
-            raise UserError(
-                f"{path} has no {role} image of the same subject: add it, use --all_pairs, or list the pairs in "
-                f"{folder / PAIRS_FILE}."
+        incomplete = sorted(fixed.keys() ^ moving.keys())
+        if incomplete:
+            path = fixed.get(incomplete[0]) or moving[incomplete[0]]
+            role = "moving" if incomplete[0] in fixed else "fixed"
+            raise BadArgument(
+                "all_pairs",
+                f"{path} has no {role} image of the same subject: add it, register all pairs, or list the pairs in "
+                f"{folder / PAIRS_FILE}.",
             )
-        chosen = [(fixed[subject], moving[subject]) for subject in fixed]
-    return [_pair(f, m) for f, m in chosen]
+        files = [(fixed[subject], moving[subject]) for subject in fixed]
+    return [_make_pair(f, m) for f, m in files]
 
 
 def _from_table(path: Path, plans: Plans) -> list[PairInput]:
@@ -139,34 +144,36 @@ def _from_table(path: Path, plans: Plans) -> list[PairInput]:
         columns = reader.fieldnames or []
         missing = next((column for column in _REQUIRED if column not in columns), None)
         if missing:
-            raise UserError(f"{path} has no column '{missing}': its first line must name the columns fixed,moving.")
+            raise BadTable(path, f"has no column '{missing}'", "its first line must name the columns fixed,moving")
         unknown = next((column for column in columns if column not in _COLUMNS), None)
         if unknown is not None:
-            raise UserError(f"{path} has an unknown column '{unknown}': known are {', '.join(_COLUMNS)}.")
+            raise BadTable(path, f"has an unknown column '{unknown}'", f"known are {', '.join(_COLUMNS)}")
         rows = list(reader)
     if not rows:
-        raise UserError(f"{path} lists no pair: add a line with a fixed and a moving image.")
+        raise BadTable(path, "lists no pair", "add a line with a fixed and a moving image")
     pairs = []
     for number, row in enumerate(rows, start=2):
         files: dict[str, Any] = {}
         for column in _FILES:
             text = (row.get(column) or "").strip()
             if not text and column in _REQUIRED:
-                raise UserError(f"{path}, line {number}: the {column} image is missing: add its path.")
+                raise BadTable(path, f"names no {column} image in line {number}", "add its path")
             if text:
                 files[column] = path.parent / text
                 if not files[column].is_file():
-                    raise UserError(f"{path}, line {number}: {files[column]} does not exist: mend the path.")
+                    raise BadTable(
+                        path, f"names {files[column]} in line {number}, which does not exist", "mend the path"
+                    )
         texts: dict[str, Any] = {column: row[column] for column in _TEXTS if row.get(column)}
         for role in _REQUIRED:
-            # As the file's name says, where the table does not.
+            # The file's name tells the modality where the table does not.
             match = _NAME.fullmatch(files[role].name)
             if match is not None and int(match["modality"]) in plans.normalization:
                 texts.setdefault(f"{role}_modality", int(match["modality"]))
-        pairs.append(_pair(**texts, **files))
+        pairs.append(_make_pair(**texts, **files))
     return pairs
 
 
-def _pair(fixed: Path, moving: Path, pair_id: str | None = None, **rest: Any) -> PairInput:
-    name = f"{case_name(fixed)}_{case_name(moving)}"
+def _make_pair(fixed: Path, moving: Path, pair_id: str | None = None, **rest: Any) -> PairInput:
+    name = f"{strip_ending(fixed)}_{strip_ending(moving)}"
     return PairInput(pair_id or name, name, fixed, moving, **rest)

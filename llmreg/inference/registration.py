@@ -1,4 +1,4 @@
-"""A registered pair: where each point goes, and what that makes of images, label maps and landmarks."""
+"""A registered pair, which warps images and label maps and maps landmarks."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from llmreg.engine.prealignment import CaseTransform, between
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, UnknownName
 from llmreg.files import atomic_write
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.field import (
     DisplacementField,
-    Interpolator,
     chain_transforms,
-    inverse,
+    invert_field,
     jacobian_determinant,
-    resample_beyond,
-    resample_image,
-    sampled,
-    volume_of,
+    sample_transform,
 )
-from llmreg.geometry.formats import FORMATS, write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_image, write_with_itk
 from llmreg.geometry.labels import LabelInterpolation, resample_labels
 from llmreg.geometry.points import transform_points
+from llmreg.geometry.resampling import Interpolator, ones_on, resample_image, resample_with_edge
+from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.images.fields import write_field
+from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.image_files import write_image
+from llmreg.images.itk import write_with_itk
 
 # Voxels of the frame over which the network's displacement fades outside it.
 FADE = 10
-# What may be written of a pair, with the file's prefix and suffix.
+# Outputs that may be written of a pair, with the file's prefix and suffix.
 OUTPUTS = {
-    "field": ("disp", ".nii.gz"),
-    "inverse": ("inverse", ".nii.gz"),
-    "warped": ("warped", ".nii.gz"),
-    "labels": ("labels", ".nii.gz"),
-    "seen": ("seen", ".nii.gz"),
-    "jacobian": ("jacobian", ".nii.gz"),
-    "uncertainty": ("uncertainty", ".nii.gz"),
+    "field": ("disp", DEFAULT_ENDING),
+    "inverse": ("inverse", DEFAULT_ENDING),
+    "warped": ("warped", DEFAULT_ENDING),
+    "labels": ("labels", DEFAULT_ENDING),
+    "seen": ("seen", DEFAULT_ENDING),
+    "jacobian": ("jacobian", DEFAULT_ENDING),
+    "uncertainty": ("uncertainty", DEFAULT_ENDING),
     "transform": ("transform", ".h5"),
     "prealignment": ("prealign", ".tfm"),
 }
@@ -56,8 +57,7 @@ class Registration:
     """A registered pair.
 
     A point of the fixed image is brought into the common frame by the inverse of the fixed case's transform, displaced
-    there by the network, and brought to the moving image by the moving case's transform: one lookup, however many
-    parts it has.
+    there by the network, and brought to the moving image by the moving case's transform. Images are resampled once.
 
     Attributes:
         fixed: the image that defines the output grid.
@@ -65,8 +65,8 @@ class Registration:
         fixed_transform: how the fixed case was placed: frame point -> fixed point.
         moving_transform: the same for the moving case.
         deformation: the network's part, in the frame and a margin in which it fades to zero.
-        near_inverse: what its inverse is close to, which shortens the search; None where nothing is known.
-        spread: standard deviation of the deformation over folds or samples, mm, on the frame; None when not asked for.
+        inverse_guess: an estimate of its inverse, from which the search for the inverse starts; None without one.
+        spread: standard deviation of the deformation over folds, mm, on the frame; None when it was not measured.
         refined: the refinement's objective before and after; None without one.
     """
 
@@ -75,7 +75,7 @@ class Registration:
     fixed_transform: CaseTransform
     moving_transform: CaseTransform
     deformation: DisplacementField
-    near_inverse: DisplacementField | None = None
+    inverse_guess: DisplacementField | None = None
     spread: sitk.Image | None = None
     refined: tuple[float, float] | None = None
 
@@ -107,7 +107,7 @@ class Registration:
     @property
     def seen(self) -> sitk.Image:
         """1 where the field looks into the moving image's field of view, else 0; on the fixed image's grid."""
-        return resample_image(volume_of(Grid.from_image(self.moving)), self.grid, self.transform, "nearest")
+        return resample_image(ones_on(Grid.from_image(self.moving)), self.grid, self.transform, "nearest")
 
     @property
     def jacobian(self) -> sitk.Image:
@@ -122,21 +122,21 @@ class Registration:
     def uncertainty(self) -> sitk.Image | None:
         """Standard deviation of the displacement, mm, on the fixed image's grid; its edge continues outside the frame.
 
-        None when not asked for, and of an inverse.
+        None when it was not measured, and of an inverse.
         """
-        return None if self.spread is None else resample_beyond(self.spread, self.grid, self._to_frame)
+        return None if self.spread is None else resample_with_edge(self.spread, self.grid, self._to_frame)
 
     def inverse(self) -> Registration:
-        """The pair turned about: its field lies on the moving image's grid and leads to the fixed image."""
+        """The registration in the other direction: its field lies on the moving image's grid."""
         return self._inverse
 
     @cached_property
     def _inverse(self) -> Registration:
-        back = inverse(self.deformation, self.near_inverse)
-        turned = Registration(self.moving, self.fixed, self.moving_transform, self.fixed_transform, back)
-        # Turned about twice it is the same pair, and nothing to search for.
-        vars(turned)["_inverse"] = self
-        return turned
+        backward = invert_field(self.deformation, self.inverse_guess)
+        inverse = Registration(self.moving, self.fixed, self.moving_transform, self.fixed_transform, backward)
+        # The inverse of the inverse is this registration, and not searched for.
+        vars(inverse)["_inverse"] = self
+        return inverse
 
     def warp_image(
         self,
@@ -145,7 +145,7 @@ class Registration:
         default: float = 0.0,
         grid: Grid | None = None,
     ) -> sitk.Image:
-        """An image in the moving image's space, as seen from the fixed one.
+        """Warp an image from the moving image's space onto the fixed image's grid.
 
         Args:
             image: the moving image itself, or another that lies where it does.
@@ -158,13 +158,13 @@ class Registration:
     def warp_label(
         self, label: sitk.Image, interpolation: LabelInterpolation = "nearest", grid: Grid | None = None
     ) -> sitk.Image:
-        """A label map in the moving image's space, as seen from the fixed one; see :func:`resample_labels`."""
+        """Warp a label map as :meth:`warp_image` does images; see :func:`resample_labels`."""
         return resample_labels(label, grid or self.grid, self.transform, interpolation)
 
     def warp_points(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Points of the fixed image, (N, 3) in mm LPS, to the moving image.
+        """Map points (N, 3), mm LPS, of the fixed image to the moving image.
 
-        Points go where the field points; the other way is ``inverse().warp_points``.
+        ``inverse().warp_points`` maps points of the moving image to the fixed one.
         """
         return transform_points(points, self.transform)
 
@@ -180,10 +180,10 @@ class Registration:
         """Write outputs as ``<prefix>_<name><suffix>``.
 
         Args:
-            folder: where to.
-            name: of the pair.
+            folder: the folder to write to.
+            name: of the pair, in file names.
             outputs: any of :data:`OUTPUTS`.
-            format: of the fields, one of :data:`llmreg.geometry.formats.FORMATS`.
+            format: of the fields, one of :data:`llmreg.images.field_formats.FIELD_FORMATS`.
             label: the moving image's label map, for the output ``labels``.
             label_interpolation: how it is warped.
 
@@ -191,13 +191,13 @@ class Registration:
             File names by output.
 
         Raises:
-            UserError: an output that is unknown, or that this registration does not have.
+            UnknownName: an output or a format does not exist.
+            BadArgument: this registration does not have an output.
         """
         unknown = next((output for output in outputs if output not in OUTPUTS), None)
         if unknown is not None:
-            raise UserError(f"There is no output '{unknown}': choose among {', '.join(OUTPUTS)}.")
-        if format not in FORMATS:
-            raise UserError(f"There is no format '{format}': choose among {', '.join(FORMATS)}.")
+            raise UnknownName("output", unknown, list(OUTPUTS))
+        FIELD_FORMATS.get(format)
         files = {output: file_name(output, name, format) for output in OUTPUTS if output in outputs}
         for output, file in files.items():
             self._write(output, Path(folder) / file, format, label, label_interpolation)
@@ -208,7 +208,7 @@ class Registration:
     ) -> None:
         if output == "labels":
             if label is None:
-                raise UserError(f"{path.name} needs the moving image's label map: give it, or leave out 'labels'.")
+                raise BadArgument("label", f"{path.name} needs the moving image's label map: give it, or leave it out.")
             write_image(self.warp_label(label, interpolation), path)
         elif output == "inverse":
             self.inverse()._write_field(path, format)
@@ -220,15 +220,15 @@ class Registration:
         else:
             image = getattr(self, output)
             if image is None:
-                raise UserError(f"{path.name} was not estimated: predict with uncertainty.")
+                raise BadArgument("uncertainty", f"{path.name} was not estimated: predict with uncertainty.")
             write_image(image, path)
 
     def _write_field(self, path: Path, format: str) -> None:
         if format == "itk" and "field" not in vars(self):
-            # As ITK has it, so that a large field is not copied.
-            write_image(sampled(self.transform, self.grid), path)
+            # ITK's image of the field is written without a copy, which would be large.
+            write_image(sample_transform(self.transform, self.grid), path)
         else:
-            write_as(self.field, path, format, Grid.from_image(self.moving))
+            write_field(self.field, path, format, Grid.from_image(self.moving))
 
     @cached_property
     def _to_frame(self) -> sitk.Transform:
@@ -236,16 +236,16 @@ class Registration:
 
 
 def file_name(output: str, name: str, format: str) -> str:
-    """What a pair's output is called, relative to the folder."""
+    """The name of a pair's output file, relative to the folder."""
     prefix, suffix = OUTPUTS[output]
     if output not in ("field", "inverse"):
         return f"{prefix}_{name}{suffix}"
     if format != "learn2reg":
-        return f"{prefix}_{name}{FORMATS[format].suffix}"
+        return f"{prefix}_{name}{FIELD_FORMATS.get(format).ending}"
     numbers = _CASES.fullmatch(name)
     if numbers is not None:
         fixed, fixed_modality, moving, moving_modality = numbers.groups()
-        # As the challenge's evaluation looks for them.
+        # The challenge's evaluation looks for files of these names.
         short = (fixed_modality, moving_modality) == ("0000", "0001")
         name = f"{fixed}_{moving}" if short else f"{fixed}_{fixed_modality}_{moving}_{moving_modality}"
-    return f"learn2reg/{prefix}_{name}{FORMATS[format].suffix}"
+    return f"learn2reg/{prefix}_{name}{FIELD_FORMATS.get(format).ending}"

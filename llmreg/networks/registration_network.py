@@ -1,9 +1,9 @@
-"""What training and prediction ask of a network, whichever it is."""
+"""The base class of networks: what training and prediction ask of each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ class RegistrationNetwork(nn.Module, ABC):
     Attributes:
         shape: (z, y, x).
         velocity: whether :meth:`raw` is a stationary velocity and not the displacement.
-        recompute: in training, what the finest level computes is not kept but computed again in the backward pass: less
-            memory for more time, and the same gradients up to rounding. Ignored where it would not lower the peak.
+        recompute: gradient checkpointing of the finest level in training: less memory for more time, and the same
+            gradients up to rounding. A network ignores it where it would not lower the peak.
         llm_sha256: digest of its frozen layers, which checkpoints hold; empty where it has none.
-        multiple: images are padded with zeros, at the far end of each axis, to multiples of this.
+        multiple: a network that takes any shape pads images with zeros, at the far end of each axis, to multiples of
+            this.
 
     Raises:
         ValueError: the shape is not three sizes.
@@ -59,26 +60,30 @@ class RegistrationNetwork(nn.Module, ABC):
         return warping.exponential(raw) if self.velocity else raw
 
     def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """What the network makes of the images of :meth:`forward`: a displacement, or a velocity that leads to it."""
+        """The network's own output for the images of :meth:`forward`, a displacement or a velocity."""
         for image in (moving, fixed):
             if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
                 raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")
         z, y, x = self.shape
         missing = [-size % self.multiple for size in self.shape]
         if not any(missing):
-            return self.predicted(moving, fixed)
-        beyond = (0, missing[2], 0, missing[1], 0, missing[0])
-        return self.predicted(F.pad(moving, beyond), F.pad(fixed, beyond))[..., :z, :y, :x]
+            return self.predict(moving, fixed)
+        padding = (0, missing[2], 0, missing[1], 0, missing[0])
+        return self.predict(F.pad(moving, padding), F.pad(fixed, padding))[..., :z, :y, :x]
 
     @abstractmethod
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """:meth:`raw` of images that are padded already."""
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """:meth:`raw` of images that are padded already; what a network implements."""
 
-    @abstractmethod
-    def feature_modules(self) -> list[nn.Module]:
-        """The modules whose features (B, C, z, y, x) samples of the network's uncertainty leave channels out of."""
+    def merge_lora(self) -> Callable[[], None] | None:
+        """Add low-rank adaptation to the weights that it adapts, for faster prediction of the same up to rounding.
+
+        Returns:
+            What undoes it; None where the network has none.
+        """
+        return None
 
     @property
-    def sparing(self) -> bool:
-        """Whether the finest level is to be computed again in a backward pass that is to come."""
+    def checkpoints_gradients(self) -> bool:
+        """Whether the finest level is recomputed in the backward pass of what is computed now."""
         return self.recompute and torch.is_grad_enabled()

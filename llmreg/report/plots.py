@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from llmreg.comparison.figures import box_plots
-from llmreg.pages import embedded
+from llmreg.comparison.method_plots import draw_structures
+from llmreg.pages import data_url
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot as data URIs for both schemes, what it shows, and its size in CSS pixels."""
+    """A plot as data URIs for light and dark pages, its description, and its size in CSS pixels."""
 
     light: str
     dark: str
@@ -31,34 +31,34 @@ class Plot:
     height: int
 
 
-def structures(tables: Mapping[str, pd.DataFrame]) -> Plot:
-    """Dice of each structure over pairs, a box a method or stage (:func:`llmreg.comparison.figures.box_plots`)."""
+def plot_structures(tables: Mapping[str, pd.DataFrame]) -> Plot:
+    """Plot the Dice of each structure over pairs, a box a method or stage."""
     names = dict.fromkeys(name for table in tables.values() for name in table["name"])
     return _plot(
-        lambda: box_plots(tables),
+        lambda: draw_structures(tables),
         f"Box plots of Dice over pairs for {len(names)} structures, with a box for each of: {', '.join(tables)}.",
     )
 
 
-def training_curves(folds: Mapping[str, Rows]) -> Plot:
-    """Loss, validation Dice (or the image term without labels), folding and learning rate by epoch, a line a fold."""
+def plot_training(folds: Mapping[str, Rows]) -> Plot:
+    """Plot loss, validation Dice (without labels the image term), folding and learning rate by epoch, a line a fold."""
     last = {fold: rows[-1] for fold, rows in folds.items() if rows}
-    told = "; ".join(
+    ends = "; ".join(
         f"{fold}: {row['epoch']} epochs, loss {row['loss']:.3f}"
         + (f", Dice {100 * row['validation_dice']:.1f} %" if row.get("validation_dice") is not None else "")
         for fold, row in last.items()
     )
-    return _plot(lambda: _curves(folds), f"Training curves by epoch. At the end of {told}.")
+    return _plot(lambda: _draw_curves(folds), f"Training curves by epoch. At the end of {ends}.")
 
 
-def _curves(folds: Mapping[str, Rows]) -> Figure:
+def _draw_curves(folds: Mapping[str, Rows]) -> Figure:
     from matplotlib.figure import Figure
 
-    judged = any(row.get("validation_dice") is not None for rows in folds.values() for row in rows)
+    has_dice = any(row.get("validation_dice") is not None for rows in folds.values() for row in rows)
     panels = [
         ("Training loss", "loss", None, 1.0),
         ("Validation Dice (%)", "validation_dice", "initial_dice", 100.0)
-        if judged
+        if has_dice
         else ("Validation image term", "validation_similarity", "initial_similarity", 1.0),
         ("Folded voxels in validation (%)", "validation_folding", None, 1.0),
         ("Learning rate", "learning_rate", None, 1.0),
@@ -82,8 +82,8 @@ def _curves(folds: Mapping[str, Rows]) -> Figure:
 
 
 def _values(rows: Rows, key: str, scale: float) -> list[float]:
-    found = [row.get(key) for row in rows]
-    return [float("nan") if value is None else scale * float(value) for value in found]
+    values = (row.get(key) for row in rows)
+    return [float("nan") if value is None else scale * float(value) for value in values]
 
 
 def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
@@ -103,8 +103,8 @@ def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
         stream = io.BytesIO()
         with matplotlib.rc_context(colours):
             figure = draw()
-            # Lossless, and a third smaller than PNG.
+            # This format is lossless as well, and a third smaller than PNG.
             figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs={"lossless": True})
-        pictures.append(embedded(stream.getvalue(), "webp"))
+        pictures.append(data_url(stream.getvalue(), "webp"))
     width, height = (round(100 * length) for length in figure.get_size_inches())
     return Plot(pictures[0], pictures[1], alt, width, height)

@@ -1,4 +1,4 @@
-"""The slices of a pair that go into the page: which ones, and as how many bytes."""
+"""The slices of a pair that go into the page, as many as its budget of bytes allows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from llmreg.report import rendering
 from llmreg.report.rendering import PLANES, SIDES, slice_of, text_of
 from llmreg.report.volumes import Result, Scene, Stage
 
-# Characters of the page that a pair's pictures may take: ten pairs are to stay below 15 MB.
+# Characters that the pictures of a pair may take in the page, so that ten pairs stay below 15 MB.
 BUDGET = 1_350_000
 MOST_SLICES, FEWEST_SLICES = 40, 3
-# Slices of a plane from which their size is estimated.
+# Number of slices of a plane from which the size of a slice is estimated.
 PROBES = 4
-# With fewer axial slices than these, the other planes are left out.
+# With fewer axial slices, the other planes are left out.
 ENOUGH_SLICES = 12
-# Grid lines along the longest side.
+# Number of grid lines along the longest side.
 GRID_LINES = 24
-# What is darker shows nothing.
+# Slices whose grey values all are below this one show nothing.
 _DARK = 25
 # Uncertainties above this percentile share the brightest colour.
 _TOP_PERCENTILE = 99.0
@@ -34,11 +34,11 @@ class Stacks:
     """Pictures of a pair as base64.
 
     Attributes:
-        planes: by name, what the viewer must know: ``width`` and ``height`` in pixels, ``mm`` along the axis across,
-            ``start``, the slice to begin with, ``sides``.
+        planes: by name, ``width`` and ``height`` in pixels, positions ``mm`` of the slices, ``start``, the slice to
+            begin with, ``sides``.
         shared: by plane, then by layer, a picture a slice.
-        methods: the same of each method; None where it failed.
-        uncertainty_mm: the brightest colour's of each method; None without uncertainty.
+        methods: the same for each method; None where it failed.
+        uncertainty_mm: for each method the value of the brightest colour; None without uncertainty.
     """
 
     planes: dict[str, dict[str, Any]]
@@ -47,27 +47,28 @@ class Stacks:
     uncertainty_mm: list[float | None]
 
 
-def stacks_of(scene: Scene, results: Sequence[Result | None], budget: int = BUDGET) -> Stacks:
+def encode_stacks(scene: Scene, results: Sequence[Result | None], budget: int = BUDGET) -> Stacks:
     """Encode as many slices as the budget (characters) has room for, evenly spread over what there is to see."""
-    tops = [_top(result) for result in results]
-    costs = {plane: _cost(scene, results, tops, plane, _extent(scene, plane)) for plane in PLANES}
+    tops = [_find_top(result) for result in results]
+    costs = {plane: _estimate_cost(scene, results, tops, plane, _find_extent(scene, plane)) for plane in PLANES}
     planes: dict[str, dict[str, Any]] = {}
     shared: dict[str, dict[str, list[str]]] = {}
     methods: list[dict[str, dict[str, list[str]]] | None] = [None if result is None else {} for result in results]
     for plane, count in slice_counts(costs, budget).items():
-        first, last = _extent(scene, plane)
+        first, last = _find_extent(scene, plane)
         indices = np.unique(np.linspace(first, last, count + 2)[1:-1].round().astype(int)).tolist()
-        planes[plane] = _about(scene, plane, indices)
-        own = [_shared_layers(scene, plane, index) for index in indices]
-        shared[plane] = _turned(own)
-        for made, result, top in zip(methods, results, tops, strict=True):
-            if made is not None and result is not None:
-                made[plane] = _turned([_layers(scene, result, top, plane, index) for index in indices])
+        planes[plane] = _describe_plane(scene, plane, indices)
+        shared[plane] = _by_layer([_shared_layers(scene, plane, index) for index in indices])
+        for pictures, result, top in zip(methods, results, tops, strict=True):
+            if pictures is not None and result is not None:
+                pictures[plane] = _by_layer([_layers(scene, result, top, plane, index) for index in indices])
     return Stacks(planes, shared, methods, tops)
 
 
 def slice_counts(costs: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Slices by plane: half as many coronal and sagittal as axial ones, or axial ones alone where those are too few.
+    """Choose numbers of slices by plane.
+
+    There are half as many coronal and sagittal as axial slices, or axial ones alone where those are too few.
 
     Args:
         costs: characters of a slice with all its layers, by plane.
@@ -79,49 +80,49 @@ def slice_counts(costs: Mapping[str, int], budget: int) -> dict[str, int]:
     return {"axial": max(FEWEST_SLICES, min(MOST_SLICES, budget // costs["axial"]))}
 
 
-def _extent(scene: Scene, plane: str) -> tuple[int, int]:
+def _find_extent(scene: Scene, plane: str) -> tuple[int, int]:
     """The first and last slice of the structures, or of what is bright, in the fixed image."""
     labels = scene.fixed.labels
-    seen = labels > 0 if labels is not None and labels.any() else scene.fixed.image > _DARK
+    visible = labels > 0 if labels is not None and labels.any() else scene.fixed.image > _DARK
     across = PLANES[plane]
-    found = np.flatnonzero(seen.any(axis=tuple(axis for axis in range(3) if axis != across)))
-    return (int(found[0]), int(found[-1])) if found.size else (0, seen.shape[across] - 1)
+    slices = np.flatnonzero(visible.any(axis=tuple(axis for axis in range(3) if axis != across)))
+    return (int(slices[0]), int(slices[-1])) if slices.size else (0, visible.shape[across] - 1)
 
 
-def _cost(
+def _estimate_cost(
     scene: Scene, results: Sequence[Result | None], tops: Sequence[float | None], plane: str, extent: tuple[int, int]
 ) -> int:
-    """Characters of a slice with all its layers, the mean of some."""
+    """Characters of a slice with all its layers, as the mean of some slices."""
     probed = np.linspace(*extent, PROBES + 2)[1:-1].round().astype(int).tolist()
     layers = [_shared_layers(scene, plane, index) for index in probed]
     for result, top in zip(results, tops, strict=True):
         if result is not None:
             layers += [_layers(scene, result, top, plane, index) for index in probed]
-    return sum(len(text) for own in layers for text in own.values()) // PROBES
+    return sum(len(text) for pictures in layers for text in pictures.values()) // PROBES
 
 
-def _about(scene: Scene, plane: str, indices: Sequence[int]) -> dict[str, Any]:
+def _describe_plane(scene: Scene, plane: str, indices: Sequence[int]) -> dict[str, Any]:
     rows, columns = slice_of(scene.fixed.image, plane, 0).shape
     component = 2 - PLANES[plane]
     points = np.zeros((len(indices), 3))
     points[:, component] = indices
-    places = scene.grid.index_to_physical(points)[:, component]
+    positions = scene.grid.index_to_physical(points)[:, component]
     return {
         "width": columns,
         "height": rows,
-        "mm": places.round(1).tolist(),
-        "start": _richest(scene, plane, indices),
+        "mm": positions.round(1).tolist(),
+        "start": _find_richest(scene, plane, indices),
         "sides": SIDES[plane],
     }
 
 
-def _richest(scene: Scene, plane: str, indices: Sequence[int]) -> int:
+def _find_richest(scene: Scene, plane: str, indices: Sequence[int]) -> int:
     """Which of the slices shows several large structures rather than one huge or many tiny ones."""
     labels = scene.fixed.labels
     if labels is None or not labels.any():
         return len(indices) // 2
     slices = [slice_of(labels, plane, index) for index in indices]
-    return int(np.argmax([np.sqrt(np.unique(own[own > 0], return_counts=True)[1]).sum() for own in slices]))
+    return int(np.argmax([np.sqrt(np.unique(labels[labels > 0], return_counts=True)[1]).sum() for labels in slices]))
 
 
 def _shared_layers(scene: Scene, plane: str, index: int) -> Layers:
@@ -154,11 +155,11 @@ def _stage_layers(name: str, stage: Stage, plane: str, index: int, dashed: bool)
     return layers
 
 
-def _top(result: Result | None) -> float | None:
+def _find_top(result: Result | None) -> float | None:
     if result is None or result.uncertainty is None:
         return None
     return round(max(float(np.percentile(result.uncertainty, _TOP_PERCENTILE)), 0.01), 2)
 
 
-def _turned(slices: Sequence[Layers]) -> dict[str, list[str]]:
-    return {layer: [own[layer] for own in slices] for layer in slices[0]}
+def _by_layer(slices: Sequence[Layers]) -> dict[str, list[str]]:
+    return {layer: [pictures[layer] for pictures in slices] for layer in slices[0]}

@@ -1,4 +1,4 @@
-"""What the page's viewer of slices is given: each shown pair's pictures and numbers."""
+"""The data of the page's viewer of slices: pictures and numbers of each shown pair."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pandas as pd
 from llmreg.comparison.tables import COLUMNS
 from llmreg.errors import UserError
 from llmreg.report.rendering import colour_of
-from llmreg.report.shown_predictions import Predictions, ShownPair
-from llmreg.report.stacks import Stacks, stacks_of
+from llmreg.report.shown_predictions import MethodResults, ShownPair
+from llmreg.report.stacks import Stacks, encode_stacks
 from llmreg.report.volumes import Result, read_result, read_scene
-from llmreg.workers import in_parallel
+from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,12 @@ Failures = list[tuple[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Viewer:
-    """Attributes:
-    about: JSON-able: ``methods`` (titles), ``best`` (its number), ``labels`` (id -> name, colour), ``pairs``.
-    pictures: JSON-able, of each pair: ``shared`` and ``methods`` of :class:`llmreg.report.stacks.Stacks`.
-    failed: (what, why) of pairs and methods that could not be drawn.
+    """What the page embeds as JSON.
+
+    Attributes:
+        about: ``methods`` (titles), ``best`` (number of the best one), ``labels`` (id -> name, colour), ``pairs``.
+        pictures: of each pair ``shared`` and ``methods`` of :class:`llmreg.report.stacks.Stacks`.
+        failed: (subject, reason) of pairs and methods that could not be drawn.
     """
 
     about: dict[str, Any]
@@ -36,16 +38,19 @@ class Viewer:
     failed: tuple[tuple[str, str], ...]
 
 
-def viewer_of(methods: Sequence[Predictions], pairs: Sequence[ShownPair], processes: int) -> Viewer:
-    """Draw the pairs, several at the same time."""
+def draw_pairs(methods: Sequence[MethodResults], pairs: Sequence[ShownPair], processes: int) -> Viewer:
+    """Draw the pairs, several at the same time in processes of their own."""
     shown: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     failed: Failures = []
-    for pair, (stacks, problems) in zip(pairs, in_parallel(_drawn, pairs, processes, "Draw", "pair"), strict=True):
-        for number, why in problems:
-            what = pair.pair_id if number is None or len(methods) == 1 else f"{methods[number].title}: {pair.pair_id}"
-            failed.append((what, why))
-            log.warning("%s is not shown: %s", what, why)
+    for pair, (stacks, problems) in zip(
+        pairs, map_in_processes(_draw_pair, pairs, processes, "Draw", "pair"), strict=True
+    ):
+        for number, reason in problems:
+            is_of_method = number is not None and len(methods) > 1
+            subject = f"{methods[number].title}: {pair.pair_id}" if is_of_method else pair.pair_id
+            failed.append((subject, reason))
+            log.warning("%s is not shown: %s", subject, reason)
         if stacks is not None:
             shown.append(_about(pair, stacks, methods))
             pictures.append({"shared": stacks.shared, "methods": stacks.methods})
@@ -59,66 +64,65 @@ def viewer_of(methods: Sequence[Predictions], pairs: Sequence[ShownPair], proces
     return Viewer(about, pictures, tuple(failed))
 
 
-def _drawn(pair: ShownPair) -> tuple[Stacks | None, list[tuple[int | None, str]]]:
-    """The pair's pictures, and by the method's number, or None for all, what could not be drawn and why."""
+def _draw_pair(pair: ShownPair) -> tuple[Stacks | None, list[tuple[int | None, str]]]:
+    """The pair's pictures; reasons why it could not be drawn, by the method's number, or None for the whole pair."""
     problems: list[tuple[int | None, str]] = []
     try:
         scene = read_scene(pair)
     except UserError as error:
         return None, [(None, str(error))]
     results: list[Result | None] = []
-    for number, made in enumerate(pair.made):
+    for number, prediction in enumerate(pair.predictions):
         result = None
-        if made is not None:
+        if prediction is not None:
             try:
-                result = read_result(scene, made)
+                result = read_result(scene, prediction)
             except UserError as error:
                 problems.append((number, str(error)))
         results.append(result)
-    return (stacks_of(scene, results) if any(results) else None), problems
+    return (encode_stacks(scene, results) if any(results) else None), problems
 
 
-def _about(pair: ShownPair, stacks: Stacks, methods: Sequence[Predictions]) -> dict[str, Any]:
-    known = zip(methods, stacks.methods, stacks.uncertainty_mm, strict=True)
+def _about(pair: ShownPair, stacks: Stacks, methods: Sequence[MethodResults]) -> dict[str, Any]:
     return {
         "id": pair.pair_id,
         "fixed": pair.images.fixed,
         "moving": pair.images.moving,
-        "place": _place(pair),
+        "place": _describe_rank(pair),
         "planes": stacks.planes,
         "methods": [
-            None if made is None else {"uncertainty_mm": top, **_scores(method.scores, pair.pair_id)}
-            for method, made, top in known
+            None if pictures is None else {"uncertainty_mm": top, **_select_scores(method.scores, pair.pair_id)}
+            for method, pictures, top in zip(methods, stacks.methods, stacks.uncertainty_mm, strict=True)
         ],
     }
 
 
-def _place(pair: ShownPair) -> str:
-    if pair.place is None:
+def _describe_rank(pair: ShownPair) -> str:
+    if pair.rank is None:
         return ""
     if pair.out_of == 1:
         return "the only one"
     ends = {1: "the worst", pair.out_of: "the best"}
-    return f"{ends.get(pair.place, f'number {pair.place}')} of {pair.out_of}"
+    return f"{ends.get(pair.rank, f'number {pair.rank}')} of {pair.out_of}"
 
 
-def _scores(scores: pd.DataFrame, pair_id: str) -> dict[str, Any]:
+def _select_scores(scores: pd.DataFrame, pair_id: str) -> dict[str, Any]:
     """``numbers``: (title, before, after) as text; ``labels``: (id, Dice before, Dice after) in percent."""
-    own = scores[scores["pair_id"] == pair_id]
+    rows = scores[scores["pair_id"] == pair_id]
     numbers = []
     for key, column in COLUMNS.items():
-        if key in own and own[key].notna().any():
-            values = [own[name].mean() if name in own else np.nan for name in (f"initial_{key}", key)]
+        if key in rows and rows[key].notna().any():
+            values = [rows[name].mean() if name in rows else np.nan for name in (f"initial_{key}", key)]
             texts = ["" if np.isnan(value) else f"{column.scale * value:.{column.digits}f}" for value in values]
             numbers.append([column.title.replace("<=", "\u2264"), *texts])
-    rows = own[["label", "initial_dice", "dice"]].dropna(subset="label").itertuples(index=False)
-    labels = [[int(label), *(None if np.isnan(v) else round(100 * v, 1) for v in dice)] for label, *dice in rows]
+    dice_rows = rows[["label", "initial_dice", "dice"]].dropna(subset="label").itertuples(index=False)
+    labels = [[int(label), *(None if np.isnan(v) else round(100 * v, 1) for v in dice)] for label, *dice in dice_rows]
     return {"numbers": numbers, "labels": labels}
 
 
-def _labels(methods: Sequence[Predictions]) -> dict[str, dict[str, str]]:
-    known = pd.concat([method.scores[["label", "name"]] for method in methods]).dropna(subset="label")
+def _labels(methods: Sequence[MethodResults]) -> dict[str, dict[str, str]]:
+    labels = pd.concat([method.scores[["label", "name"]] for method in methods]).dropna(subset="label")
     return {
         str(label): {"name": str(name), "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(int(label)))}
-        for label, name in known.drop_duplicates("label").itertuples(index=False)
+        for label, name in labels.drop_duplicates("label").itertuples(index=False)
     }

@@ -1,27 +1,30 @@
-"""What is shown of a pair, as volumes on one upright grid."""
+"""The images of a shown pair as volumes on one upright grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from llmreg.errors import UserError
-from llmreg.geometry.field import DisplacementField, jacobian_determinant, resample, resample_image
-from llmreg.geometry.formats import read_as
+from llmreg.errors import BadArgument, UserError
+from llmreg.geometry.arrays import array_to_image, image_to_array, orient_to_lps
+from llmreg.geometry.field import DisplacementField, jacobian_determinant, resample_field
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array, oriented_lps, read_image, read_transform
-from llmreg.report.shown_predictions import Prediction, ShownPair
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.fields import read_field
+from llmreg.images.image_files import read_image
+from llmreg.images.transforms import read_transform
+from llmreg.predictions import PredictedPair
+from llmreg.report.shown_predictions import ShownPair
 
-# Pixels of a picture's longest side.
+# Length of the longest side of a picture, in pixels.
 LONGEST = 256
-# HU between which soft tissue lies, the fewest that are told apart, and a value that only CT falls below.
+# The range of soft tissue in HU, the narrowest window, and a value that only CT falls below.
 SOFT_TISSUE, NARROWEST, BELOW_MR = (-160.0, 240.0), 60.0, -500.0
-# Of the foreground, or of soft tissue.
+# Percentiles of the foreground of MR, and of soft tissue in CT, that become black and white.
 PERCENTILES, CT_PERCENTILES = (1.0, 99.5), (5.0, 99.5)
 
 Grey = NDArray[np.uint8]
@@ -43,14 +46,14 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What all methods share.
+    """What all methods of a pair share.
 
     Attributes:
         grid: the shown grid: the fixed image's volume in cubic voxels, its axes nearest to left, posterior, superior.
         fixed: the fixed image and its label map on it.
-        before: the moving image as it lies.
+        before: the moving image without any transform.
         prealigned: the moving image after pre-alignment; None without one, or where it moves nothing.
-        moving: the moving image, its label map (or None) and its window, for what methods make of it.
+        moving: the moving image, its label map (or None) and its window, which methods warp.
         fixed_grid: the fixed image's own grid.
     """
 
@@ -64,7 +67,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a method's field makes of a pair, on the shown grid.
+    """A pair after registration by one method, on the shown grid.
 
     Attributes:
         warped: the moving image and its label map.
@@ -80,11 +83,11 @@ class Result:
 
 
 def shown_grid(fixed: sitk.Image) -> Grid:
-    """Cubic voxels that fill the image's volume along its axes in LPS order, no more than :data:`LONGEST` in a row.
+    """Choose cubic voxels that fill the image's volume along its axes in LPS order, at most :data:`LONGEST` a side.
 
     An image with cubic voxels that is small enough keeps its voxels.
     """
-    grid = Grid.from_image(oriented_lps(fixed))
+    grid = Grid.from_image(orient_to_lps(fixed))
     voxel = max(min(grid.spacing), float(grid.extent.max()) / LONGEST)
     size = tuple(max(1, round(length / voxel)) for length in grid.extent.tolist())
     # The corner of the volume stays where it is, not the middle of its first voxel.
@@ -93,15 +96,15 @@ def shown_grid(fixed: sitk.Image) -> Grid:
 
 
 def read_scene(pair: ShownPair) -> Scene:
-    """Raises UserError when an image or label map of the pair is missing or unreadable."""
+    """Read the images of a pair. Raises UserError when an image or label map of the pair is missing or unreadable."""
     images = pair.images
-    fixed, moving = (_image(images, role) for role in ("fixed", "moving"))
-    labels = {role: _label(pair, role) for role in ("fixed", "moving")}
+    fixed, moving = (_read_image(images, role) for role in ("fixed", "moving"))
+    labels = {role: _read_label(pair, role) for role in ("fixed", "moving")}
     grid = shown_grid(fixed)
     span = window(image_to_array(moving))
     fixed_stage = _stage(fixed, labels["fixed"], window(image_to_array(fixed)), grid)
     before = _stage(moving, labels["moving"], span, grid)
-    start = next((made.path("prealignment") for made in pair.made if made and made.prealignment), None)
+    start = next((p.path("prealignment") for p in pair.predictions if p and p.prealignment), None)
     prealigned = None
     if start is not None:
         transform = read_transform(start)
@@ -110,27 +113,28 @@ def read_scene(pair: ShownPair) -> Scene:
     return Scene(grid, fixed_stage, before, prealigned, (moving, labels["moving"], span), Grid.from_image(fixed))
 
 
-def read_result(scene: Scene, made: Prediction) -> Result:
-    """Raises UserError when the field is missing or unreadable."""
-    path = made.path("field")
+def read_result(scene: Scene, prediction: PredictedPair) -> Result:
+    """Read a method's field and warp the moving image. Raises UserError when the field is missing or unreadable."""
+    path = prediction.path("field")
     if path is None:
-        raise UserError(f"{made.folder} holds no field of {made.pair_id}: predict again, with field among --save.")
+        problem = f"{prediction.folder} holds no field of {prediction.pair_id}: predict again, and save the field."
+        raise BadArgument("outputs", problem)
     image, label, span = scene.moving
-    field = read_as(path, made.format, scene.fixed_grid, Grid.from_image(image))
-    # Folded voxels must not be blurred away.
+    field = read_field(path, prediction.format, scene.fixed_grid, Grid.from_image(image))
+    # Nearest neighbours, because interpolation would hide folded voxels.
     jacobian = resample_image(array_to_image(jacobian_determinant(field), field.grid), scene.grid, None, "nearest", 1.0)
-    here = resample(field, scene.grid)
-    uncertainty = made.path("uncertainty")
+    shown_field = resample_field(field, scene.grid)
+    uncertainty = prediction.path("uncertainty")
     return Result(
-        _stage(image, label, span, scene.grid, here),
-        here.to_flow(),
+        _stage(image, label, span, scene.grid, shown_field),
+        shown_field.to_flow(),
         image_to_array(jacobian),
-        None if uncertainty is None else image_to_array(resample_image(_float(read_image(uncertainty)), scene.grid)),
+        None if uncertainty is None else image_to_array(resample_image(_as_float(read_image(uncertainty)), scene.grid)),
     )
 
 
 def window(values: NDArray[Any]) -> tuple[float, float]:
-    """Which values of an image are black and white: percentiles of the foreground, in CT those of soft tissue."""
+    """Choose the values that become black and white: percentiles of the foreground, in CT of soft tissue."""
     lowest = float(values.min())
     if lowest < BELOW_MR:
         below, above = SOFT_TISSUE
@@ -140,8 +144,8 @@ def window(values: NDArray[Any]) -> tuple[float, float]:
     if not foreground.size:
         return lowest, lowest + 1
     low, high = np.percentile(foreground.astype(np.float64), percentiles).tolist()
-    wider = max(0.0, narrowest - (high - low)) / 2
-    return low - wider, high + wider
+    margin = max(0.0, narrowest - (high - low)) / 2
+    return low - margin, high + margin
 
 
 def _stage(
@@ -152,15 +156,15 @@ def _stage(
     transform: sitk.Transform | DisplacementField | None = None,
 ) -> Stage:
     low, high = span
-    seen = image_to_array(resample_image(_float(image), grid, transform, default=low))
-    grey = np.clip(255 * (seen - low) / (high - low), 0, 255).astype(np.uint8)
+    values = image_to_array(resample_image(_as_float(image), grid, transform, default=low))
+    grey = np.clip(255 * (values - low) / (high - low), 0, 255).astype(np.uint8)
     if label is None:
         return Stage(grey, None)
     labels = image_to_array(resample_image(label, grid, transform, "nearest"))
     return Stage(grey, np.rint(labels).astype(np.int32))
 
 
-def _float(image: sitk.Image) -> sitk.Image:
+def _as_float(image: sitk.Image) -> sitk.Image:
     return sitk.Cast(image, sitk.sitkFloat32)
 
 
@@ -171,14 +175,14 @@ def _moves(transform: sitk.Transform, grid: Grid) -> bool:
     return bool(np.abs(moved - corners).max() >= min(grid.spacing))
 
 
-def _image(images: Prediction, role: str) -> sitk.Image:
+def _read_image(images: PredictedPair, role: str) -> sitk.Image:
     path = images.path(f"{role}_path")
     if path is None:
-        raise UserError(f"{images.pair_id}: its {role} image is not named, so it is not shown: register it again.")
+        raise UserError(f"{images.pair_id}: predict.json does not name its {role} image: register the pair again.")
     return read_image(path)
 
 
-def _label(pair: ShownPair, role: str) -> sitk.Image | None:
-    known: list[Path | None] = [made.path(f"{role}_label") for made in pair.made if made is not None]
-    path = next((path for path in known if path is not None), None)
+def _read_label(pair: ShownPair, role: str) -> sitk.Image | None:
+    paths = [prediction.path(f"{role}_label") for prediction in pair.predictions if prediction is not None]
+    path = next((path for path in paths if path is not None), None)
     return None if path is None else read_image(path)

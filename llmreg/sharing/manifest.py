@@ -1,33 +1,37 @@
-"""What a shared model holds: the names that its members may have, and the list of them that travels along."""
+"""The list of files that travels with a shared model, and the names and sizes that they may have."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llmreg.engine.templates import RECORD_FILE
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMSettings, language_model
+from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.model_folder import ModelName
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.loading import find_layers
+from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.language_models.sources import BUILT_IN, is_local
+from llmreg.networks.registry import plugin_of
 from llmreg.paths import llm_cache_folder
 from llmreg.plans.plans import PLANS_FILE, Plans
+from llmreg.preprocessing.common_frame import REFERENCE_FILE
 from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
-from llmreg.preprocessing.preprocess import REFERENCE_FILE
 from llmreg.sharing.untrusted_zip import MiB
-from llmreg.training.checkpoints import State
+from llmreg.training.checkpoints import TrainingState, read_state
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
+# Prefix of the network's weights in a checkpoint. The optimiser's tensors, which do not travel, have another.
+WEIGHTS_PREFIX = "network."
 
 _FOLD = r"fold_(?:0|[1-9][0-9]{0,2}|all)"
 _TEMPLATES = rf"{TEMPLATES_FOLDER}/(?:{EVERYONE}|{_FOLD})/"
@@ -39,36 +43,31 @@ _LIMITS = {
     re.compile(re.escape(FINGERPRINT_FILE)): 32 * MiB,
     re.compile(re.escape(REFERENCE_FILE)): 1024 * MiB,
     re.compile(_TEMPLATES + re.escape(RECORD_FILE)): MiB,
-    re.compile(_TEMPLATES + r"(?:template|seen)_[0-9]{4}\.nii\.gz"): 64 * MiB,
+    re.compile(_TEMPLATES + r"(?:template|seen)_[0-9]{4}" + re.escape(DEFAULT_ENDING)): 64 * MiB,
     re.compile(_CHECKPOINT + r"\.json"): MiB,
     re.compile(_CHECKPOINT + r"\.safetensors"): 4096 * MiB,
 }
-_WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
-_NAME = re.compile(rf"Dataset[0-9]{{3}}_[^/\\:*?\"<>|]+(?<![. ])/{_WORD}__{_WORD}__{_WORD}")
-# Of bytes in a folder's name, file systems take 255.
-_LONGEST_NAME = 240
 
 
 def size_limit(name: str) -> int | None:
-    """The bytes that a member of a name may have at most; None where no shared model holds one."""
-    return next((most for pattern, most in _LIMITS.items() if pattern.fullmatch(name)), None)
+    """The most bytes that a member of a name may have; None where no shared model holds one."""
+    return next((limit for pattern, limit in _LIMITS.items() if pattern.fullmatch(name)), None)
 
 
-def _allowed(name: str) -> str:
+def _check_member(name: str) -> str:
     if size_limit(name) is None:
         raise ValueError("no shared model holds a file of that name")
     return name
 
 
-def _printable(text: str) -> str:
+def _check_printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("it holds control characters")
     return text
 
 
-def _model_name(name: str) -> str:
-    if not name.isprintable() or len(name.encode()) > _LONGEST_NAME or not _NAME.fullmatch(name):
-        raise ValueError("a model is called Dataset001_Name/<network>__<plans>__<configuration>")
+def _check_model_name(name: str) -> str:
+    ModelName.parse(name).check_portable()
     return name
 
 
@@ -90,14 +89,14 @@ class NeededLayers(_Model):
     """The frozen layers of a language model that a model was trained with; they are not in the zip.
 
     Attributes:
-        source: what the plans call the language model; of a local one, its folder or file on another computer.
+        source: the language model's name in the plans; of a local one, its folder or file on another computer.
         layers: zero-based indices.
-        weights: see :class:`llmreg.networks.config.LLMSettings`.
+        weights: see :class:`llmreg.networks.language_models.settings.LLMSettings`.
         sha256: digest of the layers' weights.
-        revision: commit on the hub, where they are known to come from it.
+        revision: commit on the hub, where the layers are known to come from it.
     """
 
-    source: Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+    source: Annotated[str, Field(max_length=1000), AfterValidator(_check_printable)]
     layers: tuple[int, ...]
     weights: Literal["pretrained", "random"]
     sha256: Sha256
@@ -109,69 +108,59 @@ class Manifest(_Model):
 
     Attributes:
         format_version: of the zip's layout.
-        llmreg_version: that exported it.
-        name: the model's folder below the results folder.
+        llmreg_version: version that exported it.
+        name: the model's folder below the results folder, see :class:`llmreg.model_folder.ModelName`.
         llm: the language model's layers that it needs, or None.
         files: every other member by its name, which is also its path in the model's folder.
     """
 
     format_version: Literal[1] = 1
     llmreg_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
-    name: Annotated[str, AfterValidator(_model_name)]
+    name: Annotated[str, AfterValidator(_check_model_name)]
     llm: NeededLayers | None
-    files: dict[Annotated[str, AfterValidator(_allowed)], SharedFile]
+    files: dict[Annotated[str, AfterValidator(_check_member)], SharedFile]
 
 
-def name_of(plans: Plans, configuration: str) -> str:
-    """Where training puts a model, below the results folder. Raises ValueError for one that cannot be shared."""
-    return _model_name(f"{plans.dataset_name}/{plans.network.name}__{plans.plans_name}__{configuration}")
+def name_model(plans: Plans, configuration: str) -> ModelName:
+    """The name that training gives to the model of these plans."""
+    return ModelName(plans.dataset_name, plans.network.name, plans.plans_name, configuration)
 
 
-def needed_layers(plans: Plans, states: Sequence[State]) -> NeededLayers | None:
-    """The layers that folds need, with the revision that the layer cache knows.
+def read_own_state(checkpoint: Path, plans: Plans, configuration: str) -> TrainingState:
+    """Read the state of a checkpoint. Raises UserError unless it was trained with these plans."""
+    state = read_state(checkpoint)
+    if state.configuration != configuration or state.plans_digest != plans.digest(configuration):
+        raise UserError(f"{checkpoint} was trained with plans other than {PLANS_FILE}: restore that file.")
+    return state
+
+
+def find_needed_layers(plans: Plans, states: Sequence[TrainingState]) -> NeededLayers | None:
+    """The language model's layers that folds need, with the revision that the layer cache records.
 
     Raises:
-        UserError: the folds, or the plans, name different ones.
+        UserError: the folds, or the plans, name different layers.
     """
-    llm, sha256 = language_model(plans.network), states[0].llm_sha256
+    llm, sha256 = plugin_of(plans.network).language_model(plans.network), states[0].llm_sha256
     if llm is None:
         return None
     if {state.llm_sha256 for state in states} | ({llm.sha256} - {None}) != {sha256}:
         raise UserError(
             f"The folds and the plans '{plans.plans_name}' name different layers of the language model: choose folds "
-            "that were trained with the same ones (-f)."
+            "that were trained with the same ones."
         )
     revision = None
     with suppress(UserError):
-        found = cache.find(sha256, llm_cache_folder())
-        revision = None if found is None else cache.read_record(found).revision
+        cached = cache.find(sha256, llm_cache_folder())
+        revision = None if cached is None else cache.read_record(cached).revision
     return NeededLayers(source=llm.source, layers=llm.layers, weights=llm.weights, sha256=sha256, revision=revision)
 
 
-def missing_layers(llm: NeededLayers) -> str | None:
-    """What to do to get layers; None when they are in the layer cache, or at their source on this computer."""
+def has_layers(llm: NeededLayers) -> bool:
+    """Whether layers are in the layer cache, or can be read from their source without a network."""
     folder = llm_cache_folder()
+    is_installed = llm.source in BUILT_IN and importlib.util.find_spec(BUILT_IN[llm.source][0]) is not None
     with suppress(UserError):
-        if cache.find(llm.sha256, folder) is not None or _is_near(llm.source):
+        if cache.find(llm.sha256, folder) is not None or is_local(llm.source) or is_installed:
             find_layers(LLMSettings(**llm.model_dump(exclude={"revision"})), folder)
-            return None
-    copied = (
-        f"copy the folder whose name ends in _{llm.sha256[:12]} from the layer cache of the computer that exported the "
-        f"model into {folder}"
-    )
-    if llm.weights == "random":
-        return copied
-    layers = f"--layers {' '.join(map(str, llm.layers))}"
-    if PurePosixPath(llm.source).is_absolute() or PureWindowsPath(llm.source).is_absolute():
-        name = PureWindowsPath(llm.source).name
-        return f"llmreg_fetch_llm FOLDER {layers}, where FOLDER is your copy of '{name}'; or {copied}"
-    _, command, hub_id = BUILT_IN.get(llm.source, ("", "", llm.source))
-    if command and llm.revision is None:
-        return command
-    source = hub_id if llm.revision is None else f"{hub_id.partition('@')[0]}@{llm.revision}"
-    return f"llmreg_fetch_llm {shlex.quote(source)} {layers}"
-
-
-def _is_near(source: str) -> bool:
-    """Whether a source can be read without a network."""
-    return is_local(source) or (source in BUILT_IN and importlib.util.find_spec(BUILT_IN[source][0]) is not None)
+            return True
+    return False

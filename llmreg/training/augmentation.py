@@ -17,7 +17,7 @@ from batchgenerators.augmentations.noise_augmentations import augment_gaussian_n
 from batchgenerators.augmentations.spatial_transformations import augment_mirroring, augment_spatial
 from numpy.typing import NDArray
 
-from llmreg.plans.plans import AugmentationSettings
+from llmreg.plans.plan_settings import AugmentationSettings
 
 _ARRAY_AXIS = {"z": 0, "y": 1, "x": 2}
 

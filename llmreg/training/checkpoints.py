@@ -1,4 +1,4 @@
-"""Checkpoints: tensors in safetensors, state as JSON in its header and, for people, in a file beside it."""
+"""Checkpoints: tensors in safetensors, the state as JSON in its header and, for people, in a file beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmreg.errors import UserError
+from llmreg.errors import NotPrepared, OtherFrozenWeights, UnreadableFile
 from llmreg.files import atomic_write, write_json
 from llmreg.networks.factory import load_trainable_state, trainable_state
 
+# Prefixes of the names of tensors in a checkpoint: of the network's weights, and of the optimiser's moments.
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
 
-class State(BaseModel):
-    """Where a training stands: all of it beside the tensors, since what is random follows from the number of the step.
+class TrainingState(BaseModel):
+    """Where a training stands. Tensors aside this is all of it, since random numbers follow from the step's number.
 
     Attributes:
         plans_digest: hash of the plans it follows.
         llm_sha256: hash of the frozen layers it was trained with.
+        configuration: name of the plans' configuration.
+        fold: ``0`` ... or ``all``.
         epoch: epochs done.
         epochs: epochs planned; the learning rate's schedule depends on it.
         step: steps done of the epoch after these.
-        sums: of each logged value over these steps, and in how many of them it was known.
+        sums: of each logged value, its sum over these steps and the number of steps in which it was known.
         best_score: best validation score so far (see ``Validation.score``); None without validation pairs.
-        processes: that trained together.
+        processes: number of processes that train together.
         pairs_sha256: hash of the pairs it was started on; None in checkpoints of earlier versions.
     """
 
-    # Earlier versions wrote more.
+    # Earlier versions wrote more keys.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     plans_digest: str
@@ -53,22 +58,60 @@ class State(BaseModel):
     pairs_sha256: str | None = None
 
 
-def path_of(folder: Path, which: str) -> Path:
-    return folder / f"checkpoint_{which}.safetensors"
+class CheckpointWriter:
+    """Writes the checkpoints of a run and knows when the next one is due.
+
+    Args:
+        folder: the fold's folder.
+        network: the network whose trained weights are written.
+        optimizer: its moments are written with the latest checkpoint.
+        seconds: age of the last checkpoint at which another one is due.
+        active: whether this process writes; several that train together count the time alike, and one writes.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
+        *,
+        active: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._network, self._optimizer, self._active = folder, network, optimizer, active
+        self._seconds, self._clock, self._written_at = seconds, clock, clock()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is so old that another one should be written."""
+        return self._clock() - self._written_at > self._seconds
+
+    def write(self, state: TrainingState, *names: str) -> None:
+        """Write the checkpoints of these names: ``best``, ``latest`` or ``final``."""
+        for name in names if self._active else ():
+            save_checkpoint(self._folder, name, state, self._network, self._optimizer if name == "latest" else None)
+        self._written_at = self._clock()
 
 
-def save(
-    folder: Path, which: str, state: State, network: nn.Module, optimizer: torch.optim.Optimizer | None = None
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Path of a fold's ``best``, ``latest`` or ``final`` checkpoint."""
+    return folder / f"checkpoint_{name}.safetensors"
+
+
+def save_checkpoint(
+    folder: Path, name: str, state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write ``checkpoint_<which>``; with the optimiser's moments when given, so that training can go on."""
+    """Write ``checkpoint_<name>``, with the moments of an optimiser when one is given, so that training can resume."""
     tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in trainable_state(network).items()}
     if optimizer is not None:
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
                 tensors[f"{_OPTIMIZER}{key}.{names[index]}"] = value.cpu().contiguous()
-    write_tensors(path_of(folder, which), tensors, {"state": state.model_dump_json()})
-    write_json(path_of(folder, which).with_suffix(".json"), state.model_dump())
+    write_tensors(checkpoint_path(folder, name), tensors, {"state": state.model_dump_json()})
+    write_json(checkpoint_path(folder, name).with_suffix(".json"), state.model_dump())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -88,43 +131,39 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
             os.fsync(file.fileno())
 
 
-def remove_debris(folder: Path) -> None:
-    """Remove what a training that was killed while it wrote has left."""
-    for pattern in (".partial-*", ".tmp*"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+def read_state(path: Path) -> TrainingState:
+    """Read the state of a checkpoint.
 
-
-def read_state(path: Path) -> State:
-    """Raises UserError when the checkpoint is missing or damaged."""
+    Raises:
+        NotPrepared: the checkpoint does not exist.
+        UnreadableFile: it is damaged.
+    """
     if not path.exists():
-        raise UserError(f"{path} does not exist: train this fold first (llmreg_train).")
+        raise NotPrepared(path, "train")
     try:
         with safe_open(path, framework="pt") as file:
-            return State.model_validate(json.loads((file.metadata() or {})["state"]))
+            return TrainingState.model_validate(json.loads((file.metadata() or {})["state"]))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): train again or copy it again.") from error
+        raise UnreadableFile(path, f"is damaged ({error})", "train again or copy it again") from error
 
 
-def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> State:
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> TrainingState:
     """Put a checkpoint's tensors into a network, and its moments into an optimiser.
 
     Raises:
-        UserError: the checkpoint does not fit the network, or was trained with other LLM weights.
+        OtherFrozenWeights: the network has other frozen layers.
+        UserError: the checkpoint is missing, is damaged or does not fit the network.
     """
     state = read_state(path)
     sha256 = getattr(network, "llm_sha256", state.llm_sha256)
     if sha256 != state.llm_sha256:
-        raise UserError(
-            f"{path} was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]}): "
-            "use the weights it was trained with."
-        )
+        raise OtherFrozenWeights(path, state.llm_sha256, sha256)
     load_trainable_state(network, network_tensors(path))
     if optimizer is not None:
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-        stored = _tensors_below(path, _OPTIMIZER)
+        stored = _read_tensors(path, _OPTIMIZER)
         content: dict[str, Any] = optimizer.state_dict()
-        # Moments lie in memory as their parameters do, which fused optimisers rely on.
+        # Fused optimisers rely on moments that lie in memory as their parameters do.
         content["state"] = {
             index: {"step": stored[f"step.{name}"]}
             | {key: torch.empty_like(parameter).copy_(stored[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
@@ -136,11 +175,11 @@ def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None
 
 
 def network_tensors(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by their names in the network."""
-    return _tensors_below(path, _NETWORK)
+    """The tensors of a checkpoint by their names in the network."""
+    return _read_tensors(path, _NETWORK)
 
 
-def _tensors_below(path: Path, prefix: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}

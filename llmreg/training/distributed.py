@@ -1,4 +1,8 @@
-"""The processes that train together: one, or as many as torchrun started."""
+"""The processes that train together: one, or as many as torchrun started.
+
+``accelerate.PartialState`` was tried and left. It is a singleton, so that two trainings in one Python process share the
+first one's device, and its ``main_process_first`` leaves the other processes waiting when the first one fails.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ class DistributedContext:
 
     Attributes:
         rank: its number, from 0.
-        world: how many there are.
+        world: the number of processes.
         device: where it computes.
     """
 
@@ -40,29 +44,31 @@ class DistributedContext:
         return self.rank == 0
 
     def gather(self, item: Item) -> list[Item]:
-        """What each process has, in the order of their ranks; every process must call it."""
-        if self.world == 1:
-            return [item]
-        found: list[Item] = [item] * self.world
-        distributed.all_gather_object(found, item)
-        return found
+        """Return the item of each process, in the order of their ranks; every process must call it.
 
-    def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over the processes; every process must call it."""
+        PyTorch pickles the items between these processes; no pickle is written to or read from a file.
+        """
+        items: list[Item] = [item] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(items, item)
+        return items
+
+    def reduce_max(self, *numbers: int) -> list[int]:
+        """Return the largest of each number over the processes; every process must call it."""
         if self.world == 1:
             return list(numbers)
-        found = torch.tensor(numbers, device=self.device)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        values: list[int] = found.tolist()
+        largest = torch.tensor(numbers, device=self.device)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        values: list[int] = largest.tolist()
         return values
 
     def wait(self) -> None:
-        """Until every process has called it."""
+        """Wait until every process has called this."""
         if self.world > 1:
             distributed.barrier()
 
-    def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network, its gradients averaged over the processes in every backward pass.
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network so that its gradients are averaged over the processes in every backward pass.
 
         Every process has built the same network from the same seed or checkpoint, so nothing is sent at the start, and
         frozen layers never are.
@@ -77,10 +83,10 @@ class DistributedContext:
 
 @contextmanager
 def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
-    """This process among those that torchrun started with it; alone without torchrun.
+    """Join the processes that torchrun started with this one; without torchrun it is alone.
 
     Args:
-        device_name: of the device; a GPU for each process when None and there are GPUs.
+        device_name: name of the device; a GPU for each process when None and there are GPUs.
 
     Raises:
         UserError: the device cannot be used.
@@ -92,8 +98,7 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
     device = choose_device(local_device(device_name))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield DistributedContext(distributed.get_rank(), world, device)
     finally:
@@ -101,13 +106,13 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
 
 
 @contextmanager
-def main_process_first(ranks: DistributedContext) -> Iterator[None]:
-    """The first process goes through the block, then the others do, who find done what it did."""
+def main_process_first(context: DistributedContext) -> Iterator[None]:
+    """Run the block in the first process, then in the others, which can use what the first one wrote."""
     try:
-        if not ranks.first:
-            ranks.wait()
+        if not context.first:
+            context.wait()
         yield
     finally:
         # Also after an error: the others meet it themselves instead of waiting for ever.
-        if ranks.first:
-            ranks.wait()
+        if context.first:
+            context.wait()

@@ -1,4 +1,4 @@
-"""What a training ran on, for those who look for the reason of a difference later."""
+"""A record of what a training ran on, in which the reason of a later difference can be looked up."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DEBUG_FILE = "debug.json"
 
 
 def write_debug(folder: Path, device: torch.device, content: dict[str, Any]) -> None:
-    """Write ``debug.json``: ``content``, and a run more, with what :func:`describe` finds, each time it goes on."""
+    """Write ``debug.json``: ``content``, and :func:`describe_environment` for each start and resumption."""
     path = folder / DEBUG_FILE
-    before = read_json(path)["runs"] if path.exists() else []
-    write_json(path, {"runs": [*before, describe(device)]} | content)
+    runs = read_json(path)["runs"] if path.exists() else []
+    write_json(path, {"runs": [*runs, describe_environment(device)]} | content)
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Command, time, versions of llmreg and all it depends on, machine, device, git revision where there is one."""
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return command, time, versions of llmreg and its dependencies, machine, device, and git revision if any."""
     cuda = device.type == "cuda"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,7 +56,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """The versions of what llmreg requires; of nothing where it is run without having been installed."""
+    """The versions of llmreg's requirements; empty where it runs without having been installed."""
     try:
         required = metadata.requires("llmreg") or []
     except metadata.PackageNotFoundError:
@@ -66,7 +66,7 @@ def _packages() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """Of the checkout that this package lies in, with ``+`` where files were changed."""
+    """The revision of the checkout that this package lies in, with ``+`` where files were changed."""
     source = Path(__file__).parents[2]
     if not (source / ".git").exists():
         return None

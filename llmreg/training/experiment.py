@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +12,34 @@ import torch
 from llmreg import paths
 from llmreg.data import splits
 from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
-from llmreg.data.splits import Split
-from llmreg.errors import UserError
+from llmreg.data.splits import SPLITS_FILE, Split
+from llmreg.errors import NothingToTrainOn, NotPrepared, OtherPlans
 from llmreg.files import atomic_write
-from llmreg.networks.config import language_model, network_settings
-from llmreg.networks.language_models.fetching import fetch
-from llmreg.networks.llm_morph.ablations import ablation
-from llmreg.plans.plans import PLANS_FILE, Plans, override, read_plans, write_plans
-from llmreg.preprocessing import dataset_steps as pipeline
-from llmreg.preprocessing import planning
-from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER, fold_set
+from llmreg.model_folder import ModelName, fold_folder
+from llmreg.networks.registry import plugin_of
+from llmreg.paths import preprocessed_dataset
+from llmreg.plans.plans import PLANS_FILE, Plans, plans_path, read_plans, write_plans
+from llmreg.preprocessing.common_frame import REFERENCE_FILE
+from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
-from llmreg.preprocessing.preprocess import REFERENCE_FILE, volumes_folder
+from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import join_processes, main_process_first
-from llmreg.training.run import Fold, Run, train
-
-log = logging.getLogger(__name__)
+from llmreg.training.loop import train
+from llmreg.training.options import FoldData, TrainingOptions
+from llmreg.training.plans_choice import PlansChoice, choose_plans
 
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """A fold that was trained, and the pairs to validate it on."""
+    """A fold that was trained, and what is needed to validate it.
+
+    Attributes:
+        model: the model folder.
+        fold: ``0`` ... or ``all``.
+        dataset: the raw dataset.
+        validation_pairs: the fold's pairs that were not trained on.
+        device: the device that it was trained on.
+    """
 
     model: Path
     fold: str
@@ -42,155 +48,124 @@ class TrainedFold:
     device: torch.device
 
 
-def model_folder(dataset_name: str, plans: Plans, configuration: str) -> Path:
-    return paths.results_folder() / dataset_name / f"{plans.network.name}__{plans.plans_name}__{configuration}"
-
-
-def planned(
-    folder: Path,
-    plans_name: str,
-    changes: list[str],
-    name: str | None,
-    ablation_name: str | None = None,
-    network: str | None = None,
-) -> Plans:
-    """The plans to train: those called ``plans_name``, or a changed copy called ``name`` (or like its ablation).
-
-    With another ``network`` than theirs the plans keep their name: the network is part of the model folder's.
-    """
-    plans = pipeline.find_plans(folder, plans_name)
-    if network is not None and network != plans.network.name:
-        reasons = {decision: why for decision, why in plans.reasons.items() if not decision.startswith("network.")}
-        settings = planning.NETWORK if network == planning.NETWORK.name else network_settings(network)
-        plans = plans.model_copy(update={"network": settings, "reasons": reasons})
-    if ablation_name is not None:
-        name = name or (ablation_name if plans_name == "default" else f"{plans_name}_{ablation_name}")
-        # Of the changed plans: one block of other layers, say.
-        changes = changes + ablation(ablation_name, override(plans, changes, name).network)
-    if bool(changes) != bool(name) and not (name and network):
-        raise UserError("--set and --as go together: --set changes the plans, --as names the changed plans.")
-    if name is None:
-        return plans
-    if not re.fullmatch(r"[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*", name):
-        raise UserError(
-            f"'{name}' cannot name plans: use letters and digits, with single '_', '-' or '.' between them."
-        )
-    changed = override(plans, changes, name)
-    path = pipeline.plans_path(folder, name)
-    if path.exists() and read_plans(path).digest() != changed.digest():
-        raise UserError(f"{path} holds other plans already: remove it, or choose another name for --as.")
-    return changed
-
-
-def with_layers(plans: Plans) -> Plans:
-    """Cache the language model's layers and write their digest into the plans, where the network has them.
-
-    Raises:
-        UserError: the layers cannot be found, or are others than the plans say.
-    """
-    llm = language_model(plans.network)
-    if llm is None:
-        return plans
-    fetched = fetch(llm, paths.llm_cache_folder())
-    return plans.model_copy(update={"network": plans.network.model_copy(update={"llm": fetched})})
-
-
-def run_fold(
-    dataset_id: str,
-    fold_text: str,
-    run: Run,
+def train_fold(
+    dataset_name: str,
+    fold_name: str,
+    options: TrainingOptions | None = None,
+    choice: PlansChoice | None = None,
     *,
     configuration: str | None = None,
-    plans_name: str = "default",
-    changes: list[str] | None = None,
-    name: str | None = None,
-    ablation_name: str | None = None,
-    network: str | None = None,
     device_name: str | None = None,
 ) -> TrainedFold | None:
-    """Train one fold between the three folders, with the processes that torchrun may have started.
+    """Train one fold of a preprocessed dataset, together with the processes that torchrun may have started.
 
-    What is missing is found out before anything is written, but for the changed plans, which preprocessing may need.
+    Missing files are noticed before anything is written, except for changed plans, which preprocessing may need.
+
+    Args:
+        dataset_name: the dataset's id or whole name.
+        fold_name: ``0``, ``fold0``, ``fold_0`` ... or ``all``.
+        options: how it is trained.
+        choice: the plans; the default ones when None.
+        configuration: ``full``, ``half`` or another of the plans' configurations; the plans' default when None.
+        device_name: such as ``cpu`` or ``cuda:1``; a GPU when None and there is one.
 
     Returns:
-        What was trained; None in all processes but the first.
+        The trained fold; None in all processes but the first.
+
+    Raises:
+        UserError: something is missing, or see :func:`llmreg.training.loop.train`.
+        TrainingInterrupted: by a signal; the training can be resumed.
     """
-    with join_processes(device_name) as ranks:
-        with main_process_first(ranks):
-            folder = pipeline.preprocessed_dataset(dataset_id)
-            asked = planned(folder, plans_name, changes or [], name, ablation_name, network)
-            prepared = _prepared(dataset_id, fold_text, asked, asked.plans_name != plans_name, configuration)
-        train(prepared.plans, prepared.configuration, prepared.fold, run, ranks)
-        if not ranks.first:
+    options, choice = options or TrainingOptions(), choice or PlansChoice()
+    folder = preprocessed_dataset(dataset_name)
+    with join_processes(device_name) as context:
+        with main_process_first(context):
+            plans = choose_plans(folder, choice)
+            dataset = load_dataset(paths.find_dataset_folder(dataset_name, paths.raw_folder()))
+            configuration = configuration or plans.default_configuration
+            plans.configuration(configuration)
+            model = model_folder(dataset.name, plans, configuration)
+            fold = collect_fold_data(folder, fold_name, dataset, plans, model)
+            if plans.plans_name != choice.plans:
+                write_plans(plans_path(folder, plans.plans_name), plans)
+            travelling = [folder / FINGERPRINT_FILE, fold.volumes / REFERENCE_FILE]
+            check_preprocessed(fold, travelling, dataset_name, plans.plans_name)
+            plans = fetch_weights(plans)
+            write_model_folder(model, plans, configuration, travelling, fold)
+        train(plans, configuration, fold, options, context)
+        if not context.first:
             return None
-        pairs = tuple(prepared.fold.validation_pairs)
-        return TrainedFold(prepared.model, prepared.fold.name, prepared.dataset, pairs, ranks.device)
+        return TrainedFold(model, fold.name, dataset, tuple(fold.validation_pairs), context.device)
 
 
-def fold_of(folder: Path, fold_text: str, dataset: Dataset) -> tuple[int | str, Split]:
-    """The fold of a preprocessed dataset that a user names, and its split. Raises UserError when there is none."""
-    folds = splits.read_splits(folder / pipeline.SPLITS_FILE)
-    splits.check_splits(folder / pipeline.SPLITS_FILE, folds, dataset)
-    fold = splits.parse_fold(fold_text, range(len(folds)))
-    return fold, splits.split_all(dataset) if fold == "all" else folds[int(fold)]
+def model_folder(dataset_name: str, plans: Plans, configuration: str) -> Path:
+    """The folder of the model that is trained with these plans."""
+    return ModelName(dataset_name, plans.network.name, plans.plans_name, configuration).below(paths.results_folder())
+
+
+def fetch_weights(plans: Plans) -> Plans:
+    """Fetch the network's frozen weights, where it has some, and write their digest into the plans.
+
+    Raises:
+        UserError: the weights cannot be found, or are others than the plans say.
+    """
+    return plans.model_copy(update={"network": plugin_of(plans.network).fetch_weights(plans.network)})
+
+
+def find_fold(folder: Path, fold_name: str, dataset: Dataset) -> tuple[str, Split]:
+    """Find a fold of a preprocessed dataset: its bare name and its split. Raises UserError when there is none."""
+    folds = splits.read_splits(folder / SPLITS_FILE)
+    splits.check_splits(folder / SPLITS_FILE, folds, dataset)
+    fold = splits.parse_fold(fold_name, range(len(folds)))
+    return str(fold), splits.split_all(dataset) if fold == "all" else folds[int(fold)]
 
 
 def usable_cases(split: Split, dataset: Dataset, plans: Plans) -> list[str]:
-    """The cases that a fold is trained on with these plans: without image similarity, the labelled ones."""
-    unlabelled = plans.loss.similarity > 0
+    """The cases that a fold is trained on with these plans: without an image term, only the labelled ones."""
+    unlabelled = plans.loss.uses_unlabelled_pairs
     return [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A fold whose plans and other files lie in its model folder."""
+def collect_fold_data(folder: Path, fold_name: str, dataset: Dataset, plans: Plans, model: Path) -> FoldData:
+    """Collect the pairs and folders of a fold.
 
-    model: Path
-    dataset: Dataset
-    plans: Plans
-    configuration: str
-    fold: Fold
+    Raises:
+        NothingToTrainOn: the fold has no pair of usable cases.
+        UserError: there is no such fold.
+    """
+    fold, split = find_fold(folder, fold_name, dataset)
+    pairs = pairs_among(dataset, usable_cases(split, dataset, plans))
+    if not pairs:
+        raise NothingToTrainOn(f"{fold} of {dataset.name}", "has no pair of labelled cases to train on")
+    return FoldData(fold, pairs, split.validation_pairs, volumes_folder(folder, plans), fold_folder(model, fold))
 
 
-def _prepared(dataset_id: str, fold_text: str, asked: Plans, changed: bool, configuration: str | None) -> _Prepared:
-    folder = pipeline.preprocessed_dataset(dataset_id)
-    dataset = load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
-    configuration = configuration or asked.default_configuration
-    asked.configuration(configuration)
-    fold, split = fold_of(folder, fold_text, dataset)
-    volumes = volumes_folder(folder, asked)
-    usable = usable_cases(split, dataset, asked)
-    missing = next((case for case in usable if not (volumes / f"{case}.json").exists()), None)
-    model = model_folder(dataset.name, asked, configuration)
-    place = Fold(str(fold), pairs_among(dataset, usable), split.validation_pairs, volumes, model / f"fold_{fold}")
-    travelling: tuple[Path, ...] = (folder / FINGERPRINT_FILE, volumes / REFERENCE_FILE)
-    missing = missing or next((path.name for path in travelling if not path.exists()), None)
-    if not place.training_pairs:
-        raise UserError(
-            f"Fold {fold} of {dataset.name} has no pair of labelled cases to train on: add label maps to labelsTr, or "
-            "train with image similarity (--set loss.similarity=1 --as NAME)."
-        )
-    if changed:
-        write_plans(pipeline.plans_path(folder, asked.plans_name), asked)
-    if missing is not None:
-        raise UserError(
-            f"{missing} is not preprocessed for the plans '{asked.plans_name}': run llmreg_preprocess -d {dataset_id} "
-            f"-p {asked.plans_name}."
-        )
-    plans = with_layers(asked)
-    own = model / PLANS_FILE
+def check_preprocessed(fold: FoldData, files: Sequence[Path], dataset_name: str, plans_name: str) -> None:
+    """Check that the fold's training cases and the files exist. Raises NotPrepared when one does not."""
+    cases = sorted({case for pair in fold.training_pairs for case in (pair.fixed, pair.moving)})
+    for path in (*(fold.volumes / f"{case}.json" for case in cases), *files):
+        if not path.exists():
+            raise NotPrepared(path, "preprocess", dataset_name, plans_name)
+
+
+def write_model_folder(model: Path, plans: Plans, configuration: str, files: Sequence[Path], fold: FoldData) -> None:
+    """Write the plans into the model folder, with copies of all files that prediction needs.
+
+    Raises:
+        OtherPlans: the folder holds checkpoints of other plans.
+    """
+    path = model / PLANS_FILE
     if (
-        own.exists()
-        and read_plans(own).digest(configuration) != plans.digest(configuration)
+        path.exists()
+        and read_plans(path).digest(configuration) != plans.digest(configuration)
         and any(model.glob("fold_*/checkpoint_*"))
     ):
-        raise UserError(f"{model} holds a model of other plans: name these with --as, or remove the folder.")
-    write_plans(own, plans)
-    for one in (EVERYONE, fold_set(fold)):
-        # With the record last, as they were written.
-        travelling += tuple(sorted((volumes / TEMPLATES_FOLDER / one).glob("*"), key=lambda p: p.suffix == ".json"))
-    for source in travelling:
-        below = source.parent.relative_to(volumes) if source.is_relative_to(volumes) else Path()
+        raise OtherPlans(model)
+    write_plans(path, plans)
+    templates = [fold.volumes / TEMPLATES_FOLDER / name for name in (EVERYONE, name_template_set(fold.name))]
+    # The record of a set of templates comes last, as it was written.
+    sets = [sorted(template.glob("*"), key=lambda file: file.suffix == ".json") for template in templates]
+    for source in (*files, *(file for template_set in sets for file in template_set)):
+        below = source.parent.relative_to(fold.volumes) if source.is_relative_to(fold.volumes) else Path()
         with atomic_write(model / below / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    return _Prepared(model, dataset, plans, configuration, place)

@@ -1,4 +1,4 @@
-"""Starting from what another training learned."""
+"""Starting a training from the weights of another one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmreg.errors import UserError
+from llmreg.errors import Ambiguous, MissingFile
 from llmreg.networks.factory import trainable_state
-from llmreg.training.checkpoints import network_tensors, path_of, read_state
+from llmreg.training.checkpoints import checkpoint_path, network_tensors, read_state
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What a network took over from a checkpoint.
+    """Which tensors of a network were taken over from a checkpoint.
 
     Attributes:
         same: names of tensors that were taken over.
-        reshaped: of tensors that have another shape there, or are LoRA of other layers, and start anew.
-        missing: of tensors that are not there and start anew.
-        unused: of tensors there that this network has not.
+        reshaped: names of tensors that start anew because they have another shape in the checkpoint, or because they
+            are LoRA of other layers.
+        missing: names of tensors that start anew because the checkpoint lacks them.
+        unused: names of tensors of the checkpoint that this network lacks.
     """
 
     same: tuple[str, ...]
@@ -30,56 +31,60 @@ class TransferReport:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        said = f"{len(self.same)} of {len(self.same) + len(self.reshaped) + len(self.missing)} tensors were taken over"
-        for names, why in (
-            (self.reshaped, "of another shape or other layers there"),
-            (self.missing, "not there"),
-            (self.unused, "there but not here"),
+        text = f"{len(self.same)} of {len(self.same) + len(self.reshaped) + len(self.missing)} tensors were taken over"
+        for names, reason in (
+            (self.reshaped, "have another shape or other layers in the checkpoint"),
+            (self.missing, "are not in the checkpoint"),
+            (self.unused, "are only in the checkpoint"),
         ):
             if names:
                 shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-                said += f"; {len(names)} {why} ({shown})"
-        return said
+                text += f"; {len(names)} {reason} ({shown})"
+        return text
 
 
 def transfer_weights(network: nn.Module, path: Path) -> TransferReport:
-    """Put the tensors of a checkpoint that fit into a network; the others keep their start.
+    """Copy the tensors of a checkpoint that fit into a network; the others keep their initial values.
 
-    A position embedding belongs to a number of tokens, and adapters to the width of a language model: these start anew
-    where the datasets' plans differ in them. So does LoRA of other frozen layers, whatever its shape.
+    A position embedding belongs to a number of tokens, and adapters to the width of a language model: they start anew
+    where the plans differ in these. So does LoRA of other frozen layers, whatever its shape.
 
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
     other_layers = read_state(path).llm_sha256 != getattr(network, "llm_sha256", "")
-    stored, own = network_tensors(path), trainable_state(network)
-    shared = sorted(own.keys() & stored.keys())
-    same = [name for name in shared if own[name].shape == stored[name].shape and not (other_layers and "lora_" in name)]
+    stored, trained = network_tensors(path), trainable_state(network)
+    shared = sorted(trained.keys() & stored.keys())
+    same = [
+        name for name in shared if trained[name].shape == stored[name].shape and not (other_layers and "lora_" in name)
+    ]
     with torch.no_grad():
         for name in same:
-            own[name].copy_(stored[name])
+            trained[name].copy_(stored[name])
     return TransferReport(
         tuple(same),
         tuple(name for name in shared if name not in same),
-        tuple(sorted(own.keys() - stored.keys())),
-        tuple(sorted(stored.keys() - own.keys())),
+        tuple(sorted(trained.keys() - stored.keys())),
+        tuple(sorted(stored.keys() - trained.keys())),
     )
 
 
-def checkpoint_in(place: Path) -> Path:
-    """The checkpoint that a user means by a checkpoint, a fold's folder, or a model folder with one trained fold.
+def find_checkpoint(location: Path) -> Path:
+    """Find the checkpoint at a location: a checkpoint, a fold's folder, or a model folder with one trained fold.
 
     Raises:
-        UserError: there is none, or more than one.
+        Ambiguous: the model folder holds several trained folds.
+        MissingFile: there is no checkpoint.
     """
-    if place.is_file():
-        return place
-    found = [folder for folder in (place, *sorted(place.glob("fold_*"))) if path_of(folder, "final").exists()]
-    if len(found) == 1:
-        return path_of(found[0], "final")
-    listed = ", ".join(folder.name for folder in found)
-    raise UserError(
-        f"{place} holds several trained folds ({listed}): give the folder of one."
-        if found
-        else f"{place} holds no trained fold: give a model folder, a fold's folder or a checkpoint."
-    )
+    if location.is_file():
+        return location
+    folders = [
+        folder for folder in (location, *sorted(location.glob("fold_*"))) if checkpoint_path(folder, "final").exists()
+    ]
+    if len(folders) > 1:
+        raise Ambiguous("trained fold", [str(folder) for folder in folders])
+    if not folders:
+        raise MissingFile(
+            checkpoint_path(location, "final"), "give a model folder, a trained fold's folder or a checkpoint"
+        )
+    return checkpoint_path(folders[0], "final")

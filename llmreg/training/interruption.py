@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it ends at the next step, with all of its work kept."""
+"""Signals that ask a training to stop: it ends after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """Attributes:
-    signal: the first that came; 0 as long as none did.
+    """Whether a signal has asked the process to stop.
+
+    Attributes:
+        signal: number of the first signal that arrived, 0 when none has.
     """
 
     signal: int = 0
 
 
 @contextmanager
-def noted_signals() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT are noted instead of ending the process; a second SIGINT ends it as usual.
+def note_stop_signals() -> Iterator[StopRequest]:
+    """Note SIGTERM and SIGINT instead of ending the process; a second SIGINT ends it as usual.
 
-    A second SIGTERM does not: launchers and clusters send several, and the first one's checkpoint may be half written.
-
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    A second SIGTERM does not end it: launchers and clusters send several, and the checkpoint that the first one asked
+    for may be half written. Outside the main thread Python allows no handlers, and nothing is noted.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    usual: dict[int, Any] = {}
+    handlers: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            signal.signal(number, usual[number])
+            signal.signal(number, handlers[number])
         request.signal = request.signal or number
 
-    usual.update({number: signal.signal(number, note) for number in SIGNALS})
+    handlers.update({number: signal.signal(number, note) for number in SIGNALS})
     try:
         yield request
     finally:
-        for one, handler in usual.items():
-            signal.signal(one, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

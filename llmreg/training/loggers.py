@@ -1,4 +1,4 @@
-"""Where a training tells its progress: always in its folder and on the terminal, elsewhere when asked to."""
+"""Loggers: a training tells its progress in its folder and on the terminal, and elsewhere on request."""
 
 from __future__ import annotations
 
@@ -11,152 +11,156 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from llmreg.errors import UserError
+from llmreg.errors import MissingPackage
 from llmreg.files import write_text
 from llmreg.training import progress
 
 Row = Mapping[str, Any]
-# Drawing takes about a second, which short epochs should not wait for.
+# Drawing takes about a second, for which short epochs should not wait.
 PLOT_SECONDS = 20.0
 
 
 class Logger(Protocol):
     """Something that is told a row of named values after each epoch."""
 
-    def epoch(self, row: Row) -> None: ...
+    def log_epoch(self, row: Row) -> None:
+        """Log a row: ``epoch``, counted from 1, and whatever was measured in it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish; nothing is logged any more."""
 
 
 class FolderLogger:
     """``training_log.jsonl`` and ``progress.png`` in the fold's folder, the picture at most every 20 seconds.
 
     Args:
-        folder: the fold's.
-        epochs: done already; rows of later ones are trained again.
+        folder: the fold's folder.
+        epochs: number of epochs done; logged rows of later ones are dropped, because these are trained again.
+        clock: returns seconds.
     """
 
-    def __init__(self, folder: Path, epochs: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._clock = folder, clock
         self._rows = progress.read_log(folder, epochs)
-        # Whatever the picture shows that an earlier process may have left.
-        self._drawn, self._drawn_at = 0, time.monotonic()
+        # A picture of an earlier process may show other rows.
+        self._rows_drawn, self._drawn_at = 0, clock()
 
-    def epoch(self, row: Row) -> None:
+    def log_epoch(self, row: Row) -> None:  # noqa: D102
         self._rows.append(dict(row))
         progress.write_log(self._folder, self._rows)
-        if time.monotonic() - self._drawn_at > PLOT_SECONDS:
+        if self._clock() - self._drawn_at > PLOT_SECONDS:
             self._draw()
 
-    def close(self) -> None:
-        if self._drawn < len(self._rows):
+    def close(self) -> None:  # noqa: D102
+        if self._rows_drawn < len(self._rows):
             self._draw()
 
     def _draw(self) -> None:
         progress.plot(self._folder, self._rows)
-        self._drawn, self._drawn_at = len(self._rows), time.monotonic()
+        self._rows_drawn, self._drawn_at = len(self._rows), self._clock()
 
 
 class TerminalLogger:
-    """A line an epoch that a person can read, above the progress bar."""
+    """A line per epoch for people, above the progress bar.
+
+    Args:
+        epochs: number of epochs planned.
+    """
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
-    def epoch(self, row: Row) -> None:
+    def log_epoch(self, row: Row) -> None:  # noqa: D102
         if row["validation_dice"] is not None:
-            found = f"validation Dice {row['validation_dice']:.4f} (from {row['initial_dice']:.4f})"
+            validation = f"validation Dice {row['validation_dice']:.4f} (from {row['initial_dice']:.4f})"
         elif row["validation_similarity"] is not None:
-            found = f"validation similarity loss {row['validation_similarity']:.4f}"
+            validation = f"validation similarity loss {row['validation_similarity']:.4f}"
         else:
-            found = "nothing to validate on"
+            validation = "nothing to validate on"
         best = ", the best so far" if row["best"] else ""
-        folded = "" if row["validation_folding"] is None else f", {row['validation_folding']:.2g} % folded"
-        done = f"epoch {row['epoch']}/{self._epochs}: loss {row['loss']:.4f}"
-        tqdm.write(f"{done}, {found}{best}{folded}, {row['seconds']:.0f} s")
+        folding = "" if row["validation_folding"] is None else f", {row['validation_folding']:.2g} % folded"
+        training = f"epoch {row['epoch']}/{self._epochs}: loss {row['loss']:.4f}"
+        tqdm.write(f"{training}, {validation}{best}{folding}, {row['seconds']:.0f} s")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: D102
         pass
 
 
 class TensorBoardLogger:
     """Scalars for TensorBoard in ``tensorboard/`` of the fold's folder; needs ``pip install llmreg[tensorboard]``."""
 
-    def __init__(self, folder: Path, done: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise _missing("tensorboard") from error
+            raise MissingPackage("tensorboard", "this logger", "llmreg[tensorboard]") from error
         # Epochs after a checkpoint are trained, and shown, again.
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
-    def epoch(self, row: Row) -> None:
+    def log_epoch(self, row: Row) -> None:  # noqa: D102
         for name, value in _numbers(row).items():
             self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: D102
         self._writer.close()
 
 
 class WandbLogger:
-    """A run of Weights & Biases, gone on with when the training is; needs ``pip install llmreg[wandb]``.
+    """A run of Weights & Biases, resumed with the training; needs ``pip install llmreg[wandb]``.
 
     The project is ``llmreg`` unless ``WANDB_PROJECT`` says otherwise.
     """
 
-    def __init__(self, folder: Path, done: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise _missing("wandb") from error
-        known = folder / "wandb_run.txt"
-        if not done or not known.exists():
-            write_text(known, uuid.uuid4().hex)
+            raise MissingPackage("wandb", "this logger", "llmreg[wandb]") from error
+        id_file = folder / "wandb_run.txt"
+        if not epochs or not id_file.exists():
+            write_text(id_file, uuid.uuid4().hex)
         self._run = wandb.init(
             project=None if "WANDB_PROJECT" in os.environ else "llmreg",
             name="_".join(folder.parts[-3:]),
-            id=known.read_text(),
+            id=id_file.read_text(),
             resume="allow",
             dir=str(folder),
             config=dict(config),
         )
 
-    def epoch(self, row: Row) -> None:
+    def log_epoch(self, row: Row) -> None:  # noqa: D102
         self._run.log(_numbers(row), step=row["epoch"])
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: D102
         self._run.finish()
 
 
-OPTIONAL: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
+# Loggers by name; each takes the fold's folder, the number of epochs done, and the plans, which it may show.
+OPTIONAL_LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
     "tensorboard": TensorBoardLogger,
     "wandb": WandbLogger,
 }
 
 
 def open_loggers(
-    folder: Path, epochs: tuple[int, int], wanted: Sequence[str], config: Mapping[str, Any]
+    folder: Path, epochs: tuple[int, int], names: Sequence[str], config: Mapping[str, Any]
 ) -> list[Logger]:
-    """The folder's and the terminal's loggers, and the wanted ones of :data:`OPTIONAL`.
+    """Open the folder's and the terminal's loggers, and those of :data:`OPTIONAL_LOGGERS` that are named.
 
     Args:
-        folder: the fold's.
-        epochs: how many are done, of how many.
-        wanted: names.
-        config: the plans, which the optional loggers may show.
+        folder: the fold's folder.
+        epochs: numbers of epochs done and planned.
+        names: names of optional loggers.
+        config: the plans, which optional loggers may show.
 
     Raises:
-        UserError: a package is not installed.
+        MissingPackage: a package is not installed.
     """
     done, planned = epochs
-    optional = [OPTIONAL[name](folder, done, config) for name in wanted]
+    optional = [OPTIONAL_LOGGERS[name](folder, done, config) for name in names]
     return [FolderLogger(folder, done), TerminalLogger(planned), *optional]
 
 
 def _numbers(row: Row) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-
-
-def _missing(package: str) -> UserError:
-    return UserError(f"{package} is not installed: pip install 'llmreg[{package}]', or train without --log {package}.")

@@ -17,46 +17,49 @@ from torch.utils.data import Dataset as TorchDataset
 
 from llmreg.data.dataset import Pair
 from llmreg.errors import UserError
-from llmreg.plans.plans import AugmentationSettings, Configuration, Training
-from llmreg.preprocessing.padding import pad
-from llmreg.preprocessing.preprocess import read_case_record, read_volume
+from llmreg.networks.resolution import pad_to_shape
+from llmreg.plans.plan_settings import AugmentationSettings, Configuration, Training
+from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
 from llmreg.training.augmentation import PairArrays, augment_pair
 from llmreg.training.distributed import DistributedContext
-from llmreg.workers import single_threaded
+from llmreg.workers import use_single_thread
 
 log = logging.getLogger(__name__)
 
 
 def load_pair(folder: Path, pair: Pair, configuration: Configuration) -> PairArrays:
-    """A pair's preprocessed arrays, padded for the network; the padding is seen by neither."""
+    """Read a pair's preprocessed arrays, padded for the network; the padding lies outside both fields of view."""
 
-    def padded(name: str) -> np.ndarray:
-        return pad(read_volume(folder / f"{name}.b2nd"), configuration)[0]
+    def read_padded(name: str) -> np.ndarray:
+        return pad_to_shape(read_volume(folder / f"{name}.b2nd"), configuration.padded_size[::-1])[0]
 
-    def labels(case: str) -> np.ndarray | None:
-        return padded(f"{case}_seg") if read_case_record(folder, case)["annotated_labels"] else None
+    def read_labels(case: str) -> np.ndarray | None:
+        return read_padded(f"{case}_seg") if read_case_record(folder, case)["annotated_labels"] else None
 
     return PairArrays(
-        fixed=padded(pair.fixed),
-        moving=padded(pair.moving),
-        fixed_labels=labels(pair.fixed),
-        moving_labels=labels(pair.moving),
-        fixed_seen=padded(f"{pair.fixed}_seen"),
-        moving_seen=padded(f"{pair.moving}_seen"),
+        fixed=read_padded(pair.fixed),
+        moving=read_padded(pair.moving),
+        fixed_labels=read_labels(pair.fixed),
+        moving_labels=read_labels(pair.moving),
+        fixed_seen=read_padded(f"{pair.fixed}_seen"),
+        moving_seen=read_padded(f"{pair.moving}_seen"),
     )
 
 
 def common_labels(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
-    """The ids annotated in both cases of a pair; one that is unlisted in either is unknown there, not background."""
+    """The ids that are annotated in both cases of each pair.
+
+    An id that a case does not list is unknown there, and not background.
+    """
     cases = {name for pair in pairs for name in (pair.fixed, pair.moving)}
-    known = {case: set(read_case_record(folder, case)["annotated_labels"]) for case in cases}
-    return {pair: sorted(known[pair.fixed] & known[pair.moving]) for pair in pairs}
+    annotated = {case: set(read_case_record(folder, case)["annotated_labels"]) for case in cases}
+    return {pair: sorted(annotated[pair.fixed] & annotated[pair.moving]) for pair in pairs}
 
 
-def as_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
-    """Images (1, z, y, x) float32, label maps and what is seen (z, y, x), the ids to count.
+def to_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
+    """Return a pair as a sample: images (1, z, y, x) float32, label maps and masks (z, y, x), and the ids that count.
 
-    Pairs of which nothing is annotated get empty label maps and no ids.
+    A pair without annotation gets empty label maps and no ids.
     """
     empty = np.zeros(sample.fixed.shape, np.uint8)
 
@@ -76,12 +79,12 @@ def as_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which pairs are drawn, and what happens to them.
+    """How training pairs are drawn.
 
     Attributes:
-        unlabelled: whether pairs without a structure annotated in both are drawn too.
-        bidirectional: whether a pair is turned about with probability 0.5.
-        augmentation: the random changes.
+        augmentation: the random changes of a pair.
+        unlabelled: whether pairs without a structure annotated in both images are drawn, too.
+        bidirectional: whether the roles of a pair are exchanged with probability 0.5.
     """
 
     augmentation: AugmentationSettings
@@ -90,9 +93,9 @@ class Sampling:
 
 
 class TrainingPairs(TorchDataset[dict[str, Tensor]]):
-    """Sample k is drawn and augmented with randomness that depends on the seed and k alone.
+    """Random samples of training pairs: sample k depends on the seed and k alone.
 
-    So a continued training sees what an uninterrupted one would have seen, whatever the number of workers.
+    A resumed training therefore sees what an uninterrupted one would have seen, whatever the number of workers.
     """
 
     def __init__(
@@ -114,15 +117,15 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        pair, labels, rng = self._drawn(index)
+        pair, labels, rng = self._draw(index)
         sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._sampling.augmentation, rng)
-        return as_tensors(sample, labels) | {"sample": torch.tensor(index)}
+        return to_tensors(sample, labels) | {"sample": torch.tensor(index)}
 
     def pair(self, index: int) -> Pair:
-        """The pair of a sample, as it is turned there."""
-        return self._drawn(index)[0]
+        """The pair of a sample, in the direction that was drawn for it."""
+        return self._draw(index)[0]
 
-    def _drawn(self, index: int) -> tuple[Pair, list[int], np.random.Generator]:
+    def _draw(self, index: int) -> tuple[Pair, list[int], np.random.Generator]:
         rng = np.random.default_rng([*self._seed, index])
         pair = self._pairs[int(rng.integers(len(self._pairs)))]
         labels = self._labels[pair]
@@ -131,27 +134,27 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         return pair, labels, rng
 
 
-def numbered(steps: range, training: Training, ranks: DistributedContext) -> list[list[int]]:
-    """The numbers of the samples in each batch of the steps, on this process.
+def number_samples(steps: range, training: Training, context: DistributedContext) -> list[list[int]]:
+    """Return the numbers of the samples in each batch of the steps, on this process.
 
     Each number is drawn once, whatever the number of processes: two of them see in one step what a single one sees with
     twice the accumulation.
     """
-    size, together = training.batch_size, training.accumulate * ranks.world
-    first = [
-        (step * together + part * ranks.world + ranks.rank) * size
+    size, together = training.batch_size, training.accumulate * context.world
+    first_numbers = [
+        (step * together + part * context.world + context.rank) * size
         for step in steps
         for part in range(training.accumulate)
     ]
-    return [list(range(start, start + size)) for start in first]
+    return [list(range(start, start + size)) for start in first_numbers]
 
 
-def batches(
-    pairs: TrainingPairs, samples: Sequence[list[int]], workers: int, pin_memory: bool = False
+def load_batches(
+    pairs: TrainingPairs, samples: Sequence[list[int]], workers: int, *, pin_memory: bool = False
 ) -> Generator[dict[str, Tensor], None, None]:
-    """The numbered samples of ``pairs`` in order, as batches; the same ones whatever the number of workers.
+    """Yield the numbered samples of ``pairs`` in order, as batches; the same ones whatever the number of workers.
 
-    When a worker is ended from outside, this process loads the rest itself, and the log says so.
+    When a worker is killed from outside, this process loads the rest itself and logs a warning.
 
     Args:
         pairs: where the samples come from.
@@ -162,66 +165,80 @@ def batches(
     Raises:
         UserError: as raised in a worker.
     """
-    done = 0
+    loaded = 0
     if workers:
         loader = DataLoader(
-            pairs,
-            batch_sampler=samples,
+            _Batches(pairs),
+            batch_size=None,
+            sampler=samples,
             num_workers=workers,
             prefetch_factor=4,
-            # Spawned: a forked child waits for ever on the threads with which blosc2 has read volumes in this process.
+            # A forked child would wait for ever on the threads with which blosc2 has read volumes in this process.
             multiprocessing_context="spawn",
-            worker_init_fn=_start_worker,
+            worker_init_fn=_limit_threads,
             pin_memory=pin_memory,
-            collate_fn=_collate,
         )
         try:
-            for batch in _without_alarm(loader):
+            for batch in _start_workers(loader):
+                if isinstance(batch, UserError):
+                    raise batch
                 yield batch
-                done += 1
+                loaded += 1
             return
-        except UserError as error:
-            # A worker's error comes back as its whole traceback; the sentence is its last line.
-            raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
                 raise
             log.warning(
-                "A process that loads pairs was ended from outside, perhaps for want of memory (%s): this one loads "
-                "the rest itself. Start with fewer --workers if it happens again.",
+                "A process that loads pairs was killed from outside, perhaps because memory was short (%s): the "
+                "training loads the rest itself. Use fewer workers if it happens again.",
                 str(error).splitlines()[0],
             )
-    for numbers in samples[done:]:
+    for numbers in samples[loaded:]:
         yield _collate([pairs[number] for number in numbers])
 
 
-def _without_alarm(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches of a loader whose workers leave the signals of a terminal to this process.
+class _Batches(TorchDataset[dict[str, Tensor] | UserError]):
+    """Batches by the numbers of their samples; an error is an item, because a loader would raise its text alone."""
 
-    Ctrl-C reaches every process of a terminal: this one finishes its step and ends the others. And a worker's end is
-    found out where a batch is waited for; PyTorch's handler of SIGCHLD would raise it wherever the training happens to
-    be.
+    def __init__(self, pairs: TrainingPairs) -> None:
+        self._pairs = pairs
+
+    def __getitem__(self, numbers: list[int]) -> dict[str, Tensor] | UserError:
+        try:
+            return _collate([self._pairs[number] for number in numbers])
+        except UserError as error:
+            return error
+
+
+def _start_workers(
+    loader: DataLoader[dict[str, Tensor] | UserError],
+) -> Iterator[dict[str, Tensor] | UserError]:
+    """Start a loader's workers so that signals reach this process alone, and return its batches.
+
+    Ctrl-C reaches every process of a terminal, but this one has to finish its step before it ends the others. A
+    worker's death is noticed where a batch is waited for; PyTorch's handler of SIGCHLD would raise an error at any
+    point of the training.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     # Windows has no SIGCHLD.
-    of_interest = [getattr(signal, name) for name in ("SIGINT", "SIGCHLD") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in of_interest}
-    # Ignored before the workers start, since they inherit it from their first instruction on.
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGCHLD") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    # It is ignored before the workers start, because they inherit that from their first instruction on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return iter(loader)
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _start_worker(number: int) -> None:
-    single_threaded()
+def _limit_threads(number: int) -> None:
+    use_single_thread()
 
 
 def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    # Pairs of a batch may be annotated differently: what all of them know is counted.
+    # Pairs of a batch may be annotated differently; only the ids that all of them have count.
     common = torch.tensor(
         sorted(set.intersection(*(set(sample["labels"].tolist()) for sample in samples))), dtype=torch.long
     )

@@ -12,21 +12,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from llmreg.devices import autocast
-from llmreg.networks.resolution import predict_flow
-from llmreg.plans.plans import Plans
-from llmreg.training.objective import Predicted, terms, total
+from llmreg.plans.plan_settings import Training
+from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.registry import Prediction
+from llmreg.training.objective import compute_terms, sum_terms
 
-# Of each logged value, over steps: its sum, and in how many it was known.
+# Of each logged value, its sum over steps and the number of steps in which it was known.
 Sums = dict[str, tuple[float, int]]
 
 
-class NotFinite(Exception):
-    """A loss or its gradient is no number; the weights have not been touched by it.
+class NonFiniteBatch(Exception):
+    """A loss or its gradient is not finite; the weights have not been changed by it.
 
-    All processes that train together meet it in the same step.
+    All processes that train together raise it in the same step.
 
     Attributes:
-        batch: of this process, the first whose loss is no number, or else the last.
+        batch: the first batch of this process whose loss is not finite, or else the last.
         values: its loss and terms.
     """
 
@@ -36,53 +37,60 @@ class NotFinite(Exception):
 
 
 class Learner:
-    """What a training step needs, whatever it is called for.
+    """Takes training steps.
 
     Args:
-        plans: loss, optimiser's settings and precision.
-        downsampling: from the images' grid to the network's.
-        network: as it is called, that is, compiled or over several processes if it is to be.
+        network: a :class:`llmreg.networks.resolution.GridNetwork`, compiled or over several processes if it is to be.
         optimizer: of its trained parameters.
-        device: where it lies.
+        device: where the network lies.
+        loss: what is minimised.
+        settings: precision, accumulation and clipping of gradients.
     """
 
     def __init__(
         self,
-        plans: Plans,
-        downsampling: int,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
+        loss: LossSettings,
+        settings: Training,
     ) -> None:
-        self._loss, self._settings = plans.loss, plans.training
-        self._downsampling, self._network, self._optimizer, self._device = downsampling, network, optimizer, device
+        self._network, self._optimizer, self._device = network, optimizer, device
+        self._loss, self._settings = loss, settings
 
     def step(self, batches: Iterator[dict[str, Tensor]], rate: float) -> Sums:
-        """Change the weights after as many batches as the plans accumulate; the values of each are added up.
+        """Change the weights once, after as many batches as the settings accumulate.
+
+        Args:
+            batches: where the batches come from.
+            rate: the learning rate.
+
+        Returns:
+            The sums over the batches of the loss (``loss``) and of its terms (``loss_<term>``).
 
         Raises:
-            NotFinite: a loss or the gradient is not.
+            NonFiniteBatch: a loss or the gradient is not finite.
         """
         self._network.train()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         sums: Sums = {}
-        suspect: NotFinite | None = None
+        suspect: NonFiniteBatch | None = None
         for part in range(self._settings.accumulate):
             with record_function("load"):
                 batch = {key: value.to(self._device, non_blocking=True) for key, value in next(batches).items()}
             # Processes exchange gradients once a step, with the last batch.
             more = part + 1 < self._settings.accumulate
-            waiting = isinstance(self._network, DistributedDataParallel) and more
-            with self._network.no_sync() if waiting else nullcontext():  # type: ignore[operator]
+            unsynchronized = isinstance(self._network, DistributedDataParallel) and more
+            with self._network.no_sync() if unsynchronized else nullcontext():  # type: ignore[operator]
                 values = self._backward(batch)
-            sums = added([sums, {name: (value, 1) for name, value in values.items()}])
+            sums = add_sums([sums, {name: (value, 1) for name, value in values.items()}])
             if suspect is None or math.isfinite(suspect.values["loss"]):
-                suspect = NotFinite(batch, values)
+                suspect = NonFiniteBatch(batch, values)
         with record_function("update"):
             trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-            # Over all processes: where one has met a loss that is no number, the others stop too.
+            # The gradient is that of all processes: where one has a loss that is not finite, the others stop too.
             norm = nn.utils.clip_grad_norm_(trained, self._settings.clip_gradient or math.inf)
             if suspect is not None and not torch.isfinite(norm):
                 raise suspect
@@ -90,29 +98,30 @@ class Learner:
         return sums
 
     def _backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Add the gradient of a batch and return its loss and terms."""
         with record_function("forward"), autocast(self._device, self._settings.autocast):
-            flow, full = predict_flow(self._network, batch["moving"], batch["fixed"], self._downsampling)
+            flow, full_flow = self._network(batch["moving"], batch["fixed"])
         with record_function("loss"):
-            found = terms(Predicted(batch, flow, full, self._downsampling), self._loss)
-            # Of several pairs that have no structure in common, smoothness of weight 0 leaves nothing.
-            loss = total(found, self._loss) if found else torch.zeros((), device=self._device)
-            # A field that is no number has no overlap, but its Dice is one: the sum of it tells.
+            terms = compute_terms(Prediction(batch, flow, full_flow), self._loss)
+            # Several pairs without a structure in common have no Dice, and smoothness may have the weight 0.
+            loss = sum_terms(terms, self._loss) if terms else torch.zeros((), device=self._device)
+            # A NaN flow yields a finite Dice loss of 1; this sum makes the loss NaN, so the check fires.
             loss = loss + flow.sum() * 0.0
         with record_function("backward"):
             (loss / self._settings.accumulate).backward()
-        return {"loss": loss.item()} | {f"loss_{name}": term.item() for name, term in found.items()}
+        return {"loss": loss.item()} | {f"loss_{name}": term.item() for name, term in terms.items()}
 
 
-def added(several: Sequence[Sums]) -> Sums:
-    """Sums over more steps, or over those of several processes."""
-    found: Sums = {}
+def add_sums(several: Sequence[Sums]) -> Sums:
+    """Add the sums of several steps or processes."""
+    totals: Sums = {}
     for sums in several:
         for name, (value, count) in sums.items():
-            before, known = found.get(name, (0.0, 0))
-            found[name] = before + value, known + count
-    return found
+            total, total_count = totals.get(name, (0.0, 0))
+            totals[name] = total + value, total_count + count
+    return totals
 
 
-def means(sums: Sums) -> dict[str, float]:
-    """Of each value over the steps that have it: no pair need be annotated."""
+def mean_values(sums: Sums) -> dict[str, float]:
+    """The mean of each value over the steps in which it was known; Dice is unknown without annotated structures."""
     return {name: value / count for name, (value, count) in sorted(sums.items())}

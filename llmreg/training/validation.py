@@ -1,32 +1,33 @@
-"""Looking at some validation pairs after each epoch."""
+"""Evaluation of some validation pairs after each epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import autocast
 from llmreg.geometry import warping
-from llmreg.networks.resolution import predict_flow
-from llmreg.plans.plans import Configuration, Plans
-from llmreg.similarity.losses import soft_dice
+from llmreg.networks.resolution import GridNetwork
+from llmreg.plans.plan_settings import Configuration, Training
+from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.registry import Prediction
+from llmreg.similarity.soft_dice import soft_dice
 from llmreg.training.distributed import DistributedContext
-from llmreg.training.objective import Predicted, similarity
-from llmreg.training.samples import as_tensors, common_labels, load_pair
+from llmreg.training.objective import measure_image_match
+from llmreg.training.options import FoldData
+from llmreg.training.samples import common_labels, load_pair, to_tensors
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over validation pairs; None where nothing tells.
+    """Means over validation pairs; None where no pair has the value.
 
     Attributes:
-        dice: soft Dice.
-        similarity: the image term, lower is better.
+        dice: soft Dice over all voxels.
+        similarity: how unlike the images are, see :func:`llmreg.training.objective.measure_image_match`.
         folding: percentage of the network's voxels whose Jacobian determinant is not above zero.
     """
 
@@ -36,7 +37,7 @@ class Validation:
 
     @property
     def score(self) -> float | None:
-        """Higher is better: Dice, or without labels the image term."""
+        """Dice, or without labels minus the image term; higher is better."""
         return self.dice if self.dice is not None or self.similarity is None else -self.similarity
 
     def __str__(self) -> str:
@@ -45,57 +46,66 @@ class Validation:
         return f"Dice {'-' if self.dice is None else format(self.dice, '.4f')}"
 
 
-def validation_samples(
-    plans: Plans, configuration: Configuration, pairs: Sequence[Pair], volumes: Path, ranks: DistributedContext
-) -> list[dict[str, Tensor]]:
-    """This process's share of the pairs that labels can judge, or with image similarity any.
+class Validator:
+    """Evaluates a network on validation pairs, which the processes that train together divide among themselves.
 
-    They are turned about as well if that is trained.
+    The pairs are spread over the fold's validation pairs, as many as the settings say; those that no label and no image
+    term can judge are left out. When both directions are trained, each pair is also evaluated with its roles exchanged.
+
+    Args:
+        fold: its validation pairs and volumes.
+        configuration: the shape that volumes are padded to.
+        loss: the image terms to evaluate.
+        settings: number of pairs, precision, and whether both directions are trained.
+        context: this process among those that train together.
     """
-    chosen = pairs[:: max(1, len(pairs) // plans.training.validation_pairs)]
-    labels = common_labels(volumes, chosen[: plans.training.validation_pairs])
-    if plans.training.bidirectional:
-        labels |= {Pair(pair.moving, pair.fixed): ids for pair, ids in labels.items()}
-    judged = [(pair, ids) for pair, ids in labels.items() if ids or plans.loss.similarity]
-    return [as_tensors(load_pair(volumes, pair, configuration), ids) for pair, ids in judged[ranks.rank :: ranks.world]]
 
+    def __init__(
+        self,
+        fold: FoldData,
+        configuration: Configuration,
+        loss: LossSettings,
+        settings: Training,
+        context: DistributedContext,
+    ) -> None:
+        self._loss, self._settings, self._context = loss, settings, context
+        spread = fold.validation_pairs[:: max(1, len(fold.validation_pairs) // settings.validation_pairs)]
+        labels = common_labels(fold.volumes, spread[: settings.validation_pairs])
+        if settings.bidirectional:
+            labels |= {Pair(pair.moving, pair.fixed): ids for pair, ids in labels.items()}
+        judgeable = [(pair, ids) for pair, ids in labels.items() if ids or loss.uses_unlabelled_pairs]
+        self._samples = [
+            to_tensors(load_pair(fold.volumes, pair, configuration), ids)
+            for pair, ids in judgeable[context.rank :: context.world]
+        ]
 
-def validate(
-    network: nn.Module | None,
-    samples: Sequence[dict[str, Tensor]],
-    plans: Plans,
-    downsampling: int,
-    ranks: DistributedContext,
-) -> Validation:
-    """How well the pairs of all processes are aligned; without a network, how well they are as they lie."""
-    if network is not None:
+    def validate(self, network: GridNetwork, *, unmoved: bool = False) -> Validation:
+        """Measure how well the network aligns the pairs of all processes; every process must call this.
+
+        Args:
+            network: the network.
+            unmoved: measure the alignment without the network instead, with a flow of zero.
+        """
         network.eval()
-    own = [_judged(network, sample, plans, downsampling, ranks.device) for sample in samples]
-    found = [row for share in ranks.gather(own) for row in share]
+        scores = [self._score(network, sample, unmoved=unmoved) for sample in self._samples]
+        rows = [row for share in self._context.gather(scores) for row in share]
 
-    def mean(key: str) -> float | None:
-        values = [row[key] for row in found if key in row]
-        return sum(values) / len(values) if values else None
+        def mean(key: str) -> float | None:
+            values = [row[key] for row in rows if key in row]
+            return sum(values) / len(values) if values else None
 
-    return Validation(mean("dice"), mean("similarity"), mean("folding"))
+        return Validation(mean("dice"), mean("similarity"), mean("folding"))
 
-
-@torch.inference_mode()
-def _judged(
-    network: nn.Module | None, sample: dict[str, Tensor], plans: Plans, downsampling: int, device: torch.device
-) -> dict[str, float]:
-    batch = {key: value[None].to(device) for key, value in sample.items()}
-    if network is None:
-        full = torch.zeros(1, 3, *batch["fixed"].shape[2:], device=device)
-        flow = warping.downsample_image(full, downsampling)
-    else:
-        with autocast(device, plans.training.autocast):
-            flow, full = predict_flow(network, batch["moving"], batch["fixed"], downsampling)
-    found = {"folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item()}
-    if len(sample["labels"]):
-        # Over all voxels, unlike in the loss.
-        loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full, batch["labels"][0])
-        found["dice"] = 1 - loss.item()
-    if plans.loss.similarity:
-        found["similarity"] = similarity(Predicted(batch, flow, full, downsampling), plans.loss).item()
-    return found
+    @torch.inference_mode()
+    def _score(self, network: GridNetwork, sample: dict[str, Tensor], *, unmoved: bool) -> dict[str, float]:
+        device = self._context.device
+        batch = {key: value[None].to(device) for key, value in sample.items()}
+        with autocast(device, self._settings.autocast):
+            flow, full_flow = network.unmoved(batch["fixed"]) if unmoved else network(batch["moving"], batch["fixed"])
+        scores = {"folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item()}
+        if len(sample["labels"]):
+            # Dice covers all voxels here, unlike in the loss.
+            loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full_flow, batch["labels"][0])
+            scores["dice"] = 1 - loss.item()
+        similarity = measure_image_match(Prediction(batch, flow, full_flow), self._loss)
+        return scores if similarity is None else scores | {"similarity": similarity}

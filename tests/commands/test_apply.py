@@ -9,7 +9,9 @@ from random_fields import random_field
 from smooth import smooth_noise
 
 from llmreg.commands import apply
-from llmreg.geometry.io import array_to_image, write_field, write_image
+from llmreg.geometry.arrays import array_to_image
+from llmreg.images.fields import write_field
+from llmreg.images.image_files import write_image
 
 
 @pytest.fixture

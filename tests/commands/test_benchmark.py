@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from other_programs import SHIFT, made
+from other_programs import SHIFT, replace_programs
 from rewritten import recompress
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_study import NAME, in_this_process, model, refused, training
 
 from llmreg.commands import benchmark, report, train
-from llmreg.comparison import learned, peers
+from llmreg.comparison import classical_methods, command_lines
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def written(output: Path) -> dict[Path, int]:
 def test_trained_models_are_reused_and_what_cannot_run_is_a_row(
     environment: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(classical_methods, "is_installed", lambda method: False)
     arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "--methods", "initial", "greedy", "llm_morph"]
     assert benchmark.main(arguments) == 0
     shown = capfd.readouterr().out
-    assert "greedy is not installed: pip install picsl-greedy" in shown
+    assert "picsl-greedy" in shown
     table = pd.read_csv(output / "comparison.csv").set_index("method")
     assert list(table.index) == ["Initial", "Pre-aligned", "LLM-Morph", "greedy"]
     scored = pd.read_csv(output / "llm_morph" / "fold_0" / "metrics.csv").groupby("pair_id").mean(numeric_only=True)
@@ -65,7 +65,7 @@ def copied(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("raw", "preprocessed", f"results/{NAME}/{model(environment).name}"):
         shutil.copytree(environment / name, tmp_path / name)
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    monkeypatch.setattr(learned, "_run", in_this_process)
+    monkeypatch.setattr(command_lines, "run_command", in_this_process)
     return tmp_path
 
 
@@ -110,7 +110,7 @@ def test_what_has_changed_or_failed_is_done_again(copied: Path, capsys: pytest.C
     content = image.read_bytes()
     image.write_bytes(content[:1000])
     assert benchmark.main([*arguments, str(output)]) == 2
-    assert "error: No method could be scored: 1 of 2 pairs failed" in capsys.readouterr().err
+    assert "1 of 2 pairs failed" in capsys.readouterr().err
     about = json.loads((output / "benchmark.json").read_text())
     assert (about["methods"], list(about["failed"])) == ({}, ["llm_morph"])
     image.write_bytes(content)
@@ -171,8 +171,7 @@ def error(folder: Path) -> float:
 def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     linked(copied / "raw" / NAME)
     marked(copied / "raw" / NAME)
-    monkeypatch.setattr(peers, "missing", lambda method: None)
-    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    replace_programs(monkeypatch, SHIFT)
     arguments = ["-d", "999", "-p", "tiny", "--device", "cpu", "-o", str(copied / "out"), "--methods"]
     assert benchmark.main([*arguments, "initial", "ants", "llm_morph"]) == 0
     table = pd.read_csv(copied / "out" / "comparison.csv").set_index("method")
@@ -185,11 +184,11 @@ def test_other_programs_are_rows_like_any(copied: Path, monkeypatch: pytest.Monk
     assert ants["tre_mm"][0] == pytest.approx(error(copied / "out" / "ants" / "fold_0"), abs=1e-3)
     assert table["tre_mm_mean"].notna().all()
     before = written(copied / "out")
-    monkeypatch.setattr(peers, "_command", made("raise SystemExit('not called')"))
+    replace_programs(monkeypatch, "raise SystemExit('not called')")
     assert benchmark.main([*arguments, "ants", "llm_morph"]) == 0
     assert written(copied / "out") == before
     # Another fold leaves those alone that are there.
-    monkeypatch.setattr(peers, "_command", made(SHIFT))
+    replace_programs(monkeypatch, SHIFT)
     assert benchmark.main([*arguments, "ants", "--folds", "0", "1"]) == 0
     assert before.items() < written(copied / "out").items()
     # What else counts as annotated is scored anew, without registering again; who is not named is out of date.
@@ -223,5 +222,5 @@ def test_mistakes_are_one_sentence(environment: Path, output: Path, capsys) -> N
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "demons"]) == 2
     refused(capsys, "There is no method 'demons'")
     assert benchmark.main(["-d", "999", "-p", "tiny", "--methods", "llm_morph", "--folds", "test"]) == 2
-    refused(capsys, "no pairs with label maps or landmarks to judge by in fold test")
+    refused(capsys, "fold test", "--folds")
     assert not list(output.glob("*/fold_*/*.nii.gz"))

@@ -1,4 +1,4 @@
-"""llmreg_convert_field as a user types it; the formats are tested in tests/geometry/test_formats.py."""
+"""llmreg_convert_field as a user types it; the formats are tested in tests/images/test_fields.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pytest
 from random_fields import random_field
 
 from llmreg.commands import convert_field
-from llmreg.geometry import formats
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, read_field, write_field, write_image
+from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.images.fields import read_field, write_field
+from llmreg.images.image_files import write_image
 
 MOVING = Grid((8, 9, 7), (2.0, 2.0, 2.0), (0.0, -20.0, 0.0))
 
@@ -25,7 +27,7 @@ def folder(tmp_path, oblique, monkeypatch):
 
 
 def test_the_command_offers_what_there_is():
-    assert tuple(formats.FORMATS) == convert_field.FORMATS
+    assert set(FIELD_FORMATS.names) >= {"itk", "learn2reg", "nifti-ras", "npz"}
 
 
 @pytest.mark.parametrize("other", ["learn2reg", "nifti-ras", "npz"])
@@ -34,7 +36,7 @@ def test_several_fields_go_there_and_back(folder, other, capsys):
     typed = f"-i disp_1.nii.gz disp_2.nii.gz -o {other} --to {other}"
     assert convert_field.main([*typed.split(), *images]) == 0
     written = capsys.readouterr().out.split()
-    assert written == [f"{other}/disp_{k}{formats.FORMATS[other].suffix}" for k in (1, 2)]
+    assert written == [f"{other}/disp_{k}{FIELD_FORMATS.get(other).ending}" for k in (1, 2)]
     for number, path in enumerate(written, start=1):
         typed = f"-i {path} -o back_{number}.mha --to itk"
         assert convert_field.main([*typed.split(), *images]) == 0
@@ -50,7 +52,7 @@ def test_several_fields_go_there_and_back(folder, other, capsys):
         ("-i disp_1.nii.gz moving/disp_1.nii.gz -o out --to npz", "Two results would be called out/disp_1.npz"),
         ("-i disp_1.nii.gz -o out.nii.gz --to npz", "end it in .npz"),
         ("-i disp_1.nii.gz -o fixed.nii.gz --to nifti-ras", "--overwrite"),
-        ("-i disp_1.nii.gz -o disp_1.nii.gz --to nifti-ras --overwrite", "would replace what is read"),
+        ("-i disp_1.nii.gz -o disp_1.nii.gz --to nifti-ras --overwrite", "would be replaced by the result"),
         ("-i nothing.nii.gz -o out.npz --to npz", "nothing.nii.gz does not exist"),
         ("-i fixed.nii.gz -o out.npz --to npz", "instead of a 3-D field"),
         ("-i disp_1.nii.gz -o out.npz --from learn2reg --to npz --fixed fixed.nii.gz", "read it as itk"),

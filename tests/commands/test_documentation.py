@@ -13,9 +13,12 @@ import SimpleITK as sitk
 from smooth import smooth_noise
 from tiny_study import NAME, model
 
-from llmreg.geometry.field import DisplacementField, resample_image
+from llmreg.geometry.arrays import array_to_image, image_to_array
+from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array, write_field, write_image
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.fields import write_field
+from llmreg.images.image_files import write_image
 
 DOCUMENTATION = Path(__file__).parents[2] / "documentation"
 
@@ -37,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pair on two grids, a field between them, and what the warped image should be."""
     rng = np.random.default_rng(0)
     fixed = Grid((24, 20, 16), (2.0, 2.0, 3.0), (-20.0, -18.0, -20.0), (0, -1, 0, 1, 0, 0, 0, 0, 1))
-    moving = Grid.axis_aligned((30, 26, 22), (1.8, 2.2, 2.5), fixed.centre)
+    moving = Grid.from_centre((30, 26, 22), (1.8, 2.2, 2.5), fixed.centre)
     image = array_to_image((100 * smooth_noise(rng, moving.shape, 2.0)).astype(np.float32), moving)
     vectors = np.stack([4 * smooth_noise(rng, fixed.shape, 3.0) for _ in range(3)], axis=-1).astype(np.float32)
     field = DisplacementField(vectors, fixed)
@@ -86,10 +89,9 @@ def test_other_libraries_warp_alike(folder: Path, library: str, moving: str) -> 
 
 
 def test_the_other_examples_on_fields_run(folder: Path) -> None:
-    from llmreg.geometry.formats import write_as
-    from llmreg.geometry.io import read_field
+    from llmreg.images.fields import read_field, write_field
 
-    write_as(read_field(folder / "disp_A_B.nii.gz"), folder / "disp_A_B.npz", "npz")
+    write_field(read_field(folder / "disp_A_B.nii.gz"), folder / "disp_A_B.npz", "npz")
     blocks = examples("deformation-fields.md", "## Other conventions")
     assert blocks
     for block in blocks:

@@ -14,9 +14,9 @@ from tiny_study import NAME, model, refused, training
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
 from llmreg.inference.predictor import ImageInput, Predictor
-from llmreg.networks.config import NETWORKS, network_settings
 from llmreg.networks.gradient_checkpointing import recomputed
 from llmreg.networks.llm_morph import decoder
+from llmreg.networks.registry import NETWORKS, network_settings
 from llmreg.plans.plans import read_plans, write_plans
 from llmreg.training.experiment import model_folder, planned
 from llmreg.training.step import Learner
@@ -502,7 +502,7 @@ def test_plans_that_were_edited_are_not_overwritten(prepared, capsys):
     assert plan_and_preprocess.main(["-d", "999", "-c", "half"]) == 0
     assert read_plans(path).loss.smoothness == 5.0
     capsys.readouterr()
-    assert plan_and_preprocess.main(["-d", "999", "-c", "half", "--memory-gb", "3"]) == 2
+    assert plan_and_preprocess.main(["-d", "999", "-c", "half", "--memory_gb", "3"]) == 2
     refused(capsys, "plans.json", "--overwrite", "--memory-gb")
     assert read_plans(path).loss.smoothness == 5.0
     assert (prepared / "plan_report.html").exists()
@@ -588,7 +588,7 @@ def test_an_unknown_ablation_is_refused(environment, capsys):
     refused(capsys, "LLM-Morph", "voxelmorph")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS.names)
 def test_the_plans_of_another_network_keep_their_name(environment, network):
     folder = environment / "preprocessed" / NAME
     plans = planned(folder, "default", [], None, network=network)

@@ -10,7 +10,7 @@ from llmreg.commands import report
 from llmreg.geometry.grid import Grid
 from llmreg.report import stacks
 
-GRID = Grid.axis_aligned((24, 22, 20), (1.5,) * 3, (0.0, 0.0, 0.0))
+GRID = Grid.from_centre((24, 22, 20), (1.5,) * 3, (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,11 @@ from tiny_predictions import balls
 from tiny_study import in_this_process
 
 from llmreg.commands import benchmark, plan_and_preprocess, train
-from llmreg.comparison import learned, peers
-from llmreg.comparison.classical import CLASSICAL
+from llmreg.comparison import classical_methods, command_lines, learned_runs
+from llmreg.comparison.classical_methods import CLASSICAL
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_image
+from llmreg.images.image_files import write_image
 from llmreg.training import progress
 
 PAGE = Path(__file__).parents[2] / "documentation" / "reproducing-the-paper.md"
@@ -41,7 +42,7 @@ def commands() -> dict[str, tuple[list[str], list[str]]]:
 
 def write_dataset(folder: Path) -> None:
     """Two balls in four people on one grid, in two contrasts; two of them are tested."""
-    grid = Grid.axis_aligned((32, 32, 32), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    grid = Grid.from_centre((32, 32, 32), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
     names = []
     for person in range(4):
         image, labels = balls(grid, 2.0 * person)
@@ -69,9 +70,9 @@ def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_random_model(tmp_path / model, "llama")
     write_dataset(tmp_path / "raw" / NAME)
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(classical_methods, "is_installed", lambda method: False)
     monkeypatch.setattr(progress, "plot", lambda *_: None)
-    monkeypatch.setattr(learned, "_run", in_this_process)
+    monkeypatch.setattr(command_lines, "run_command", in_this_process)
     planned = ["-d", "101", "-c", "full", "-np", "1", "--llm", str(tmp_path / MODELS[0])]
     assert plan_and_preprocess.main(planned) == 0
     plans = tmp_path / "preprocessed" / NAME / "plans.json"
@@ -119,7 +120,7 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
 def test_a_method_is_trained_for_some_minutes(
     benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(learned_runs, "STEPS_PER_EPOCH", 2)
     arguments = ["-d", "101", "--device", "cpu", "--workers", "0", "--folds", "test", "--minutes", "0.0001"]
     assert benchmark.main([*arguments, "--methods", "voxelmorph-small", "voxelmorph-small+refine"]) == 0
     folder = tmp_path / "results" / NAME / "voxelmorph__voxelmorph-small_0.0001min__full"

@@ -1,42 +1,60 @@
+"""Which methods a table has, from the registries of networks and classical programs."""
+
 from __future__ import annotations
 
 import pytest
 
-from llmreg.comparison import methods
-from llmreg.comparison.methods import chosen, layer_pairs, method
-from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings
+from llmreg.comparison.methods import GROUPS, Method, find_method, first_layers, list_group, select_methods
+from llmreg.errors import BadArgument, UnknownName, UserError
 from llmreg.networks.language_models import fetching
-from llmreg.networks.llm_morph.ablations import ABLATIONS
+from llmreg.networks.registry import NETWORKS, network_settings
 
-SETTINGS = LLMMorphSettings()
-
-
-def names(**tables: list[methods.Method]) -> dict[str, list[str]]:
-    return {table: [one.name for one in own] for table, own in tables.items()}
+SETTINGS = network_settings("llm_morph")
 
 
-def test_groups_keep_their_tables_and_other_names_are_one() -> None:
-    found = names(**chosen(["table2", "convexadam", "llm_morph", "convexadam"], SETTINGS, 30))
-    assert found["comparison"] == ["convexadam", "llm_morph"]
-    assert found["table2"][0] == "initial"
-    assert found["table2"][-1] == "llm_morph"
-    assert set(found["table2"]) >= set(ABLATIONS) - {"layers-I-J", "no-cost-volume"}
-    # Where LLM-Morph has no cost volumes, it would be there twice.
-    assert "no-cost-volume" not in found["table2"]
-    ours = names(**chosen(["table2"], LLMMorphSettings(cost_volume=1), 30))
-    assert set(ours["table2"]) == {*found["table2"], "no-cost-volume"}
-    with pytest.raises(UserError, match="no cost volumes that could be taken away"):
-        chosen(["llm_morph", "no-cost-volume"], SETTINGS, 30)
+def names(*arguments, **options) -> dict[str, list[str]]:
+    return {table: [method.name for method in row] for table, row in select_methods(*arguments, **options).items()}
+
+
+def test_groups_keep_their_tables_and_other_names_share_one() -> None:
+    tables = names(["table2", "convexadam", "llm_morph", "convexadam"], SETTINGS, 30)
+    assert tables["comparison"] == ["convexadam", "llm_morph"]
+    assert tables["table2"][0] == "initial"
+    assert tables["table2"][-1] == "llm_morph"
+    assert set(tables["table2"][1:-1]) == {
+        "no-blocks",
+        "vit",
+        "one-block",
+        "no-lora",
+        "random-weights",
+        "adapters-only",
+    }
+
+
+def test_an_ablation_that_changes_nothing_is_not_a_row() -> None:
+    """Without cost volumes, LLM-Morph and its ablation are one network."""
+    assert "no-cost-volume" not in names(["table2"], SETTINGS, 30)["table2"]
+    assert "no-cost-volume" in names(["table2"], network_settings("llm_morph", cost_volume=1), 30)["table2"]
+    with pytest.raises(UserError):
+        select_methods(["llm_morph", "no-cost-volume"], SETTINGS, 30)
+
+
+def test_the_first_table_has_every_registered_network() -> None:
+    rows = list_group("table1", SETTINGS)
+    assert set(NETWORKS.names) <= set(rows)
+    assert rows[-2:] == ["llm_morph", "llm_morph+refine"]
+    assert rows.index("voxelmorph-small") < rows.index("voxelmorph") < rows.index("llm_morph")
+    assert "transmorph-3" not in rows
+    assert find_method("transmorph-3", SETTINGS).changes == ("network.stages=3",)
 
 
 def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
-    assert layer_pairs(32) == [0, 7, 15, 23, 30]
-    assert layer_pairs(30)[0] == 0
-    assert layer_pairs(30)[-1] == 28
-    assert layer_pairs(2) == [0]
-    (table,) = chosen(["figure4"], SETTINGS, 32).values()
-    assert [one.name for one in table[1:]] == [f"layers-{k}-{k + 1}-no-lora" for k in (0, 7, 15, 23, 30)]
+    assert first_layers(32) == [0, 7, 15, 23, 30]
+    assert first_layers(30)[0] == 0
+    assert first_layers(30)[-1] == 28
+    assert first_layers(2) == [0]
+    (table,) = select_methods(["figure4"], SETTINGS, 32).values()
+    assert [method.name for method in table[1:]] == [f"layers-{k}-{k + 1}-no-lora" for k in (0, 7, 15, 23, 30)]
     assert set(table[1].changes) == {"network.llm.layers=[0,1]", "network.llm.lora=null"}
 
 
@@ -44,38 +62,42 @@ def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
 def middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model has 28 layers."""
     monkeypatch.setattr(
-        fetching, "named_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
+        fetching, "select_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
     )
 
 
 def test_language_models_are_compared_without_lora_under_short_names(middle: None) -> None:
-    (table,) = chosen(["table3"], SETTINGS, 0, ["/models/Llama-3-8B/", "Qwen/Qwen2-7B"]).values()
-    assert [one.name for one in table] == ["initial", "no-lora", "llm-llama-3-8b-no-lora", "llm-qwen2-7b-no-lora"]
+    (table,) = select_methods(["table3"], SETTINGS, 0, ["/models/Llama-3-8B/", "Qwen/Qwen2-7B"]).values()
+    assert [m.name for m in table] == ["initial", "no-lora", "llm-llama-3-8b-no-lora", "llm-qwen2-7b-no-lora"]
     expected = ("network.llm.source=Qwen/Qwen2-7B", "network.llm.layers=[13,14]", "network.llm.lora=null")
     assert table[-1].changes == expected
-    assert method("llm=Qwen/Qwen2-7B+refine", SETTINGS).name == "llm-qwen2-7b-no-lora+refine"
+    assert find_method("llm=Qwen/Qwen2-7B+refine", SETTINGS).name == "llm-qwen2-7b-no-lora+refine"
 
 
 def test_language_models_that_cannot_be_told_apart_or_belong_to_no_table_are_refused(middle: None) -> None:
-    with pytest.raises(UserError, match="Two methods would be called llm-7b-no-lora"):
-        chosen(["table3"], SETTINGS, 0, ["/a/7b", "/b/7b"])
-    with pytest.raises(UserError, match="belong to table3"):
-        chosen(["table1"], SETTINGS, 0, ["/a/7b"])
+    for tables, models in ((["table3"], ["/a/7b", "/b/7b"]), (["table1"], ["/a/7b"])):
+        with pytest.raises(BadArgument) as error:
+            select_methods(tables, SETTINGS, 0, models)
+        assert error.value.argument == "llms"
 
 
-@pytest.mark.parametrize("name", [name for group in methods.GROUPS.values() for name in group])
-def test_every_method_of_a_group_is_known(name: str) -> None:
-    assert method(name, LLMMorphSettings(cost_volume=1)).name == name
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_method_of_a_group_is_known(group: str) -> None:
+    settings = network_settings("llm_morph", cost_volume=1)
+    for name in list_group(group, settings):
+        assert find_method(name, settings).name == name
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no method 'demons': choose among table1, .*convexadam.*vit"):
-        chosen(["demons"], SETTINGS, 0)
+    with pytest.raises(UnknownName) as error:
+        select_methods(["demons"], SETTINGS, 0)
+    assert {"table1", "convexadam", "vit", "voxelmorph"} <= set(error.value.known)
 
 
 def test_a_refined_method_is_the_same_training_predicted_otherwise() -> None:
-    plain, refined = (method(name, SETTINGS) for name in ("no-lora", "no-lora+refine"))
+    plain, refined = (find_method(name, SETTINGS) for name in ("no-lora", "no-lora+refine"))
+    assert isinstance(plain, Method)
     assert (refined.changes, refined.trained_as) == (plain.changes, plain.trained_as)
-    assert refined.flags == ("--refine", "50")
-    with pytest.raises(UserError, match="no method"):
-        method("ants+refine", SETTINGS)
+    assert (plain.refinement_steps, refined.refinement_steps) == (0, 50)
+    with pytest.raises(UnknownName):
+        find_method("ants+refine", SETTINGS)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from llmreg.comparison.tables import as_frame, as_latex, as_markdown, compared
-from llmreg.errors import UserError
+from llmreg.comparison.benchmark_errors import NoSharedPairs
+from llmreg.comparison.tables import as_frame, as_latex, as_markdown, build_table
 
 PAIRS = [f"pair {k}" for k in range(12)]
 
@@ -30,7 +30,7 @@ def scores() -> dict[str, pd.DataFrame]:
 
 def test_means_and_sds_are_those_over_shared_pairs(scores: dict[str, pd.DataFrame]) -> None:
     scores["worse"] = scores["worse"].iloc[::-1].drop("pair 3")
-    table = compared("A", scores)
+    table = build_table("A", scores)
     assert table.pairs == 11
     for method, own in scores.items():
         kept = own.drop(index="pair 3", errors="ignore")
@@ -39,7 +39,7 @@ def test_means_and_sds_are_those_over_shared_pairs(scores: dict[str, pd.DataFram
 
 
 def test_the_best_is_no_initial_value_and_each_column_has_its_own(scores: dict[str, pd.DataFrame]) -> None:
-    rows = compared("A", scores).rows
+    rows = build_table("A", scores).rows
     best_dice = max(("first", "like first"), key=lambda method: scores[method]["dice"].mean())
     assert [method for method in rows if rows[method]["dice"].best] == [best_dice]
     assert [method for method in rows if rows[method]["hd95_mm"].best] == ["like first"]
@@ -51,7 +51,7 @@ def test_the_best_is_no_initial_value_and_each_column_has_its_own(scores: dict[s
 
 
 def test_p_values_are_holms_of_wilcoxons(scores: dict[str, pd.DataFrame]) -> None:
-    rows = compared("A", scores).rows
+    rows = build_table("A", scores).rows
     best = scores["like first"]["hd95_mm"]
     raw = {m: wilcoxon(scores[m]["hd95_mm"], best).pvalue for m in ("first", "worse", "worst")}
     for method, p in raw.items():
@@ -69,7 +69,7 @@ def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores:
     hard = np.repeat([16.0, 0.0], 6)
     good = scored(0.8, 4.0, 1, lost=0).assign(hd95_mm=lambda table: table["hd95_mm"] + hard)
     losing = good.assign(lost=hard / 16, hd95_mm=np.where(hard > 0, np.nan, good["hd95_mm"] + 0.5))
-    table = compared("A", {"good": good, "losing": losing})
+    table = build_table("A", {"good": good, "losing": losing})
     cell, other = (table.rows[method]["hd95_mm"] for method in ("good", "losing"))
     assert other.mean < cell.mean
     assert (cell.best, other.best) == (True, False)
@@ -80,36 +80,37 @@ def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores:
     assert "without structures that are outside or were lost" in as_markdown(table)
     assert r"$\dagger$" in as_latex(table)
     # Where nobody loses any, nothing is said of it.
-    assert "lost" not in as_markdown(compared("A", {"good": good, "other": good}))
+    assert "lost" not in as_markdown(build_table("A", {"good": good, "other": good}))
 
 
 def test_structures_outside_before_registration_flatter_the_start_too() -> None:
     good = scored(0.8, 4.0, 1, lost=0)
     start = scored(0.3, 9.0, 2, lost=1)
-    table = compared("A", {"Initial": start, "good": good})
+    table = build_table("A", {"Initial": start, "good": good})
     assert (table.rows["Initial"]["hd95_mm"].partial, table.rows["good"]["hd95_mm"].partial) == (True, False)
     assert table.rows["good"]["hd95_mm"].best
 
 
-def test_methods_that_share_no_pair_are_not_compared() -> None:
-    with pytest.raises(UserError, match="No pair was scored for all of one, other"):
-        compared("A", {"one": scored(0.8, 3.0, 1, ["a", "b"]), "other": scored(0.8, 3.0, 1, ["c"])})
+def test_methods_that_share_no_pair_are_not_build_table() -> None:
+    with pytest.raises(NoSharedPairs) as error:
+        build_table("A", {"one": scored(0.8, 3.0, 1, ["a", "b"]), "other": scored(0.8, 3.0, 1, ["c"])})
+    assert error.value.methods == ("one", "other")
 
 
 def test_equal_methods_do_not_differ() -> None:
     same = scored(0.8, 3.0, 1)
-    rows = compared("A", {"one": same, "other": same.copy()}).rows
+    rows = build_table("A", {"one": same, "other": same.copy()}).rows
     assert rows["other"]["dice"].p == 1.0
 
 
 def test_a_single_pair_has_no_sd() -> None:
-    table = compared("A", {"one": scored(0.8, 3.0, 1, PAIRS[:1]), "other": scored(0.7, 3.5, 2, PAIRS[:1])})
+    table = build_table("A", {"one": scored(0.8, 3.0, 1, PAIRS[:1]), "other": scored(0.7, 3.5, 2, PAIRS[:1])})
     assert "nan" not in as_markdown(table)
     assert table.rows["other"]["dice"].p == 1.0
 
 
 def test_markdown_has_a_row_a_method(scores: dict[str, pd.DataFrame]) -> None:
-    text = as_markdown(compared("A table", scores, {"broken": "ended by SIGSEGV"}))
+    text = as_markdown(build_table("A table", scores, {"broken": "ended by SIGSEGV"}))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head, rule, *rows = [line.strip("|").split("|") for line in lines]
     assert len({len(row) for row in (head, rule, *rows)}) == 1
@@ -121,7 +122,7 @@ def test_markdown_has_a_row_a_method(scores: dict[str, pd.DataFrame]) -> None:
 
 def test_latex_compiles_in_principle(scores: dict[str, pd.DataFrame]) -> None:
     """Every row has the columns that the head announces, and nothing unescaped."""
-    text = as_latex(compared("A_table & more", scores, {"broken_one": "100% wrong"}))
+    text = as_latex(build_table("A_table & more", scores, {"broken_one": "100% wrong"}))
     columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in rows if "multicolumn" not in line} == {len(columns) - 1}
@@ -134,7 +135,7 @@ def test_latex_compiles_in_principle(scores: dict[str, pd.DataFrame]) -> None:
 
 
 def test_numbers_are_kept_in_the_csv(scores: dict[str, pd.DataFrame]) -> None:
-    frame = as_frame(compared("A", scores, {"broken": "why"})).set_index("method")
+    frame = as_frame(build_table("A", scores, {"broken": "why"})).set_index("method")
     assert frame.loc["worst", "dice_mean"] == pytest.approx(scores["worst"]["dice"].mean())
     assert frame.loc["worst", "dice_p"] < 0.05
     assert frame.loc["broken", "failed"] == "why"

@@ -20,7 +20,7 @@ from llmreg.data.splits import (
     split_all,
     write_splits,
 )
-from llmreg.errors import UserError
+from llmreg.errors import BadSplits, UnknownName, UnreadableFile, UserError
 from llmreg.files import write_json
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[3] / "shared"))
@@ -211,7 +211,7 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert read_splits(tmp_path / "splits.json") == splits
     assert Split.from_dict(splits[1].to_dict()) == splits[1]
     (tmp_path / "splits.json").write_text('[{"fold": 0}]')
-    with pytest.raises(UserError, match=r"splits\.json: '0\.train'"):
+    with pytest.raises(UnreadableFile, match=r"0\.train"):
         read_splits(tmp_path / "splits.json")
 
 
@@ -223,8 +223,10 @@ def test_fold_is_parsed(text: str | int) -> None:
 @pytest.mark.parametrize("text", ["5", "fold_9", "-1", "first", ""])
 def test_fold_that_does_not_exist(text: str) -> None:
     assert parse_fold("all", range(5)) == "all"
-    with pytest.raises(UserError, match="0, 1, 2, 3, 4 or all"):
+    with pytest.raises(UnknownName) as refused:
         parse_fold(text, range(5))
+    assert (refused.value.kind, refused.value.name) == ("fold", text)
+    assert refused.value.known == ("0", "1", "2", "3", "4", "all")
 
 
 def test_real_datasets() -> None:
@@ -247,11 +249,12 @@ def test_splits_that_no_longer_fit_are_refused(tmp_path: Path, caplog: pytest.Lo
     dataset = toy([{0, 1}] * 6)
     path, splits = tmp_path / "splits.json", make_splits(dataset)
     check_splits(path, splits, dataset)
-    with pytest.raises(UserError, match="lacks"):
+    with pytest.raises(BadSplits, match=dataset.cases[-1].name) as refused:
         check_splits(path, splits, replace(dataset, cases=dataset.cases[:-1]))
-    with pytest.raises(UserError, match="holds out"):
+    assert refused.value.path == path
+    with pytest.raises(BadSplits, match=splits[0].train[0]):
         check_splits(path, splits, replace(dataset, held_out=frozenset({splits[0].train[0]})))
-    with pytest.raises(UserError, match="both sides"):
+    with pytest.raises(BadSplits, match="both sides"):
         check_splits(path, [replace(splits[0], train=splits[0].train + splits[0].validation)], dataset)
     caplog.clear()
     check_splits(path, splits, toy([{0, 1}] * 7))

@@ -1,144 +1,109 @@
-"""A case that was moved must be found again, in its own and in another contrast."""
+"""Placing a case by the plans' method, and what the placements of two cases say about the pair."""
+
+import json
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from outside_packages import run_python, write_package
+from pydantic import ValidationError
 from smooth import smooth_noise
 
-from llmreg.engine.prealignment import CaseTransform, align_case, coarse
-from llmreg.geometry.field import resample_image
+from llmreg.engine.prealignment import (
+    PREALIGNMENTS,
+    CaseToPlace,
+    CaseTransform,
+    PreAlignment,
+    Template,
+    align_case,
+    between,
+)
+from llmreg.geometry.arrays import array_to_image, orient_to_lps
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, oriented_lps
-from llmreg.plans.plans import PreAlignment
+from llmreg.geometry.resampling import resample_image
 
-FRAME = Grid.axis_aligned((40, 40, 36), (4.0, 4.0, 4.0), (0, 0, 0))
-PLAN = PreAlignment(method="affine", reference_case="A_0001_0000")
+FRAME = Grid.from_centre((30, 28, 26), (4.0, 4.0, 4.0), (7, -8, 9))
+AT = np.array((50.0, 40.0, -30.0))
+
+
+def settings(method: str, grid: Grid | None = None) -> PreAlignment:
+    return PreAlignment(
+        method=method, reference_case="A_0001_0000", aligned_grid=None if grid is None else grid.to_dict()
+    )
 
 
 @pytest.fixture(scope="module")
 def body() -> sitk.Image:
-    points = FRAME.physical_points()
-    inside = ((points / (58, 45, 55)) ** 2).sum(-1) < 1
+    inside = (((FRAME.physical_points() - FRAME.centre) / (42, 38, 36)) ** 2).sum(-1) < 1
     texture = smooth_noise(np.random.default_rng(3), FRAME.shape, 2.5)
     return array_to_image(np.where(inside, 0.55 + 0.4 * texture, 0).astype(np.float32), FRAME)
 
 
-def moved(body: sitk.Image) -> tuple[sitk.Image, sitk.Transform]:
-    """The body in another contrast, grid and place; and the true map from frame to case."""
-    truth = sitk.Euler3DTransform()
-    truth.SetRotation(0.10, -0.08, 0.15)
-    truth.SetTranslation((60.0, -30.0, 20.0))
-    grid = Grid((50, 46, 44), (3.5, 4.0, 4.0), (-30.0, -120.0, -70.0))
-    values = sitk.GetArrayFromImage(resample_image(body, grid, truth.GetInverse()))
-    return array_to_image(np.where(values > 0.05, 1.1 - values, 0).astype(np.float32), grid), truth
+def test_the_method_is_a_registered_one():
+    assert PREALIGNMENTS.names[:6] == ("identity", "centre", "search", "rigid", "affine", "template")
+    assert all(method.summary for method in PREALIGNMENTS.parts.values())
+    assert [name for name in PREALIGNMENTS.names if settings(name).uses_templates] == ["template"]
+    with pytest.raises(ValidationError, match="elastic"):
+        settings("elastic")
 
 
-def middle(image: sitk.Image) -> np.ndarray:
-    """Of the box around all that is above 0, mm LPS."""
-    points = Grid.from_image(image).physical_points()[sitk.GetArrayFromImage(image) > 0]
-    return (points.min(axis=0) + points.max(axis=0)) / 2
+def test_a_package_outside_adds_a_method(tmp_path):
+    source = """
+from dataclasses import replace
+
+from llmreg.engine.prealignment import PREALIGNMENTS, PreAlignmentMethod, centre_transform
 
 
-def test_a_moved_case_is_found_in_another_contrast(body):
-    image, truth = moved(body)
-    found = align_case(image, middle(image), FRAME, PLAN, body)
-    assert found.stage in ("rigid", "affine")
-    corners = FRAME.centre + np.array([[40, 0, 0], [0, 30, 0], [0, 0, 40], [-40, 0, 0], [0, 0, 0]])
-    error = [
-        np.linalg.norm(np.subtract(found.to_sitk().TransformPoint(p.tolist()), truth.TransformPoint(p.tolist())))
-        for p in corners
-    ]
-    assert max(error) < 4.0  # a voxel
-    again = align_case(image, middle(image), FRAME, PLAN, body)
-    np.testing.assert_array_equal(found.matrix, again.matrix)
+def lift(case):
+    centred = centre_transform(case)
+    yield centred
+    yield replace(centred, translation=centred.translation + (0, 0, 5), stage="lifted")
 
 
-def test_the_stages_are_those_of_the_plan(body):
-    image, _ = moved(body)
-    at, grid = middle(image), Grid.from_image(image)
-    centre = align_case(image, at, FRAME, PLAN.model_copy(update={"method": "centre"}), body)
-    assert centre.stage == "centre"
-    np.testing.assert_allclose(centre.translation, (60, -30, 20), atol=8)
-    untouched = align_case(image, at, FRAME, PLAN.model_copy(update={"method": "identity"}), body)
-    shared = align_case(image, at, FRAME, PLAN.model_copy(update={"aligned_grid": grid.to_dict()}), body)
-    for stays in (untouched, shared):
-        np.testing.assert_array_equal(stays.matrix, np.eye(3))
-        np.testing.assert_array_equal(stays.translation, 0)
+PREALIGNMENTS.register("lifted", PreAlignmentMethod("the body is centred and lifted by 5 mm", lift))
+"""
+    write_package(tmp_path, "lifting", source, "llmreg.prealignments")
+    script = """
+import json
+import numpy as np
+import SimpleITK as sitk
+from llmreg.engine.prealignment import CaseToPlace, PreAlignment, align_case
+from llmreg.geometry.grid import Grid
+
+frame = Grid.from_centre((8, 8, 8), (1.0, 1.0, 1.0), (0, 0, 0))
+case = CaseToPlace(sitk.Image([8, 8, 8], sitk.sitkFloat32), np.array([1.0, 2, 3]), frame)
+placed = align_case(case, PreAlignment(method="lifted", reference_case="A"))
+print(json.dumps([placed.stage, placed.translation.tolist()]))
+"""
+    assert json.loads(run_python(tmp_path, script)) == ["lifted", [1, 2, 8]]
 
 
-def test_a_search_along_the_body_finds_a_case_whose_centre_misleads(body):
-    image, truth = moved(body)
-    misled = np.add(middle(image), (0, 0, 72))
-
-    def error(method: str) -> float:
-        plan = PLAN.model_copy(update={"method": method})
-        found[method] = align_case(image, misled, FRAME, plan, body)
-        return float(
-            np.linalg.norm(np.subtract(found[method].to_sitk().TransformPoint(HERE), truth.TransformPoint(HERE)))
-        )
-
-    found: dict[str, CaseTransform] = {}
-    assert error("search") < 4.0
-    assert error("rigid") > 30.0
-    # Half a step, where one place looks best by far.
-    assert found["search"].uncertainty_mm == pytest.approx(4, abs=8)
-    assert found["rigid"].uncertainty_mm is None
-
-
-HERE = (0.0, 0.0, 0.0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    size=st.tuples(*[st.integers(4, 60)] * 3),
-    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
-    mm=st.sampled_from([4.0, 8.0]),
-)
-def test_a_coarse_image_is_the_same_one(size, spacing, mm):
-    """One value stays that value, up to the borders; a slope stays where it is."""
-    grid = Grid(size, spacing, (5.0, -7.0, 9.0), (0.0, -1, 0, 1, 0, 0, 0, 0, 1))
-    flat = coarse(array_to_image(np.full(grid.shape, 0.75, np.float32), grid), mm)
-    np.testing.assert_allclose(sitk.GetArrayFromImage(flat), 0.75, atol=1e-4)
-    found = Grid.from_image(flat)
-    np.testing.assert_allclose(found.centre, grid.centre, atol=1e-6)
-    np.testing.assert_allclose(found.extent, grid.extent)
-    slope = sitk.GetArrayFromImage(coarse(array_to_image(grid.physical_points()[..., 1].astype(np.float32), grid), mm))
-    expected = found.physical_points()[..., 1]
-    inside = (
-        np.abs((found.physical_points() - grid.centre) @ np.reshape(grid.direction, (3, 3))) < grid.extent / 2 - 3 * mm
-    )
-    np.testing.assert_allclose(slope[inside.all(-1)], expected[inside.all(-1)], atol=0.5)
+def test_identity_and_centre(body):
+    case = CaseToPlace(body, AT, FRAME, body)
+    stays = align_case(case, settings("identity"))
+    assert stays.stage == "identity"
+    np.testing.assert_array_equal(stays.matrix, np.eye(3))
+    np.testing.assert_array_equal(stays.translation, 0)
+    centred = align_case(case, settings("centre"))
+    assert centred.stage == "centre"
+    np.testing.assert_allclose(centred.to_sitk().TransformPoint(FRAME.centre.tolist()), AT)
 
 
 @pytest.mark.parametrize("method", ["centre", "search", "rigid", "affine", "template"])
 def test_a_case_without_a_reference_or_template_is_centred(body, method):
-    frame = Grid.axis_aligned((30, 30, 30), (4.0, 4.0, 4.0), (7, -8, 9))
-    plan, image = PLAN.model_copy(update={"method": method}), moved(body)[0]
-    found = align_case(image, np.array((50.0, 40.0, -30.0)), frame, plan, None)
-    assert found.stage == "centre"
-    np.testing.assert_allclose(found.to_sitk().TransformPoint((7.0, -8.0, 9.0)), (50, 40, -30))
+    placed = align_case(CaseToPlace(body, AT, FRAME), settings(method))
+    assert placed.stage == "centre"
+    np.testing.assert_allclose(placed.to_sitk().TransformPoint((7.0, -8.0, 9.0)), AT)
 
 
 @pytest.mark.parametrize("flips", [(True, False, True), (False, True, False)])
-def test_an_aligned_case_stays_however_its_axes_are_stored(body, flips):
-    plan = PLAN.model_copy(update={"aligned_grid": FRAME.to_dict()})
+def test_an_aligned_case_stays_whatever_the_method_and_the_order_of_its_axes(body, flips):
     stored = sitk.Flip(sitk.PermuteAxes(body, (2, 0, 1)), flips)
-    assert align_case(oriented_lps(stored), middle(body), FRAME, plan, body).stage == "identity"
-
-
-def test_images_that_cannot_be_compared_stay_centred(body):
-    flat = array_to_image(np.full(FRAME.shape, 0.5, np.float32), FRAME)
-    for reference, case in (
-        (body, flat),
-        (flat, body),
-        (array_to_image(np.zeros(FRAME.shape, np.float32), FRAME), body),
-    ):
-        found = align_case(case, FRAME.centre, FRAME, PLAN, reference)
-        assert found.stage in ("centre", "rigid", "affine")
-        assert np.isfinite(found.to_sitk().GetParameters()).all()
-        assert found.score is None or np.isfinite(found.score)
+    case = CaseToPlace(orient_to_lps(stored), AT, FRAME, body, Template(body, np.ones(FRAME.shape, bool), AT, AT))
+    for method in ("affine", "template"):
+        assert align_case(case, settings(method, FRAME)).stage == "identity"
+    smaller = Grid.from_centre((29, 28, 26), (4.0, 4.0, 4.0), (7, -8, 9))
+    assert align_case(case, settings("centre", smaller)).stage == "centre"
 
 
 def test_a_case_transform_round_trips():
@@ -146,16 +111,28 @@ def test_a_case_transform_round_trips():
     transform.Rotate(0, 1, 0.3)
     transform.SetCenter((5.0, 6.0, 7.0))
     transform.SetTranslation((1.0, 2.0, 3.0))
-    found = CaseTransform.from_dict(CaseTransform.from_sitk(transform, "affine", 0.5).to_dict())
+    back = CaseTransform.from_dict(CaseTransform.from_sitk(transform, "affine", 0.5).to_dict())
     for point in [(0.0, 0.0, 0.0), (10.0, -20.0, 30.0)]:
-        np.testing.assert_allclose(found.to_sitk().TransformPoint(point), transform.TransformPoint(point), atol=1e-9)
-    assert (found.stage, found.score, found.uncertainty_mm) == ("affine", 0.5, None)
+        np.testing.assert_allclose(back.to_sitk().TransformPoint(point), transform.TransformPoint(point), atol=1e-9)
+    assert (back.stage, back.score, back.uncertainty_mm) == ("affine", 0.5, None)
 
 
-@pytest.mark.parametrize(("scale", "stages"), [(1.08, ("affine",)), (1.2, ("centre", "rigid"))])
-def test_a_body_grows_only_within_reason(body, scale, stages):
-    """1.08 along each axis is 1.26 in volume, which people differ by; 1.2 is 1.73."""
-    larger = sitk.AffineTransform((np.eye(3) / scale).ravel().tolist(), (0.0, 0.0, 0.0))
-    image = resample_image(body, FRAME, larger)
-    found = align_case(image, middle(image), FRAME, PLAN, body)
-    assert found.stage in stages
+def test_a_pair_leads_from_the_fixed_to_the_moving_case():
+    """A frame point is carried into both cases; the pair's transform leads from the one to the other."""
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    fixed = CaseTransform(1.1 * turn, np.array([5.0, 0, -3]), "affine")
+    moving = CaseTransform(0.9 * np.eye(3), np.array([-20.0, 7, 30]), "affine")
+    for point in ((0.0, 0.0, 0.0), (10.0, -4.0, 25.0)):
+        start, end = fixed.to_sitk().TransformPoint(point), moving.to_sitk().TransformPoint(point)
+        np.testing.assert_allclose(between(fixed, moving).TransformPoint(start), end, atol=1e-9)
+        assert np.linalg.norm(np.subtract(between(moving, fixed).TransformPoint(start), end)) > 10
+
+
+def test_the_reference_stays_and_the_case_is_moved(body):
+    """The transform leads from the reference's frame into the case: swapping both would invert it."""
+    shift = sitk.TranslationTransform(3, (12.0, -9.0, 6.0))
+    image = resample_image(body, FRAME, shift)
+    placed = align_case(CaseToPlace(image, FRAME.centre, FRAME, body), settings("rigid"))
+    assert placed.stage == "rigid"
+    point = np.add(FRAME.centre, 5)
+    np.testing.assert_allclose(placed.to_sitk().TransformPoint(point.tolist()), point - (12, -9, 6), atol=2)

@@ -8,12 +8,11 @@ import torch
 from smooth import smooth_noise
 from torch import Tensor
 
-from llmreg.engine import refinement
 from llmreg.engine.refinement import refine
 from llmreg.geometry import warping
-from llmreg.plans.plans import Loss
-from llmreg.similarity.image_terms import mind_ssc
-from llmreg.similarity.losses import gradient_l2
+from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.mind import mind_ssc
+from llmreg.similarity.regularity import gradient_l2
 
 SHAPE = (30, 34, 37)
 EVERYTHING = (torch.ones(1, *SHAPE), torch.ones(1, *SHAPE))
@@ -38,21 +37,21 @@ def pair() -> tuple[Tensor, Tensor, Tensor]:
 def test_a_known_deformation_is_found_from_nothing(pair) -> None:
     fixed, moving, true = pair
     zero = torch.zeros_like(true)
-    found = refine(zero, fixed, moving, *EVERYTHING, Loss(), 80)
+    found = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
     assert found.after < found.before
     assert 0 < found.iterations <= 80
     assert error(found.flow, true) < 0.5 * error(zero, true)
     assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < 5e-4
-    again = refine(zero, fixed, moving, *EVERYTHING, Loss(), 80)
+    again = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
     assert torch.equal(found.flow, again.flow)
 
 
 def test_a_good_field_hardly_moves_and_is_never_worse(pair) -> None:
     fixed, moving, true = pair
-    found = refine(true, fixed, moving, *EVERYTHING, Loss(), 30)
+    found = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 30)
     assert found.after <= found.before
     assert error(found.flow, true) < 0.3
-    zero = refine(true, fixed, moving, *EVERYTHING, Loss(), 0)
+    zero = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 0)
     assert torch.equal(zero.flow, true)
     assert zero.after == zero.before
     assert zero.iterations == 0
@@ -65,10 +64,10 @@ def test_what_is_not_seen_does_not_pull(pair) -> None:
     spoilt = fixed.clone()
     spoilt[:, :, :12] = torch.rand(fixed[:, :, :12].shape, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros_like(true)
-    one = refine(zero, fixed, moving, seen, EVERYTHING[1], Loss(), 20)
-    other = refine(zero, spoilt, moving, seen, EVERYTHING[1], Loss(), 20)
+    one = refine(zero, fixed, moving, seen, EVERYTHING[1], LossSettings(), 20)
+    other = refine(zero, spoilt, moving, seen, EVERYTHING[1], LossSettings(), 20)
     torch.testing.assert_close(one.flow, other.flow, atol=1e-4, rtol=0)
-    nothing = refine(zero, fixed, moving, torch.zeros(1, *SHAPE), EVERYTHING[1], Loss(), 5)
+    nothing = refine(zero, fixed, moving, torch.zeros(1, *SHAPE), EVERYTHING[1], LossSettings(), 5)
     assert torch.equal(nothing.flow, zero)
 
 
@@ -78,7 +77,7 @@ def test_a_folding_field_folds_less_afterwards(pair) -> None:
     folded = true + torch.from_numpy(np.stack([5 * smooth_noise(rng, SHAPE, 2.5) for _ in range(3)]).astype(np.float32))
     before = (warping.jacobian_determinant(folded) <= 0).float().mean()
     assert before > 0.001
-    found = refine(folded, fixed, moving, *EVERYTHING, Loss(), 60)
+    found = refine(folded, fixed, moving, *EVERYTHING, LossSettings(), 60)
     assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < before
     assert found.after < found.before
 
@@ -86,14 +85,14 @@ def test_a_folding_field_folds_less_afterwards(pair) -> None:
 def test_it_works_where_gradients_are_switched_off(pair) -> None:
     fixed, moving, true = pair
     with torch.inference_mode():
-        found = refine(torch.zeros_like(true), fixed.clone(), moving.clone(), *EVERYTHING, Loss(), 20)
+        found = refine(torch.zeros_like(true), fixed.clone(), moving.clone(), *EVERYTHING, LossSettings(), 20)
     assert found.after < found.before
 
 
 def test_shapes_that_do_not_belong_together_are_refused(pair) -> None:
     fixed, moving, true = pair
     with pytest.raises(ValueError, match="expected"):
-        refine(true[:, :2], fixed, moving, *EVERYTHING, Loss(), 1)
+        refine(true[:, :2], fixed, moving, *EVERYTHING, LossSettings(), 1)
 
 
 def part(pair: tuple[Tensor, Tensor, Tensor], *size: int) -> tuple[Tensor, ...]:
@@ -106,7 +105,7 @@ def test_the_objective_is_that_of_descriptors_in_blocks(pair: tuple[Tensor, Tens
     fixed, moving, true, *seen = part(pair, 12, 16, 20)
     means = (mind_ssc(image)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6)) for image in (fixed, moving))
     expected = torch.sub(*means).square().mean()
-    found = refine(torch.zeros_like(true), fixed, moving, *seen, Loss(), 0)
+    found = refine(torch.zeros_like(true), fixed, moving, *seen, LossSettings(), 0)
     assert found.before == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -114,9 +113,9 @@ def test_the_field_has_the_objective_that_is_reported(pair: tuple[Tensor, Tensor
     """That of the field as a given one, and the price of the correction."""
     fixed, moving, true, *seen = part(pair, 16, 20, 24)
     start = 0.5 * true
-    found = refine(start, fixed, moving, *seen, Loss(), 20)
+    found = refine(start, fixed, moving, *seen, LossSettings(), 20)
     correction = (found.flow - start).reshape(1, 3, 8, 2, 10, 2, 12, 2).mean(dim=(3, 5, 7)) / 2
-    again = refine(found.flow, fixed, moving, *seen, Loss(), 0)
+    again = refine(found.flow, fixed, moving, *seen, LossSettings(), 0)
     assert found.after == pytest.approx(again.before + float(gradient_l2(correction)), rel=1e-4)
 
 
@@ -124,7 +123,7 @@ def test_the_field_has_the_objective_that_is_reported(pair: tuple[Tensor, Tensor
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 0.9, 1.0])
 def test_it_is_never_worse(pair: tuple[Tensor, Tensor, Tensor], factor: float, iterations: int) -> None:
     fixed, moving, true, *seen = part(pair, 16, 14, 20)
-    found = refine(factor * true, fixed, moving, *seen, Loss(), iterations)
+    found = refine(factor * true, fixed, moving, *seen, LossSettings(), iterations)
     assert found.after < found.before or torch.equal(found.flow, factor * true)
     assert found.iterations <= iterations
 
@@ -132,7 +131,7 @@ def test_it_is_never_worse(pair: tuple[Tensor, Tensor, Tensor], factor: float, i
 def test_it_stops_when_nothing_is_left_to_gain(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     fixed, *_ = pair
     zero = torch.zeros(1, 3, *SHAPE)
-    found = refine(zero, fixed, fixed, *EVERYTHING, Loss(), 1000)
+    found = refine(zero, fixed, fixed, *EVERYTHING, LossSettings(), 1000)
     assert found.iterations < 100
     assert torch.equal(found.flow, zero)
 
@@ -150,8 +149,8 @@ def test_nothing_outside_fields_of_view_matters(pair: tuple[Tensor, Tensor, Tens
     fixed, moving, true = pair
     seen = fields_of_view()
     filled = (image.where(mask[:, None] > 0, value) for image, mask in zip((fixed, moving), seen, strict=True))
-    one = refine(0.5 * true, fixed, moving, *seen, Loss(), 10)
-    other = refine(0.5 * true, *filled, *seen, Loss(), 10)
+    one = refine(0.5 * true, fixed, moving, *seen, LossSettings(), 10)
+    other = refine(0.5 * true, *filled, *seen, LossSettings(), 10)
     assert torch.equal(one.flow, other.flow)
 
 
@@ -160,7 +159,7 @@ def test_edges_of_fields_of_view_hardly_pull(pair: tuple[Tensor, Tensor, Tensor]
     """One image twice, cut in two ways: that its parts end elsewhere moves nothing far from there."""
     fixed, *_ = pair
     seen = fields_of_view()
-    found = refine(torch.full((1, 3, *SHAPE), off), fixed, fixed, *seen, Loss(), 40).flow
+    found = refine(torch.full((1, 3, *SHAPE), off), fixed, fixed, *seen, LossSettings(), 40).flow
     assert float(found.abs().mean()) < 0.1
     inner = found[:, :, :, :18, 19:]
     assert float(inner.abs().max()) < 0.5
@@ -168,7 +167,7 @@ def test_edges_of_fields_of_view_hardly_pull(pair: tuple[Tensor, Tensor, Tensor]
 
 def test_a_stiffer_plan_makes_a_smoother_correction(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     fixed, moving, true = pair
-    plans = (Loss(), Loss(smoothness=10), Loss(bending=10))
+    plans = (LossSettings(), LossSettings(smoothness=10), LossSettings(bending=10))
     fields = (refine(torch.zeros_like(true), fixed, moving, *EVERYTHING, plan, 20).flow for plan in plans)
     plain, stiff, unbent = (float(gradient_l2(field)) for field in fields)
     assert stiff < 0.5 * plain
@@ -178,7 +177,8 @@ def test_a_stiffer_plan_makes_a_smoother_correction(pair: tuple[Tensor, Tensor, 
 def test_a_looser_plan_changes_nothing(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     fixed, moving, true = pair
     usual, loose = (
-        refine(torch.zeros_like(true), fixed, moving, *EVERYTHING, plan, 5) for plan in (Loss(), Loss(smoothness=0.1))
+        refine(torch.zeros_like(true), fixed, moving, *EVERYTHING, plan, 5)
+        for plan in (LossSettings(), LossSettings(smoothness=0.1))
     )
     assert torch.equal(usual.flow, loose.flow)
 
@@ -186,9 +186,9 @@ def test_a_looser_plan_changes_nothing(pair: tuple[Tensor, Tensor, Tensor]) -> N
 def test_masks_and_steps_that_make_no_sense_are_refused(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     fixed, moving, true = pair
     with pytest.raises(ValueError, match="expected flow"):
-        refine(true, fixed, moving, EVERYTHING[0][None], EVERYTHING[1], Loss(), 1)
+        refine(true, fixed, moving, EVERYTHING[0][None], EVERYTHING[1], LossSettings(), 1)
     with pytest.raises(ValueError, match="negative"):
-        refine(true, fixed, moving, *EVERYTHING, Loss(), -1)
+        refine(true, fixed, moving, *EVERYTHING, LossSettings(), -1)
 
 
 @pytest.mark.parametrize(("amplitude", "before", "share"), [(2.0, 0.01, 0.5), (5.0, 0.02, 0.4)])
@@ -198,7 +198,7 @@ def test_folding_goes_as_far_as_possible(
     fixed, moving, true = pair
     noise = np.stack([smooth_noise(np.random.default_rng(seed), SHAPE, 2.5) for seed in range(3)])
     start = true + amplitude * torch.from_numpy(noise).float()
-    found = refine(start, fixed, moving, *EVERYTHING, Loss(), 60)
+    found = refine(start, fixed, moving, *EVERYTHING, LossSettings(), 60)
     first, last = ((warping.jacobian_determinant(u) <= 0).float().mean() for u in (start, found.flow))
     assert first > before
     assert last < share * first
@@ -212,37 +212,30 @@ def test_looking_out_of_the_moving_image_does_not_pay(pair: tuple[Tensor, Tensor
     away = torch.zeros(1, 3, 12, 16, 20)
     away[:, 0] = 10
     blocks = mind_ssc(fixed)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6))[..., :5]
-    found = refine(away, fixed, fixed, everything, half, Loss(), 0)
+    found = refine(away, fixed, fixed, everything, half, LossSettings(), 0)
     assert found.before == pytest.approx(float(blocks.square().mean()), rel=1e-5)
 
 
-def test_the_finer_nodes_go_on_from_the_coarser_and_the_better_field_is_returned(
-    pair: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an optimiser that adds a voxel along each axis, whether that helps or not."""
-    fixed, *_ = pair
-    moving = fixed.roll((2, 2, 2), dims=(2, 3, 4))
-    zero = torch.zeros(1, 3, *SHAPE)
-    monkeypatch.setattr(refinement, "_descended", lambda problem, start, limit: (start + 1, limit))
-    found = refine(zero, fixed, moving, *EVERYTHING, Loss(), 9)
-    torch.testing.assert_close(found.flow, zero + 2)
-    assert found.after < found.before
-    assert found.iterations == 9
-    assert torch.equal(refine(zero, fixed, fixed, *EVERYTHING, Loss(), 9).flow, zero)
+def test_the_images_cannot_be_swapped(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The field leads from fixed to moving: for the swapped images it points the wrong way."""
+    fixed, moving, true, *seen = part(pair, 16, 20, 24)
+    right, wrong = (
+        refine(true, *images, *seen, LossSettings(), 0).before for images in ((fixed, moving), (moving, fixed))
+    )
+    assert right < 0.7 * wrong
 
 
-def test_the_best_nodes_on_the_way_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    values, met = iter((3.0, 1.0, 2.0, 4.0)), []
-
-    def objective(problem: object, correction: Tensor) -> Tensor:
-        met.append(correction.detach().mean())
-        # The number that is asked for, with a slope that moves every node on.
-        return next(values) + correction.sum() - correction.sum().detach()
-
-    zero = torch.zeros(1, 3, 8, 8, 8)
-    problem = refinement._Problem(zero, None, None, Loss())  # type: ignore[arg-type]
-    monkeypatch.setattr(refinement, "_objective", objective)
-    best, steps = refinement._descended(problem, torch.zeros(1, 3, 4, 4, 4), 3)
-    assert steps == 3
-    assert met[0] > met[1] > met[2]
-    assert float(best.mean()) / 2 == pytest.approx(float(met[1]))
+def test_fields_of_view_belong_to_their_images(pair: tuple[Tensor, Tensor, Tensor]) -> None:
+    """A voxel that leads out of the moving field of view may count; one outside the fixed field of view never does."""
+    fixed, *_ = part(pair, 12, 16, 20)
+    zero, everything, nothing = torch.zeros(1, 3, 12, 16, 20), torch.ones(1, 12, 16, 20), torch.zeros(1, 12, 16, 20)
+    left, right = everything.clone(), everything.clone()
+    left[..., 10:], right[..., :10] = 0, 0
+    away = zero.clone()
+    away[:, 0] = 10
+    # All of the fixed image's left half leads into the moving image's right half.
+    met = refine(away, fixed, fixed, left, right, LossSettings(), 0).before
+    unmet = refine(away, fixed, fixed, right, left, LossSettings(), 0).before
+    assert met > 0
+    assert unmet == 0
+    assert refine(away, fixed, fixed, nothing, everything, LossSettings(), 0).before == 0

@@ -11,27 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smooth import smooth_noise
 
+from llmreg.engine.prealignment import CaseToPlace, CaseTransform, Template
 from llmreg.engine.templates import (
     SCALES,
-    Example,
     Placement,
-    Template,
-    find_place,
-    in_one_frame,
+    PlacementExample,
+    align_placements,
     learn_templates,
+    local_contrast,
+    match_template,
     place_by_centroids,
-    place_case,
+    place_by_template,
     place_examples,
     read_templates,
-    view,
     write_templates,
 )
 from llmreg.errors import UserError
-from llmreg.geometry.field import resample_image
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image
+from llmreg.geometry.resampling import resample_image
 
-ATLAS = Grid.axis_aligned((60, 50, 70), (6.0, 6.0, 6.0), (0, 0, 0))
+ATLAS = Grid.from_centre((60, 50, 70), (6.0, 6.0, 6.0), (0, 0, 0))
 STRUCTURES = {1: np.array([-60.0, 0, 20]), 2: np.array([50.0, 30, -40]), 3: np.array([10.0, -40, 60])}
 HALF_BODY = np.array([70.0, 60.0, 90.0])
 
@@ -44,17 +44,17 @@ def anatomy() -> sitk.Image:
     return array_to_image(np.where(inside, 0.5 + 0.4 * texture, 0).astype(np.float32), ATLAS)
 
 
-def seen(anatomy: sitk.Image, scale: float, shift: tuple[float, ...], window: tuple[float, ...]) -> Example:
+def seen(anatomy: sitk.Image, scale: float, shift: tuple[float, ...], window: tuple[float, ...]) -> PlacementExample:
     """A case whose points lie at ``scale x + shift`` in the anatomy; its field of view is about ``window`` there."""
     placement = Placement(scale, np.array(shift))
     centre = (np.array(window) - placement.shift) / scale
     size = np.ceil(2 * HALF_BODY / scale / (5.0, 5.0, 7.0))
-    grid = Grid.axis_aligned(size, (5.0, 5.0, 7.0), centre)
+    grid = Grid.from_centre(size, (5.0, 5.0, 7.0), centre)
     # Case point -> anatomy point is what resampling onto the case's grid looks through.
     through = sitk.AffineTransform((scale * np.eye(3)).ravel().tolist(), list(map(float, shift)))
     image = resample_image(anatomy, grid, through)
     centroids = {label: (point - placement.shift) / scale for label, point in STRUCTURES.items()}
-    return Example(0, image, grid.centre, centroids)
+    return PlacementExample(0, image, grid.centre, centroids)
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,7 +64,7 @@ def test_labels_bring_cases_together(places: list[tuple[float, float, float, flo
     # Partly annotated cases come in by what they share.
     centroids[-1] = {label: centroids[-1][label] for label in (1, 3)}
     found = place_by_centroids(centroids)
-    placed = [{k: fit(p) for k, p in own.items()} for fit, own in zip(found, centroids, strict=True) if fit is not None]
+    placed = [{k: fit.apply(p) for k, p in own.items()} for fit, own in zip(found, centroids, strict=True) if fit is not None]
     assert len(placed) == len(places)
     for own in placed:
         for label, point in own.items():
@@ -76,12 +76,12 @@ def test_labels_bring_cases_together(places: list[tuple[float, float, float, flo
 @given(st.lists(st.tuples(st.floats(0.85, 1.2), *[st.floats(-300, 300)] * 3), min_size=3, max_size=6))
 def test_what_was_learned_from_some_cases_lies_in_the_frame_of_all(places: list[tuple[float, ...]]) -> None:
     centroids = [{k: (p - np.array(shift)) / scale for k, p in STRUCTURES.items()} for scale, *shift in places]
-    image = array_to_image(np.zeros((8, 8, 8), np.float32), Grid.axis_aligned((8, 8, 8), (8.0, 8.0, 8.0), (0, 0, 0)))
-    examples = [Example(0, image, own[1], own) for own in centroids]
+    image = array_to_image(np.zeros((8, 8, 8), np.float32), Grid.from_centre((8, 8, 8), (8.0, 8.0, 8.0), (0, 0, 0)))
+    examples = [PlacementExample(0, image, own[1], own) for own in centroids]
     everyone = place_examples(examples, 0, np.zeros(3))
     some = place_examples(examples[:-1], 0, np.zeros(3))
     # Without the last case the middle of the frame and the mean size are others; as a whole, the places are the same.
-    for mine, theirs in zip(in_one_frame(some, everyone[:-1]), everyone[:-1], strict=True):
+    for mine, theirs in zip(align_placements(some, everyone[:-1]), everyone[:-1], strict=True):
         assert mine is not None
         assert theirs is not None
         np.testing.assert_allclose(mine.scale, theirs.scale, rtol=1e-4)
@@ -104,12 +104,12 @@ def test_a_case_is_found_by_its_image(anatomy: sitk.Image, scale: float, window:
             (0.97, (0.0, 0, 300), (0, 0, -40)),
         )
     ]
-    examples = [Example(0, view(case.image), case.centre, case.centroids) for case in training]
+    examples = [PlacementExample(0, local_contrast(case.image), case.centre, case.centroids) for case in training]
     templates = learn_templates(examples, place_examples(examples, 0, np.zeros(3)))
     # The training cases lie on average in the middle of the frame.
     np.testing.assert_allclose(templates[0].centre, 0, atol=1e-6)
     case = seen(anatomy, scale, (30.0, -400, 90), window)
-    found = place_case(case.image, case.centre, templates[0])
+    found = place(case, templates[0])
     assert found.stage == "template"
     assert found.score is not None
     assert found.score > 0.6
@@ -118,28 +118,33 @@ def test_a_case_is_found_by_its_image(anatomy: sitk.Image, scale: float, window:
     for label, point in case.centroids.items():
         reached = np.linalg.solve(found.matrix, point - found.translation)
         assert np.linalg.norm(reached - expected[label]) < 8.0 * np.sqrt(3)
-    again = place_case(case.image, case.centre, templates[0])
+    again = place(case, templates[0])
     np.testing.assert_array_equal(again.translation, found.translation)
 
 
-def _structures_in_frame(examples: list[Example]) -> dict[int, np.ndarray]:
+def place(case: PlacementExample, template: Template) -> CaseTransform:
+    (transform,) = place_by_template(CaseToPlace(case.image, case.centre, ATLAS, template=template))
+    return transform
+
+
+def _structures_in_frame(examples: list[PlacementExample]) -> dict[int, np.ndarray]:
     """Where the labels put the structures in the frame of the templates."""
     known = [
         (e, fit) for e, fit in zip(examples, place_by_centroids([e.centroids for e in examples]), strict=True) if fit
     ]
-    middle = np.mean([fit(example.centre) for example, fit in known], axis=0)
+    middle = np.mean([fit.apply(example.centre) for example, fit in known], axis=0)
     first, fit = known[0]
-    return {label: fit(point) - middle for label, point in first.centroids.items()}
+    return {label: fit.apply(point) - middle for label, point in first.centroids.items()}
 
 
 def test_places_are_counted_as_the_filter_does() -> None:
     """A template cut out of noise goes back where it was cut."""
     rng = np.random.default_rng(0)
-    frame = Grid.axis_aligned((20, 18, 22), (8.0, 8.0, 8.0), (4.0, 0, -8.0))
+    frame = Grid.from_centre((20, 18, 22), (8.0, 8.0, 8.0), (4.0, 0, -8.0))
     values = rng.standard_normal(frame.shape).astype(np.float32)
-    cut = array_to_image(values[5:17, 3:14, 6:18], frame.padded((-6, -3, -5), (-2, -4, -5)))
+    cut = array_to_image(values[5:17, 3:14, 6:18], frame.pad((-6, -3, -5), (-2, -4, -5)))
     template = Template(array_to_image(values, frame), np.ones(frame.shape, bool), np.zeros(3), np.full(3, 1e3))
-    place, correlation = find_place(cut, Grid.from_image(cut).centre, template)
+    place, correlation = match_template(cut, Grid.from_image(cut).centre, template)
     assert place.scale == 1.0
     np.testing.assert_allclose(place.shift, 0, atol=1e-6)
     assert correlation == pytest.approx(1, abs=1e-4)

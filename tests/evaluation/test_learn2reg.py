@@ -15,10 +15,11 @@ from surface_oracles import plain_hd95_learn2reg
 
 from llmreg.commands.evaluate import main
 from llmreg.evaluation import learn2reg
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.formats import write_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_image
+from llmreg.images.fields import write_field
+from llmreg.images.image_files import write_image
 
 GRID = Grid((9, 10, 8), (2.0, 1.5, 3.0), (5.0, -7.0, 11.0), (0, 1, 0, -1, 0, 0, 0, 0, 1))
 IDS = [2, 3, 200]
@@ -77,7 +78,7 @@ def cases(tmp_path: Path) -> dict[str, dict[str, list[float]]]:
         for name, array, places in zip((fixed, moving), maps, points, strict=True):
             write_image(array_to_image(array, GRID), tmp_path / "labels" / f"{name}.nii.gz")
             np.savetxt(tmp_path / "points" / f"{name}.csv", places, delimiter=",")
-        write_as(field, tmp_path / f"disp{number}.nii.gz", "learn2reg", GRID)
+        write_field(field, tmp_path / f"disp{number}.nii.gz", "learn2reg", GRID)
         steps = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"disp{number}.nii.gz"))).transpose(3, 2, 1, 0)
         expected[f"000{number}_0000<--001{number}_0001"] = theirs(maps[0].T, maps[1].T, steps, points)
         pairs.append(
@@ -135,11 +136,11 @@ def test_cases_keep_whole_names_where_numbers_do_not_tell_them_apart() -> None:
     row = {"label": 1, "dice_l2r": 0.5, "hd95_l2r": 1.0, "sdlogj_learn2reg": 0.1}
     named = [{"fixed": f"{a}_0001_0000", "moving": f"{a}_0001_0001"} for a in ("A", "B")]
     table = pd.DataFrame([{"pair_id": str(k)} | one | row for k, one in enumerate(named)])
-    assert list(learn2reg.results(table, "x", {})["cases"]) == [
+    assert list(learn2reg.make_results(table, "x", {})["cases"]) == [
         "A_0001_0000<--A_0001_0001",
         "B_0001_0000<--B_0001_0001",
     ]
-    assert list(learn2reg.results(table[:1], "x", {})["cases"]) == ["0001_0000<--0001_0001"]
+    assert list(learn2reg.make_results(table[:1], "x", {})["cases"]) == ["0001_0000<--0001_0001"]
 
 
 def test_labels_end_at_the_centres_of_the_outermost_voxels() -> None:
@@ -150,4 +151,5 @@ def test_labels_end_at_the_centres_of_the_outermost_voxels() -> None:
     assert (found[..., 0] == 0).all()
     assert (found[..., 1:] == 3).all()
     assert found.dtype == np.uint16
-    np.testing.assert_array_equal(learn2reg.warp_labels(moving, DisplacementField.identity(GRID), GRID), moving)
+    identity = DisplacementField(np.zeros((*GRID.shape, 3), np.float32), GRID)
+    np.testing.assert_array_equal(learn2reg.warp_labels(moving, identity, GRID), moving)

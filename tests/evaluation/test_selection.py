@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmreg.errors import UserError
-from llmreg.evaluation.selection import select, write_selection
+from llmreg.commands.find_best_configuration import predict_command
+from llmreg.errors import BadArgument, NotPrepared, UserError
+from llmreg.evaluation.selection import select_best, write_selection
 
 
 def scored(results: Path, model: str, fold: str, pairs: range, dice: float, hd95: float, folding: float) -> None:
@@ -35,18 +36,17 @@ def test_points_count_significant_differences_in_three_metrics(tmp_path: Path) -
         scored(tmp_path, "good", fold, pairs, 0.8, 5, 0.1)
         scored(tmp_path, "folding", fold, pairs, 0.8, 5, 2.0)
         scored(tmp_path, "poor", fold, pairs, 0.7, 6, 0.1)
-    found = select(tmp_path)
-    assert (found.folds, found.num_pairs) == (("0", "1"), 20)
-    points = {one.model.split("__")[1]: one.points for one in found.candidates}
+    selection = select_best(tmp_path)
+    assert (selection.folds, selection.num_pairs) == (("0", "1"), 20)
+    points = {candidate.model.split("__")[1]: candidate.points for candidate in selection.candidates}
     # good folds less than the second (1) and has better Dice and HD95 than the third (2); the second has these too (2),
     # and folds more than both (-2).
     assert points == {"good": 3, "folding": 0, "poor": -3}
-    assert found.candidates[0].model == "llm_morph__good__half"
-    assert found.candidates[0].dice == pytest.approx(0.815, abs=0.03)
-    assert found.command("3") == "llmreg_predict -i in/ -o out/ -d 3 -p good -c half"
-    content = json.loads(write_selection(tmp_path, found).read_text())
-    assert content["best"] == found.candidates[0].model
-    assert found.table().splitlines()[1].startswith("llm_morph__good__half")
+    assert selection.candidates[0].model == "llm_morph__good__half"
+    assert selection.candidates[0].dice == pytest.approx(0.815, abs=0.03)
+    content = json.loads(write_selection(tmp_path, selection, "predict").read_text())
+    assert (content["best"], content["command"]) == (selection.candidates[0].model, "predict")
+    assert selection.table().splitlines()[2].startswith("llm_morph__good__half")
 
 
 def test_models_without_validation_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,7 +54,7 @@ def test_models_without_validation_are_named(tmp_path: Path, caplog: pytest.LogC
     other = tmp_path / "llm_morph__other__half" / "fold_0"
     other.mkdir(parents=True)
     (other / "checkpoint_final.safetensors").touch()
-    assert [one.model for one in select(tmp_path).candidates] == ["llm_morph__good__half"]
+    assert [candidate.model for candidate in select_best(tmp_path).candidates] == ["llm_morph__good__half"]
     assert "llm_morph__other__half is left out: it has no validation" in caplog.text
     assert "good" not in caplog.text.split("With")[0]
 
@@ -63,14 +63,17 @@ def test_the_command_names_the_network_where_there_are_several(tmp_path: Path) -
     scored(tmp_path, "default", "0", range(3), 0.70, 5, 0.1)
     (tmp_path / "llm_morph__default__half").rename(tmp_path / "voxelmorph__default__half")
     scored(tmp_path, "default", "0", range(3), 0.71, 5, 0.1)
-    assert select(tmp_path).command("3").endswith("-p default -c half --network llm_morph")
+    selection = select_best(tmp_path)
+    assert selection.has_several_networks
+    command = predict_command(selection, "3")
+    assert command == "llmreg_predict -i in/ -o out/ -d 3 -p default -c half --network llm_morph"
 
 
 def test_few_pairs_tell_nothing_significant_so_dice_decides(tmp_path: Path) -> None:
     scored(tmp_path, "a", "0", range(3), 0.70, 5, 0.1)
     scored(tmp_path, "b", "0", range(3), 0.71, 9, 0.1)
-    found = select(tmp_path)
-    assert [(one.model, one.points) for one in found.candidates] == [
+    selection = select_best(tmp_path)
+    assert [(candidate.model, candidate.points) for candidate in selection.candidates] == [
         ("llm_morph__b__half", 0),
         ("llm_morph__a__half", 0),
     ]
@@ -80,19 +83,20 @@ def test_only_folds_and_pairs_in_common_are_compared(tmp_path: Path, caplog: pyt
     scored(tmp_path, "a", "0", range(8), 0.7, 5, 0.1)
     scored(tmp_path, "a", "1", range(8, 16), 0.1, 5, 0.1)
     scored(tmp_path, "b", "0", range(2, 10), 0.7, 5, 0.1)
-    found = select(tmp_path)
-    assert (found.folds, found.num_pairs) == (("0",), 6)
-    assert select(tmp_path, ["1"]).candidates[0].model == "llm_morph__a__half"
+    selection = select_best(tmp_path)
+    assert (selection.folds, selection.num_pairs) == (("0",), 6)
+    assert select_best(tmp_path, ["1"]).candidates[0].model == "llm_morph__a__half"
     assert "llm_morph__b__half is left out" in caplog.text
 
 
 def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no validated model"):
-        select(tmp_path)
+    with pytest.raises(NotPrepared):
+        select_best(tmp_path)
     scored(tmp_path, "a", "0", range(4), 0.7, 5, 0.1)
     scored(tmp_path, "b", "1", range(4), 0.7, 5, 0.1)
-    with pytest.raises(UserError, match="No fold was trained by all models"):
-        select(tmp_path)
+    with pytest.raises(BadArgument) as refusal:
+        select_best(tmp_path)
+    assert refusal.value.argument == "folds"
     scored(tmp_path, "b", "0", range(4, 8), 0.7, 5, 0.1)
     with pytest.raises(UserError, match="different pairs"):
-        select(tmp_path)
+        select_best(tmp_path)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image
 
 
 def test_points_are_those_of_itk(oblique):
@@ -18,22 +18,16 @@ def test_points_are_those_of_itk(oblique):
     )
 
 
-def test_downsampled_is_itk_bin_shrink_and_upsampled_leads_back(oblique):
-    image = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
-    assert Grid.from_image(sitk.BinShrink(image, [2, 2, 2])).same_as(oblique.downsampled(2), 1e-6)
-    assert oblique.downsampled(2).upsampled(2).same_as(oblique, 1e-6)
-
-
-def test_padded_is_itk_pad_and_crop(oblique):
+def test_padding_is_itk_pad_and_crop(oblique):
     image = array_to_image(np.zeros(oblique.shape, np.float32), oblique)
     padded = Grid.from_image(sitk.ConstantPad(image, [1, 2, 3], [4, 5, 6]))
-    assert padded.same_as(oblique.padded([1, 2, 3], [4, 5, 6]), 1e-6)
+    assert padded.same_as(oblique.pad([1, 2, 3], [4, 5, 6]), 1e-6)
     cropped = Grid.from_image(sitk.Crop(image, [1, 0, 2], [0, 3, 1]))
-    assert cropped.same_as(oblique.padded([-1, 0, -2], [0, -3, -1]), 1e-6)
+    assert cropped.same_as(oblique.pad([-1, 0, -2], [0, -3, -1]), 1e-6)
 
 
-def test_axis_aligned_is_centred_and_dict_round_trips(oblique):
-    grid = Grid.axis_aligned((5, 6, 7), (1, 2, 3), (1.0, 2.0, 3.0))
+def test_a_grid_from_its_centre_has_it_and_dict_round_trips(oblique):
+    grid = Grid.from_centre((5, 6, 7), (1, 2, 3), (1.0, 2.0, 3.0))
     np.testing.assert_allclose(grid.centre, (1, 2, 3))
     assert Grid.from_dict(oblique.to_dict()) == oblique
     assert not grid.same_as(oblique)
@@ -54,6 +48,27 @@ def test_nonsense_is_refused(wrong):
         Grid(**(right | wrong))
 
 
-def test_downsampling_needs_a_divisible_size(oblique):
-    with pytest.raises(ValueError, match="divide"):
-        oblique.downsampled(4)
+def test_points_lie_inside_where_a_voxel_is_nearest(oblique):
+    image = array_to_image(np.zeros(oblique.shape, np.uint8), oblique)
+    points = oblique.index_to_physical(np.random.default_rng(1).uniform(-3, np.array(oblique.size) + 2, (200, 3)))
+    inside = []
+    for point in points.tolist():
+        index = image.TransformPhysicalPointToIndex(point)
+        inside.append(all(0 <= i < n for i, n in zip(index, image.GetSize(), strict=True)))
+    assert oblique.contains(points).tolist() == inside
+    assert 0.2 < np.mean(inside) < 0.8
+
+
+def test_the_share_inside_another_grid_is_that_of_its_volume():
+    grid = Grid((8, 8, 8), (1.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    half = Grid((4, 8, 8), (1.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    assert grid.share_inside(half) == 0.5
+    assert half.share_inside(grid) == 1
+
+
+def test_slabs_are_the_slices_of_the_grid(oblique, monkeypatch):
+    monkeypatch.setattr("llmreg.geometry.grid.SLAB_VOXELS", 3 * oblique.size[0] * oblique.size[1])
+    slabs = list(oblique.slabs())
+    assert [part.stop - part.start for part, _ in slabs] == [3, 3, 3, 1]
+    for part, slab in slabs:
+        np.testing.assert_allclose(slab.physical_points(), oblique.physical_points()[part], atol=1e-9)

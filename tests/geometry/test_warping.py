@@ -18,30 +18,30 @@ def random_flow(seed: int, voxels: float, sigma: float = 3.0) -> torch.Tensor:
     return torch.from_numpy(flow.astype(np.float32))[None]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), mode=st.sampled_from(["bilinear", "nearest"]), border=st.booleans())
 def test_warp_is_scipy_map_coordinates(seed, mode, border):
     values = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
     flow = random_flow(seed, 3.0)
     padding = "border" if border else "zeros"
-    found = warping.warp(torch.from_numpy(values)[None, None], flow, mode, padding)[0, 0].numpy()
+    result = warping.warp(torch.from_numpy(values)[None, None], flow, mode, padding)[0, 0].numpy()
     lookup = np.indices(SHAPE) + flow[0].numpy()[::-1]
     expected = map_coordinates(
         values, lookup, order=1 if mode == "bilinear" else 0, mode="nearest" if border else "grid-constant"
     )
     # Halfway between two voxels either is the nearest.
     tie = np.any(np.abs(lookup - np.floor(lookup) - 0.5) < 1e-4, axis=0) & (mode == "nearest")
-    np.testing.assert_allclose(found[~tie], expected[~tie], atol=1e-3)
+    np.testing.assert_allclose(result[~tie], expected[~tie], atol=1e-3)
 
 
 def test_warp_stays_in_float32_under_autocast_and_has_a_gradient():
     image = torch.rand(2, 1, *SHAPE)
     flow = torch.full((2, 3, *SHAPE), 0.3, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = warping.warp(image, flow)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, warping.warp(image, flow))
-    found.sum().backward()
+        result = warping.warp(image, flow)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, warping.warp(image, flow))
+    result.sum().backward()
     assert flow.grad.abs().max() > 0
 
 
@@ -50,7 +50,7 @@ def test_warp_refuses_differing_shapes():
         warping.warp(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 3, 4, 4, 5))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_a_flow_and_its_inverse_cancel_up_to_the_border(seed):
     flow = random_flow(seed, 1.5)
@@ -62,31 +62,31 @@ def test_inverses_are_found_where_fixed_points_are_not():
     places = warping.identity_grid((5, 6, 40))
     flow = torch.zeros_like(places)
     flow[:, 0] = 3 * places[:, 0]
-    found = warping.invert(flow)
-    torch.testing.assert_close(found[:, 0], -0.75 * places[:, 0], atol=1e-3, rtol=0)
+    result = warping.invert(flow)
+    torch.testing.assert_close(result[:, 0], -0.75 * places[:, 0], atol=1e-3, rtol=0)
 
 
 def test_each_of_a_batch_is_inverted_on_its_own():
     flows = torch.cat([random_flow(seed, 1.5) for seed in (1, 2)])
-    found = warping.invert(flows)
-    for flow, own in zip(flows, found, strict=True):
-        assert torch.equal(warping.invert(flow[None])[0], own)
+    result = warping.invert(flows)
+    for flow, flow_result in zip(flows, result, strict=True):
+        assert torch.equal(warping.invert(flow[None])[0], flow_result)
 
 
 def test_folds_do_not_spoil_the_inverse_elsewhere():
     flow = random_flow(3, 1.0)
     flow[:, 0, 5:8, 5:8, 5:8] += torch.tensor([0.0, 4.0, 0.0])
     assert (warping.jacobian_determinant(flow) < 0).any()
-    found = warping.invert(flow)
-    assert found.isfinite().all()
-    off = warping.compose(found, flow).norm(dim=1)
+    result = warping.invert(flow)
+    assert result.isfinite().all()
+    off = warping.compose(result, flow).norm(dim=1)
     assert (off > 0.003).float().mean() < 0.02
 
 
 def test_what_is_near_the_inverse_shortens_the_search():
     flow = random_flow(4, 1.5)
-    found = warping.invert(flow)
-    assert torch.equal(warping.invert(flow, found, iterations=1), found)
+    result = warping.invert(flow)
+    assert torch.equal(warping.invert(flow, result, iterations=1), result)
 
 
 def test_upsampling_undoes_downsampling_of_coordinates():
@@ -105,7 +105,7 @@ def test_the_determinant_is_that_of_numpy():
     np.testing.assert_allclose(warping.jacobian_determinant(flow)[0].numpy(), np.linalg.det(jacobian), atol=1e-5)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_the_exponential_is_monais_dvf2ddf(seed):
     velocity = random_flow(seed, 2.0)
@@ -116,9 +116,9 @@ def test_the_exponential_is_monais_dvf2ddf(seed):
 
 def test_the_negated_velocity_leads_back():
     velocity = random_flow(4, 2.0)
-    there, back = warping.exponential(velocity), warping.exponential(-velocity)
+    forward, backward = warping.exponential(velocity), warping.exponential(-velocity)
     inside = (..., *(slice(3, -3),) * 3)
-    assert warping.compose(there, back)[inside].norm(dim=1).max() < 0.1
+    assert warping.compose(forward, backward)[inside].norm(dim=1).max() < 0.1
     # Following a constant velocity is a shift by it.
     constant = torch.ones(1, 3, *SHAPE)
     torch.testing.assert_close(warping.exponential(constant), constant)

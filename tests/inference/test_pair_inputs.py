@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmreg.errors import UserError
-from llmreg.inference.pair_inputs import OPTIONAL_FILES, case_name, find_pairs
-from llmreg.plans.plans import Normalization
+from llmreg.errors import BadArgument, MissingFile, UserError
+from llmreg.inference.pair_inputs import OPTIONAL_FILES, find_pairs
+from llmreg.plans.plan_settings import Normalization
 
 
 def plans(fixed: int = 0, moving: int = 1) -> SimpleNamespace:
@@ -34,8 +34,9 @@ def test_the_modalities_of_a_subject_are_a_pair_and_others_are_passed_over(folde
 
 
 def test_one_modality_needs_a_word_on_what_is_fixed(folder):
-    with pytest.raises(UserError, match="--all_pairs"):
+    with pytest.raises(BadArgument) as refusal:
         find_pairs(folder, plans(0, 0))
+    assert refusal.value.argument == "all_pairs"
     assert names(find_pairs(folder, plans(0, 0), all_pairs=True)) == [
         "A_0001_0000_A_0002_0000",
         "A_0002_0000_A_0001_0000",
@@ -58,8 +59,9 @@ def test_a_modality_that_is_missing_altogether_and_odd_names_are_refused(folder)
         path.unlink()
     with pytest.raises(UserError, match="no fixed image"):
         find_pairs(folder, plans())
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(MissingFile) as refusal:
         find_pairs(folder / "gone", plans())
+    assert refusal.value.path == folder / "gone"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -100,7 +102,7 @@ ROW = "A_0001_0000.nii.gz,A_0002_0001.nii.gz"
         ("fixed,moving\nA_0001_0000.nii.gz,gone.nii.gz\n", "gone"),
         (f"fixed,moving\n{ROW}\n{ROW}\n", "two pairs"),
         (f"fixed,moving,pair_id\n{ROW},a\nA_0002_0000.nii.gz,A_0001_0001.nii.gz,a\n", "two pairs"),
-        *((f"fixed,moving,{column}\n{ROW},gone\n", "line 2: .*gone does not exist") for column in OPTIONAL_FILES),
+        *((f"fixed,moving,{column}\n{ROW},gone\n", "gone in line 2") for column in OPTIONAL_FILES),
     ],
 )
 def test_a_table_that_is_wrong_is_refused(folder, text, said):
@@ -112,8 +114,3 @@ def test_a_table_that_is_no_text_is_refused(folder):
     (folder / "pairs.csv").write_bytes(b"fixed,moving\n\xff\xfe\x80\n")
     with pytest.raises(UserError, match="UTF-8"):
         find_pairs(folder, plans())
-
-
-def test_case_names_lose_their_suffix():
-    for suffix in (".nii.gz", ".nii", ".mha", ".nrrd"):
-        assert case_name(Path(f"x/brain.v2{suffix}")) == "brain.v2"

@@ -12,14 +12,16 @@ from smooth import smooth_noise
 
 from llmreg import Registration
 from llmreg.engine.prealignment import CaseTransform
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, UnknownName
+from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import DisplacementField, fade_outside, jacobian_determinant
-from llmreg.geometry.formats import FORMATS, read_as
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array, read_field, read_image
+from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.images.fields import read_field
+from llmreg.images.image_files import read_image
 from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS
 
-FRAME = Grid.axis_aligned((20, 18, 16), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+FRAME = Grid.from_centre((20, 18, 16), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
 
 
 def turned(size: tuple[int, ...], spacing: tuple[float, ...], angle: float) -> Grid:
@@ -98,13 +100,13 @@ def test_landmarks_come_back_by_the_inverse(pair: Registration) -> None:
         assert np.linalg.norm(np.subtract(again.TransformPoint(forth.TransformPoint(point.tolist())), point)) < 0.1
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FIELD_FORMATS.names)
 def test_fields_are_written_in_each_format(pair: Registration, tmp_path: Path, format: str) -> None:
     files = pair.save(tmp_path, "A_0001_0000_A_0002_0001", ("field", "inverse"), format)
     moving, fixed = Grid.from_image(pair.moving), Grid.from_image(pair.fixed)
-    field = read_as(tmp_path / files["field"], format, fixed, moving)
+    field = read_field(tmp_path / files["field"], format, fixed, moving)
     np.testing.assert_allclose(field.vectors, pair.field.vectors, atol=1e-3)
-    inverse = read_as(tmp_path / files["inverse"], format, moving, fixed)
+    inverse = read_field(tmp_path / files["inverse"], format, moving, fixed)
     np.testing.assert_allclose(inverse.vectors, pair.inverse().field.vectors, atol=1e-3)
     if format == "learn2reg":
         assert files["field"] == "learn2reg/disp_0001_0002.nii.gz"
@@ -112,13 +114,14 @@ def test_fields_are_written_in_each_format(pair: Registration, tmp_path: Path, f
         assert read_field(tmp_path / files["field"]).grid.same_as(fixed)
 
 
-def test_what_is_not_there_is_refused(pair: Registration, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="label map"):
-        pair.save(tmp_path, "pair", ("labels",))
-    with pytest.raises(UserError, match="uncertainty"):
-        pair.save(tmp_path, "pair", ("uncertainty",))
-    with pytest.raises(UserError, match="choose among"):
+def test_missing_outputs_are_refused(pair: Registration, tmp_path: Path) -> None:
+    for output, argument in (("labels", "label"), ("uncertainty", "uncertainty")):
+        with pytest.raises(BadArgument) as refusal:
+            pair.save(tmp_path, "pair", (output,))
+        assert refusal.value.argument == argument
+    with pytest.raises(UnknownName) as unknown:
         pair.save(tmp_path, "pair", ("fields",))
-    with pytest.raises(UserError, match="choose among"):
+    assert (unknown.value.name, unknown.value.known) == ("fields", tuple(OUTPUTS))
+    with pytest.raises(UnknownName, match="png"):
         pair.save(tmp_path, "pair", format="png")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tiny_models import save_random_model
 
-from llmreg.networks.config import LLMMorphSettings, LLMSettings, LoRASettings
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from llmreg.geometry import warping
-from llmreg.networks.config import NETWORKS, language_model, network_settings
 from llmreg.networks.factory import build_network
-from llmreg.networks.llm_morph.decoder import FieldHead
+from llmreg.networks.layers import FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.registry import NETWORKS, network_settings, plugin_of
 
 # Of no multiple of anything.
 SHAPE = (18, 15, 10)
 SMALL = {"voxelmorph": {"size": "small"}, "transmorph": {"stages": 3}, "mambamorph": {"features": False}}
-BASELINES = [name for name in NETWORKS if name != "llm_morph"]
+BASELINES = [name for name in NETWORKS.names if name != "llm_morph"]
 
 
 def built(name: str, shape: tuple[int, ...] = SHAPE, **changes: Any) -> RegistrationNetwork:
@@ -48,7 +48,8 @@ def test_networks_have_as_many_parameters_as_published(name: str, changes: dict[
         network = build_network(network_settings(name, **changes), SHAPE, torch.device("meta"))
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
     assert network.llm_sha256 == ""
-    assert language_model(network_settings(name, **changes)) is None
+    settings = network_settings(name, **changes)
+    assert plugin_of(settings).language_model(settings) is None
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -99,25 +100,9 @@ def test_fields_are_in_voxels_along_x_y_and_z(name: str, field: str) -> None:
     torch.testing.assert_close((warping.warp(ramps, flow) - ramps)[inner], expected[inner], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_leaving_features_out_changes_the_field(name: str) -> None:
-    network, pair = built(name), images()
-
-    def halved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        kept = torch.arange(output.shape[1]) % 2
-        return output * kept.view(1, -1, 1, 1, 1)
-
-    with torch.no_grad():
-        whole = network.raw(*pair)
-        for module in network.feature_modules():
-            handle = module.register_forward_hook(halved)
-            assert not torch.equal(network.raw(*pair), whole)
-            handle.remove()
-
-
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("voxelmorph", {"size": "huge"}), ("transmorph", {"stages": 5}), ("mambamorph", {"depth": 1}), ("unet", {})],
+    [("voxelmorph", {"size": "huge"}), ("transmorph", {"stages": 5}), ("mambamorph", {"depth": 1})],
 )
 def test_settings_that_no_network_has_are_refused(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -1,45 +1,54 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks import compilation
-from llmreg.networks.compilation import compiled
+from llmreg.networks.compilation import compile_or_keep
+from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.resolution import GridNetwork
+
+CPU = torch.device("cpu")
 
 
-class Small(nn.Module):
+class Small(RegistrationNetwork):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__((4, 5, 6), "displacement")
         self.conv = nn.Conv3d(2, 3, 3, padding=1)
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         result: Tensor = self.conv(torch.cat([moving, fixed], dim=1))
         return result
 
 
-def test_a_compiled_network_is_the_same_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With PyTorch's own tracing, and without a compiler behind it, which takes minutes."""
-    whole = torch.compile
-    monkeypatch.setattr(compilation.torch, "compile", lambda network, **how: whole(network, backend="eager", **how))
-    network = Small()
-    faster = compiled(network, (4, 5, 6), torch.device("cpu"), "none")
-    assert faster is not network
-    moving, fixed = torch.rand(2, 1, 1, 4, 5, 6)
-    torch.testing.assert_close(faster(moving, fixed), network(moving, fixed))
-    # Tried out without leaving a gradient behind.
-    assert network.conv.weight.grad is None
-    faster(moving, fixed).sum().backward()
-    assert network.conv.weight.grad is not None
+def test_a_compiled_network_gives_the_same_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own tracing runs, without a compiler behind it, which takes minutes."""
+    compile_whole: Callable[..., nn.Module] = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **how: compile_whole(network, backend="eager", **how))
+    small = Small()
+    network = GridNetwork(small, 2)
+    compiled = compile_or_keep(network, CPU, "none")
+    assert compiled is not network
+    moving, fixed = torch.rand(2, 1, 1, 8, 10, 12)
+    torch.testing.assert_close(compiled(moving, fixed), network(moving, fixed))
+    # Trying it out has left no gradient behind.
+    assert small.conv.weight.grad is None
+    compiled(moving, fixed).full.sum().backward()
+    assert small.conv.weight.grad is not None
 
 
-def test_a_network_that_fails_in_the_backward_pass_is_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_fails_in_the_backward_pass_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Small):
-        def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-            found = super().forward(moving, fixed)
-            found.register_hook(lambda gradient: 1 / 0)
-            return found
+        def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
+            flow = super().predict(moving, fixed)
+            flow.register_hook(lambda gradient: 1 / 0)
+            return flow
 
-    network = Broken()
-    assert compiled(network, (4, 4, 4), torch.device("cpu"), "none") is network
-    assert "it runs as it is" in caplog.text
+    network = GridNetwork(Broken(), 1)
+    with caplog.at_level(logging.WARNING):
+        assert compile_or_keep(network, CPU, "none") is network
+    warnings = [record for record in caplog.records if record.name == compile_or_keep.__module__]
+    assert len(warnings) == 1

@@ -4,9 +4,12 @@ import pytest
 
 from llmreg.devices import Machine
 from llmreg.errors import UserError
-from llmreg.networks.config import NETWORKS, LLMMorphSettings, network_settings
-from llmreg.plans.plans import Plans, override, parse_plans, read_plans, write_plans
-from llmreg.preprocessing.planning import Budget, plan_configuration
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.registry import NETWORKS, network_settings
+from llmreg.plans.overrides import override
+from llmreg.plans.plans import Plans, parse_plans, read_plans, write_plans
+from llmreg.preprocessing.planning.effort import Budget
+from llmreg.preprocessing.planning.sizes import plan_configuration
 
 
 @pytest.fixture
@@ -132,12 +135,12 @@ def test_overrides_make_a_named_copy_with_another_digest(plans):
     assert override(plans, ["spacing=[3,3,3]"], "coarse").volumes_digest() != plans.volumes_digest()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.names)
 def test_plans_of_every_network_round_trip_and_have_a_digest_of_their_own(plans, tmp_path, name):
-    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS}
+    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS.names}
     write_plans(tmp_path / "plans.json", of[name])
     assert read_plans(tmp_path / "plans.json") == of[name]
-    assert [other for other in NETWORKS if of[other].digest() == of[name].digest()] == [name]
+    assert [other for other in NETWORKS.names if of[other].digest() == of[name].digest()] == [name]
 
 
 def test_plans_that_do_not_name_their_network_are_llm_morphs(plans):
@@ -154,7 +157,7 @@ def test_a_baselines_keys_are_set_and_refused_by_their_path(plans):
         ("network.width=0", "network.width"),
         ("network.llm.layers=[1]", "network.llm.layers"),
         ("network.blocks=vit", "network.blocks"),
-        ("network.name=unet", "network: there is no network of that name"),
+        ("network.name=unet", "network: There is no network 'unet'"),
     ):
         with pytest.raises(UserError, match=named.replace(".", r"\.")):
             override(pyramid, [wrong], "x")

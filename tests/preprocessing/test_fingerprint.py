@@ -14,19 +14,20 @@ from hypothesis import strategies as st
 from rewritten import recompress
 
 from llmreg.data.dataset import Case, Dataset, Pair
-from llmreg.errors import UserError
+from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, write_image
+from llmreg.images.image_files import write_image
 from llmreg.preprocessing import fingerprint as module
 from llmreg.preprocessing.fingerprint import (
     PERCENTILES,
     SAMPLED_PAIRS,
-    case_fingerprint,
     extract_fingerprint,
-    pair_fingerprint,
+    measure_case,
+    measure_pair,
     read_fingerprint,
-    sampled_pairs,
+    sample_pairs,
     write_fingerprint,
 )
 
@@ -82,7 +83,7 @@ def dataset_of(cases: list[Case], **changes) -> Dataset:
 def test_structures_are_those_of_a_plain_loop(oblique: Grid, tmp_path: Path) -> None:
     labels = np.random.default_rng(1).choice([0, 1, 7], oblique.shape, p=[0.7, 0.2, 0.1])
     case = write_case(tmp_path, "Toy_0001_0000", oblique, labels)
-    found = case_fingerprint(case, MODALITIES, LABELS)
+    found = measure_case(case, MODALITIES, LABELS)
     image = sitk.ReadImage(str(case.image))
     places, values = defaultdict(list), defaultdict(list)
     for z, y, x in np.ndindex(labels.shape):
@@ -107,15 +108,15 @@ def test_headers_that_differ_by_rounding_are_compared(tmp_path: Path) -> None:
     cases = [write_case(tmp_path, f"Toy_000{n}_000{n}", grid, labels) for n in (0, 1)]
     rounded = replace(grid, origin=(1.00001, 2.0, 3.0))
     write_image(array_to_image(labels, rounded), cases[0].label)
-    known = {case.name: case_fingerprint(case, MODALITIES, LABELS) for case in cases}
+    known = {case.name: measure_case(case, MODALITIES, LABELS) for case in cases}
     pair = Pair(cases[0].name, cases[1].name)
-    assert pair_fingerprint(pair, {case.name: case for case in cases}, known, LABELS).dice == pytest.approx(1)
+    assert measure_pair(pair, {case.name: case for case in cases}, known, LABELS).dice == pytest.approx(1)
 
 
 def test_axes_are_told_as_stored_and_as_turned(tmp_path: Path) -> None:
     # Sagittal slices: the first axis runs down, the second forward, the third to the left.
     grid = Grid((9, 10, 11), (1.0, 2.0, 4.0), (5.0, 6, 7), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
-    found = case_fingerprint(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
+    found = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
     assert found.orientation == "IAL"
     assert (found.size, found.spacing) == ([11, 10, 9], pytest.approx([4, 2, 1]))
     assert found.anisotropy == pytest.approx(4)
@@ -129,14 +130,14 @@ def test_axes_are_told_as_stored_and_as_turned(tmp_path: Path) -> None:
 def test_without_labels_the_foreground_is_measured_and_the_mask_where_there_is_one(tmp_path: Path) -> None:
     grid = Grid((20, 18, 16), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0), RAS)
     case = write_case(tmp_path, "Toy_0001_0000", grid, None)
-    found = case_fingerprint(case, MODALITIES, {})
+    found = measure_case(case, MODALITIES, {})
     assert found.intensities[0] > 90
     np.testing.assert_allclose(found.foreground_extent, np.array((16, 14, 12)) * 3.0)
     np.testing.assert_allclose(found.foreground_centre, grid.centre, atol=1e-4)
     drawn = np.zeros(grid.shape, np.uint8)
     drawn[4:6, 4:8, 4:9] = 1
     write_image(array_to_image(drawn, grid), tmp_path / "mask.nii.gz")
-    masked = case_fingerprint(replace(case, mask=tmp_path / "mask.nii.gz"), MODALITIES, {})
+    masked = measure_case(replace(case, mask=tmp_path / "mask.nii.gz"), MODALITIES, {})
     values = sitk.GetArrayFromImage(sitk.ReadImage(str(case.image)))
     np.testing.assert_allclose(masked.intensities, np.percentile(values[drawn > 0], PERCENTILES))
     np.testing.assert_allclose(masked.foreground_extent, np.array((5, 4, 2)) * 3.0)
@@ -150,14 +151,14 @@ def test_symmetric_anatomy_overlaps_its_mirror_image(tmp_path: Path, spans, over
     labels = np.zeros(grid.shape, np.uint8)
     for start, stop in spans:
         labels[4:9, 4:9, start:stop] = 1
-    found = case_fingerprint(write_case(tmp_path, "Toy_0001_0000", grid, labels), MODALITIES, LABELS)
+    found = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, labels), MODALITIES, LABELS)
     assert found.mirror_overlap == pytest.approx(overlap)
 
 
 def compared(folder: Path, fixed: Case, moving: Case) -> module.PairFingerprint:
     cases = {case.name: case for case in (fixed, moving)}
-    looked_at = {name: case_fingerprint(case, MODALITIES, LABELS) for name, case in cases.items()}
-    return pair_fingerprint(Pair(fixed.name, moving.name), cases, looked_at, LABELS)
+    looked_at = {name: measure_case(case, MODALITIES, LABELS) for name, case in cases.items()}
+    return measure_pair(Pair(fixed.name, moving.name), cases, looked_at, LABELS)
 
 
 def test_a_pure_shift_is_displacement_without_deformation(oblique: Grid, tmp_path: Path) -> None:
@@ -259,14 +260,14 @@ class Spied:
 
         def case_looked_at(case, **rest):
             self.cases.append(case.name)
-            return case_fingerprint(case, **rest)
+            return measure_case(case, **rest)
 
         def pair_looked_at(pair, **rest):
             self.pairs.append((pair.fixed, pair.moving))
-            return pair_fingerprint(pair, **rest)
+            return measure_pair(pair, **rest)
 
-        monkeypatch.setattr(module, "case_fingerprint", case_looked_at)
-        monkeypatch.setattr(module, "pair_fingerprint", pair_looked_at)
+        monkeypatch.setattr(module, "measure_case", case_looked_at)
+        monkeypatch.setattr(module, "measure_pair", pair_looked_at)
 
 
 def test_only_what_changed_is_read_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,8 +365,8 @@ def many(subjects: int, labelled: int, **changes) -> Dataset:
 def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, labelled: int, held: int) -> None:
     held_out = frozenset(f"Toy_{s:04d}_{m:04d}" for s in range(held) for m in (0, 1))
     dataset = many(subjects, labelled, held_out=held_out)
-    pairs = sampled_pairs(dataset)
-    assert pairs == sampled_pairs(many(subjects, labelled, held_out=held_out))
+    pairs = sample_pairs(dataset)
+    assert pairs == sample_pairs(many(subjects, labelled, held_out=held_out))
     usable = max(subjects - held, 0)
     with_labels = max(min(subjects, labelled) - held, 0)
     assert len(set(pairs)) == len(pairs) == min(SAMPLED_PAIRS, (with_labels or usable) ** 2)
@@ -388,6 +389,6 @@ def test_a_file_of_another_version_is_one_sentence(dataset: Dataset, tmp_path: P
     content = read_json(path)
     del content[old]
     write_json(path, content)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UnreadableFile, match=old) as raised:
         read_fingerprint(path)
-    assert str(raised.value) == f"{path}: '{old}' is not as expected: run llmreg_extract_fingerprint again."
+    assert raised.value.path == path

@@ -8,10 +8,10 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image
-from llmreg.plans.plans import Normalization
-from llmreg.preprocessing.normalization import applicable, normalize, normalized, safe_default
+from llmreg.plans.plan_settings import Normalization
+from llmreg.preprocessing.normalization import check_window, normalize, normalize_image, safe_default
 
 HU = Normalization(modality="CT", scheme="window", lower=-180, upper=400)
 UNIT = Normalization(modality="CT", scheme="window", lower=0, upper=1)
@@ -71,7 +71,7 @@ def test_an_image_is_turned_and_ranked_in_its_foreground(tilted: Grid) -> None:
     values = np.zeros(tilted.shape)
     values[2:8, 2:10, 3:12] = rng.uniform(100, 200, (6, 8, 9))
     stored = image(values, tilted)
-    normal, foreground = normalized(stored, PAPER_MR)
+    normal, foreground = normalize_image(stored, PAPER_MR)
     # The background is not ranked: the brightest twentieth of what is inside is 1, not that of the whole image.
     found = sitk.GetArrayFromImage(normal)
     assert (found == 1).sum() == pytest.approx(0.05 * 432, abs=4)
@@ -87,7 +87,7 @@ def test_the_users_mask_says_what_is_ranked(tilted: Grid) -> None:
     values = np.random.default_rng(0).uniform(0, 1000, tilted.shape)
     mask = np.zeros(tilted.shape, np.uint8)
     mask[3:6, 2:8, 4:9] = 1
-    normal, foreground = normalized(image(values, tilted), PAPER_MR, array_to_image(mask, tilted))
+    normal, foreground = normalize_image(image(values, tilted), PAPER_MR, array_to_image(mask, tilted))
     assert sorted(foreground.intensities) == pytest.approx(sorted(values[mask > 0]), rel=1e-6)
     assert (sitk.GetArrayFromImage(normal) == 1).sum() == (values >= np.percentile(values[mask > 0], 95) - 1e-3).sum()
 
@@ -109,7 +109,7 @@ def test_a_window_for_other_values_is_not_used(
 ) -> None:
     values = np.linspace(low, high, int(np.prod(tilted.size))).reshape(tilted.shape)
     with caplog.at_level(logging.WARNING):
-        found = applicable(plan, image(values, tilted))
+        found = check_window(plan, image(values, tilted))
     assert found == (plan if same else safe_default(plan.modality))
     assert len(caplog.records) == (0 if same else 1)
 

@@ -7,4 +7,4 @@ from llmreg.geometry.grid import Grid
 
 @pytest.fixture(scope="session")
 def upright() -> Grid:
-    return Grid.axis_aligned((30, 28, 26), (1.25,) * 3, (5.0, -3.0, 2.0))
+    return Grid.from_centre((30, 28, 26), (1.25,) * 3, (5.0, -3.0, 2.0))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_predictions import EVIL, write_benchmark, write_predictions
 
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, MissingFile, UnreadableFile
 from llmreg.geometry.grid import Grid
 from llmreg.report import stacks
 from llmreg.report.content import read_source
@@ -84,8 +84,8 @@ def predictions(tmp_path_factory, upright: Grid) -> Path:
     return write_predictions(tmp_path_factory.mktemp("predicted") / "out", upright, [5.0], 0.5)
 
 
-def checked(path: Path) -> Page:
-    """The page, which needs nothing else and reads well without eyes."""
+def parse_page(path: Path) -> Page:
+    """Parse a page, which needs nothing else and reads well without eyes."""
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert EVIL not in text
@@ -106,7 +106,7 @@ def checked(path: Path) -> Page:
 
 
 def test_a_benchmark_shows_numbers_boxes_pairs_failures_and_slices(benchmark_page: Path) -> None:
-    page = checked(benchmark_page)
+    page = parse_page(benchmark_page)
     for said in (f"Half {EVIL}", "Whole", "Initial", "ANTs is not installed", f"no {EVIL}", "HD95 (mm)", "organ"):
         assert said in page.text
     about, pictures = page.data
@@ -116,14 +116,14 @@ def test_a_benchmark_shows_numbers_boxes_pairs_failures_and_slices(benchmark_pag
     assert [pair["id"] for pair in about["pairs"]] == ["pair 1", "pair 0"]
     assert [pair["place"] for pair in about["pairs"]] == ["the worst of 2", "the best of 2"]
     assert set(about["pairs"][0]["planes"]) == {"axial", "coronal", "sagittal"}
-    for pair, own in zip(about["pairs"], pictures, strict=True):
+    for pair, layers in zip(about["pairs"], pictures, strict=True):
         for plane, known in pair["planes"].items():
             count = len(known["mm"])
-            assert {"fixed", "moving", "fixed_contours", "moving_contours"} == set(own["shared"][plane])
-            half, whole = (method[plane] for method in own["methods"])
+            assert {"fixed", "moving", "fixed_contours", "moving_contours"} == set(layers["shared"][plane])
+            half, whole = (method[plane] for method in layers["methods"])
             assert set(half) == {"warped", "warped_contours", "grid", "jacobian"}
             assert set(whole) == set(half) | {"uncertainty"}
-            assert all(len(layer) == count for layer in (*own["shared"][plane].values(), *whole.values()))
+            assert all(len(layer) == count for layer in (*layers["shared"][plane].values(), *whole.values()))
     assert about["pairs"][0]["methods"][0]["uncertainty_mm"] is None
     assert about["pairs"][0]["methods"][1]["uncertainty_mm"] == pytest.approx(5.5)
 
@@ -134,7 +134,7 @@ def test_a_method_whose_prediction_was_stopped_is_left_out(tmp_path: Path, uprig
     (folder / stopped / "fold_0" / "predict.json").unlink()
     source = read_source(folder)
     assert title not in source.by_pair
-    assert (title, "not all of it is scored: run the benchmark again") in source.failed
+    assert title in dict(source.failed)
 
 
 def test_numbers_have_initial_ones_beside_and_the_best_in_bold(benchmark_page: Path) -> None:
@@ -143,12 +143,12 @@ def test_numbers_have_initial_ones_beside_and_the_best_in_bold(benchmark_page: P
     cells = {title[:5].strip(): re.findall(r"<td>(.*?)</td>", row) for title, row in rows}
     assert "<strong>" in cells["Whole"][0]
     assert "<strong>" not in cells["Half"][0] + cells["Initi"][0]
-    number = {title: float(re.search(r"[\d.]+", own[0])[0]) for title, own in cells.items()}
+    number = {title: float(re.search(r"[\d.]+", row[0])[0]) for title, row in cells.items()}
     assert number["Initi"] < number["Half"] < number["Whole"]
 
 
 def test_pairs_beyond_the_number_asked_for_are_in_the_table_alone(benchmark: Path, tmp_path: Path) -> None:
-    page = checked(write_report(benchmark, tmp_path / "one.html", pairs=1))
+    page = parse_page(write_report(benchmark, tmp_path / "one.html", pairs=1))
     about, pictures = page.data
     assert [pair["id"] for pair in about["pairs"]] == ["pair 1"]
     assert len(pictures) == 1
@@ -157,7 +157,7 @@ def test_pairs_beyond_the_number_asked_for_are_in_the_table_alone(benchmark: Pat
 
 
 def test_the_pairs_of_predictions_are_reported_before_and_after(predictions: Path) -> None:
-    page = checked(write_report(predictions))
+    page = parse_page(write_report(predictions))
     assert (predictions / "report.html").is_file()
     for said in ("Initial", "Registered", "refine 30", "Dataset999_Demo/tiny", "pair 99"):
         assert said in page.text
@@ -172,7 +172,7 @@ def test_unscored_predictions_are_shown_without_numbers(predictions: Path, tmp_p
     shutil.copytree(predictions, tmp_path / "out")
     for name in ("metrics.csv", "summary.json"):
         (tmp_path / "out" / name).unlink()
-    page = checked(write_report(tmp_path / "out"))
+    page = parse_page(write_report(tmp_path / "out"))
     assert "llmreg_evaluate" in page.text
     (pair,) = page.data[0]["pairs"]
     assert pair["place"] == ""
@@ -182,7 +182,7 @@ def test_unscored_predictions_are_shown_without_numbers(predictions: Path, tmp_p
 def test_predictions_that_all_failed_say_so(tmp_path: Path) -> None:
     failed = [{"pair_id": "a pair", "failed": "too dark"}]
     (tmp_path / "predict.json").write_text(json.dumps({"pairs": [], "failed": failed}))
-    page = checked(write_report(tmp_path))
+    page = parse_page(write_report(tmp_path))
     assert "too dark" in page.text
     assert not page.scripts
 
@@ -190,20 +190,21 @@ def test_predictions_that_all_failed_say_so(tmp_path: Path) -> None:
 def test_a_pair_that_cannot_be_drawn_is_listed_with_its_reason(predictions: Path, tmp_path: Path) -> None:
     shutil.copytree(predictions, tmp_path / "out")
     (tmp_path / "out" / "disp_0.nii.gz").unlink()
-    page = checked(write_report(tmp_path / "out"))
+    page = parse_page(write_report(tmp_path / "out"))
     assert "disp_0.nii.gz does not exist" in page.text
     assert not page.scripts
 
 
 def test_other_folders_are_refused(benchmark: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither predictions .* nor a model .* nor a benchmark"):
+    with pytest.raises(UnreadableFile, match=r"predict\.json.*plans\.json.*benchmark\.json"):
         write_report(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(MissingFile):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not a model folder"):
+    with pytest.raises(BadArgument) as refusal:
         write_report(benchmark, predictions=benchmark / "whole" / "fold_0")
+    assert refusal.value.argument == "predictions"
     (tmp_path / "benchmark.json").write_text('{"methods": 3}')
-    with pytest.raises(UserError, match="run the benchmark again"):
+    with pytest.raises(UnreadableFile):
         write_report(tmp_path)
 
 

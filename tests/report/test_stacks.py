@@ -7,17 +7,17 @@ import pytest
 from tiny_predictions import write_predictions
 
 from llmreg.geometry.grid import Grid
-from llmreg.report.shown_predictions import chosen, read_predictions
-from llmreg.report.stacks import FEWEST_SLICES, MOST_SLICES, Stacks, slice_counts, stacks_of
+from llmreg.report.shown_predictions import read_results, select_pairs
+from llmreg.report.stacks import FEWEST_SLICES, MOST_SLICES, Stacks, encode_stacks, slice_counts
 from llmreg.report.volumes import Result, Scene, read_result, read_scene
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, upright: Grid) -> tuple[Scene, Result]:
     folder = write_predictions(tmp_path_factory.mktemp("stacks") / "out", upright, [3.75])
-    (pair,) = chosen([read_predictions("made", [Path(folder)])], 1)
+    (pair,) = select_pairs([read_results("method", [Path(folder)])], 1)
     scene = read_scene(pair)
-    return scene, read_result(scene, pair.made[0])
+    return scene, read_result(scene, pair.predictions[0])
 
 
 def characters(stacks: Stacks) -> int:
@@ -28,10 +28,10 @@ def characters(stacks: Stacks) -> int:
 @pytest.mark.parametrize("budget", [20_000, 60_000])
 def test_a_pair_takes_no_more_than_its_budget(drawn: tuple[Scene, Result], budget: int) -> None:
     scene, result = drawn
-    one = stacks_of(scene, [result], budget)
+    one = encode_stacks(scene, [result], budget)
     assert characters(one) < 1.1 * budget
     # With more methods there are fewer slices, and not more characters.
-    three = stacks_of(scene, [result, None, result], budget)
+    three = encode_stacks(scene, [result, None, result], budget)
     assert characters(three) < 1.1 * budget
     assert len(three.planes["axial"]["mm"]) <= len(one.planes["axial"]["mm"])
     assert three.methods[1] is None
@@ -39,7 +39,7 @@ def test_a_pair_takes_no_more_than_its_budget(drawn: tuple[Scene, Result], budge
 
 def test_slices_are_spread_over_the_structures(drawn: tuple[Scene, Result]) -> None:
     scene, result = drawn
-    stacks = stacks_of(scene, [result], 150_000)
+    stacks = encode_stacks(scene, [result], 150_000)
     labelled = scene.grid.index_to_physical(np.argwhere(scene.fixed.labels > 0)[:, ::-1])
     for plane, component in (("axial", 2), ("coronal", 1), ("sagittal", 0)):
         places = np.array(stacks.planes[plane]["mm"])

@@ -8,15 +8,18 @@ import SimpleITK as sitk
 from tiny_predictions import write_predictions
 
 from llmreg.errors import UserError
+from llmreg.geometry.arrays import array_to_image, image_to_array, orient_to_lps
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.io import array_to_image, image_to_array, oriented_lps, read_image, write_with_itk
+from llmreg.images.image_files import read_image
+from llmreg.images.itk import write_with_itk
+from llmreg.predictions import PredictedPair
 from llmreg.report.rendering import slice_of
-from llmreg.report.shown_predictions import Prediction, ShownPair, chosen, read_predictions
+from llmreg.report.shown_predictions import ShownPair, read_results, select_pairs
 from llmreg.report.volumes import NARROWEST, Scene, read_result, read_scene, shown_grid, window
 
 
 def pairs_in(folder: Path) -> list[ShownPair]:
-    return chosen([read_predictions("made", [folder])], 10)
+    return select_pairs([read_results("method", [folder])], 10)
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_the_shown_grid_is_upright_cubic_and_fills_the_image(wide: Grid) -> None
     assert (np.diag(np.reshape(grid.direction, (3, 3))) > 0.9).all()
     np.testing.assert_allclose(grid.centre, wide.centre, atol=0.5)
     np.testing.assert_allclose(sorted(grid.extent), sorted(wide.extent), atol=0.5)
-    own = Grid.from_image(oriented_lps(image))
+    own = Grid.from_image(orient_to_lps(image))
     edges = [g.index_to_physical([-0.5] * 3) for g in (grid, own)]
     np.testing.assert_allclose(edges[0], edges[1], atol=1e-6)
 
@@ -66,10 +69,10 @@ def test_a_corner_at_the_left_back_and_top_is_shown_there(tmp_path: Path, wide: 
 
 
 def test_what_is_shown_is_what_the_field_does(tmp_path: Path) -> None:
-    fixed = Grid.axis_aligned((30, 28, 26), (1.25,) * 3, (5.0, -3.0, 2.0))
+    fixed = Grid.from_centre((30, 28, 26), (1.25,) * 3, (5.0, -3.0, 2.0))
     (pair,) = pairs_in(write_predictions(tmp_path / "out", fixed, [3.75]))
     scene = read_scene(pair)
-    result = read_result(scene, pair.made[0])
+    result = read_result(scene, pair.predictions[0])
     assert scene.grid.same_as(fixed)
     moving = read_image(Path(pair.images.moving_label or ""))
     expected = sitk.Resample(
@@ -120,6 +123,6 @@ def test_windows_show_the_foreground_and_of_ct_soft_tissue() -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     here = {"folder": tmp_path, "pair_id": "a pair", "fixed": "F", "moving": "M"}
     with pytest.raises(UserError, match=r"a pair.*fixed image"):
-        read_scene(ShownPair("a pair", 1, 1, (Prediction(**here),)))
+        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**here),)))
     with pytest.raises(UserError, match="does not exist"):
-        read_scene(ShownPair("a pair", 1, 1, (Prediction(**here, fixed_path="a.nii", moving_path="b.nii"),)))
+        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**here, fixed_path="a.nii", moving_path="b.nii"),)))

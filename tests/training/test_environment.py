@@ -18,12 +18,12 @@ def test_what_a_training_ran_on_is_written_as_json(tmp_path: Path, monkeypatch: 
     content = json.loads((tmp_path / "debug.json").read_text())
     assert content["plans"] == {"seed": 3}
     assert len(content["runs"]) == 2
-    found = content["runs"][1]
-    assert found["command"] == ["llmreg_train", "1", "fold0"]
-    assert (found["device"], found["gpu"]) == ("cpu", None)
-    assert found["packages"]["torch"] == metadata.version("torch")
-    assert {"numpy", "SimpleITK", "torch"} <= found["packages"].keys()
-    assert "pytest" not in found["packages"]
+    run = content["runs"][1]
+    assert run["command"] == ["llmreg_train", "1", "fold0"]
+    assert (run["device"], run["gpu"]) == ("cpu", None)
+    assert run["packages"]["torch"] == metadata.version("torch")
+    assert {"numpy", "SimpleITK", "torch"} <= run["packages"].keys()
+    assert "pytest" not in run["packages"]
 
 
 def test_the_revision_says_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,11 +32,11 @@ def test_the_revision_says_whether_files_were_changed(tmp_path: Path, monkeypatc
     source = package / "environment.py"
     source.write_text("1\n")
     monkeypatch.setattr(environment, "__file__", str(source))
-    assert environment.describe(torch.device("cpu"))["git_revision"] is None
+    assert environment.describe_environment(torch.device("cpu"))["git_revision"] is None
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    clean = environment.describe(torch.device("cpu"))["git_revision"]
+    clean = environment.describe_environment(torch.device("cpu"))["git_revision"]
     assert len(clean) == 40
     source.write_text("2\n")
-    assert environment.describe(torch.device("cpu"))["git_revision"] == clean + "+"
+    assert environment.describe_environment(torch.device("cpu"))["git_revision"] == clean + "+"

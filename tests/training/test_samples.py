@@ -15,13 +15,14 @@ import torch
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
-from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings
-from llmreg.plans.plans import AugmentationSettings, Training
-from llmreg.preprocessing.planning import Budget, plan_configuration
-from llmreg.preprocessing.preprocess import read_volume
+from llmreg.errors import NotPrepared
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.plans.plan_settings import AugmentationSettings, Training
+from llmreg.preprocessing.planning.effort import Budget
+from llmreg.preprocessing.planning.sizes import plan_configuration
+from llmreg.preprocessing.preprocessed_volumes import read_volume
 from llmreg.training.distributed import DistributedContext
-from llmreg.training.samples import Sampling, TrainingPairs, batches, common_labels, load_pair, numbered
+from llmreg.training.samples import Sampling, TrainingPairs, common_labels, load_batches, load_pair, number_samples
 
 SHAPE = (60, 64, 70)
 PAIRS = (Pair("a", "b"), Pair("b", "c"))
@@ -128,7 +129,7 @@ def test_pairs_without_labels_are_drawn_where_asked_for(volumes: Path) -> None:
         for role, case in (("fixed", fixed), ("moving", moving)):
             assert bool(sample[f"{role}_labels"].any()) == (case != "d")
             assert sample[f"{role}_seen"].any()
-    together = next(batches(asked, [list(range(8))], 0))
+    together = next(load_batches(asked, [list(range(8))], 0))
     assert together["labels"].tolist() == []
     assert together["fixed_labels"].shape == (8, 64, 64, 96)
 
@@ -138,8 +139,8 @@ def test_workers_change_nothing(volumes: Path, minute: None) -> None:
     blosc2.set_nthreads(2)
     read_volume(volumes / "a.b2nd")
     pairs = training_pairs(volumes)
-    here = list(batches(pairs, one_by_one(range(4)), workers=0))
-    apart = list(batches(pairs, one_by_one(range(4)), workers=1))
+    here = list(load_batches(pairs, one_by_one(range(4)), workers=0))
+    apart = list(load_batches(pairs, one_by_one(range(4)), workers=1))
     assert len(here) == len(apart) == 4
     for one, other in zip(here, apart, strict=True):
         assert one.keys() == other.keys()
@@ -149,20 +150,20 @@ def test_workers_change_nothing(volumes: Path, minute: None) -> None:
 
 def test_samples_are_the_same_after_an_interruption(volumes: Path) -> None:
     pairs = training_pairs(volumes)
-    whole, rest = (list(batches(pairs, one_by_one(range(k, 4)), 0)) for k in (0, 2))
+    whole, rest = (list(load_batches(pairs, one_by_one(range(k, 4)), 0)) for k in (0, 2))
     for one, other in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_batch_counts_what_all_its_pairs_know(volumes: Path) -> None:
-    for batch in batches(training_pairs(volumes), [[0, 1, 2, 3], [4, 5, 6, 7]], 0):
+    for batch in load_batches(training_pairs(volumes), [[0, 1, 2, 3], [4, 5, 6, 7]], 0):
         assert batch["labels"].tolist() in ([3], [1, 3])
         assert batch["moving_labels"].shape == (4, 64, 64, 96)
 
 
 def test_a_sample_says_which_pair_it_is(volumes: Path) -> None:
     pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
-    for batch in batches(pairs, [[3, 4], [11, 12]], 0):
+    for batch in load_batches(pairs, [[3, 4], [11, 12]], 0):
         for place, number in enumerate(batch["sample"].tolist()):
             sample = {key: batch[key][place] for key in ("fixed", "moving")} | {"labels": batch["labels"]}
             pair = pairs.pair(number)
@@ -173,10 +174,12 @@ def test_a_sample_says_which_pair_it_is(volumes: Path) -> None:
 def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumulate: int, world: int) -> None:
     cpu, steps = torch.device("cpu"), range(5, 8)
     shared = [
-        numbered(steps, Training(batch_size=size, accumulate=accumulate), DistributedContext(k, world, cpu))
+        number_samples(steps, Training(batch_size=size, accumulate=accumulate), DistributedContext(k, world, cpu))
         for k in range(world)
     ]
-    alone = numbered(steps, Training(batch_size=size, accumulate=accumulate * world), DistributedContext(0, 1, cpu))
+    alone = number_samples(
+        steps, Training(batch_size=size, accumulate=accumulate * world), DistributedContext(0, 1, cpu)
+    )
     for step in range(len(steps)):
         parts = [batch for own in shared for batch in own[step * accumulate : (step + 1) * accumulate]]
         assert sorted(parts) == sorted(alone[step * accumulate * world : (step + 1) * accumulate * world])
@@ -189,23 +192,25 @@ def test_when_a_worker_is_killed_the_rest_is_loaded_here(
     volumes: Path, minute: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = training_pairs(volumes)
-    here = list(batches(pairs, one_by_one(range(16)), workers=0))
-    loading = batches(pairs, one_by_one(range(16)), workers=1)
+    here = list(load_batches(pairs, one_by_one(range(16)), workers=0))
+    loading = load_batches(pairs, one_by_one(range(16)), workers=1)
     found = [next(loading)]
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
     found += list(loading)
-    assert "ended from outside" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert len(found) == 16
     for one, other in zip(here, found, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("lost", ["", "_seen", "_seg"])
-def test_a_volume_that_is_lost_is_one_sentence_from_a_worker_too(volumes: Path, minute: None, lost: str) -> None:
+def test_a_volume_that_is_lost_is_the_same_error_from_a_worker(volumes: Path, minute: None, lost: str) -> None:
     pairs = training_pairs(volumes)
     for name in "abc":
         (volumes / f"{name}{lost}.b2nd").unlink()
-    said = rf"^\S+{lost}\.b2nd does not exist: run llmreg_plan_and_preprocess first\.$"
-    with pytest.raises(UserError, match=said):
-        next(batches(pairs, one_by_one(range(2)), workers=0 if lost else 1))
+    with pytest.raises(NotPrepared) as caught:
+        next(load_batches(pairs, one_by_one(range(2)), workers=0 if lost else 1))
+    assert caught.value.step == "preprocess"
+    assert Path(caught.value.path).parent == volumes
+    assert Path(caught.value.path).name in [f"{name}{lost}.b2nd" for name in "abc"]

@@ -1,4 +1,4 @@
-"""Writing a raw dataset from the files of a download: linked rather than copied, and whole or not at all."""
+"""Writing a raw dataset from the files of a download: they are linked rather than copied, and appear all at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from llmreg import paths
 from llmreg.data.dataset import Pair, load_dataset, pairs_among
-from llmreg.errors import UserError
+from llmreg.errors import BadDownload, DatasetExists, NotWritable, UserError
 from llmreg.files import read_json, write_json, write_text
+from llmreg.images.formats import DEFAULT_ENDING
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,15 @@ TEST_PAIRS, VALIDATION_PAIRS = "test_pairs.csv", "validation_pairs.csv"
 
 @dataclass(frozen=True)
 class RawImage:
-    """An image of a download and the case it becomes; ``part`` ends the folders' names (``imagesTr``, ``imagesTs``)."""
+    """An image of a download and the case it becomes.
+
+    Attributes:
+        name: of the case.
+        image: the image's file.
+        label: its label map.
+        mask: its foreground.
+        part: the end of the folders' names, as in ``imagesTr`` and ``imagesTs``.
+    """
 
     name: str
     image: Path
@@ -35,60 +44,64 @@ class RawImage:
 
     @property
     def subject(self) -> str:
+        """The subject's four digits."""
         return self.name[-9:-5]
 
     @property
     def modality(self) -> int:
+        """The modality's number."""
         return int(self.name[-4:])
 
     @property
     def path(self) -> str:
+        """The image's path in the dataset's folder."""
         return self._path("images")
 
     @property
     def entry(self) -> dict[str, str]:
-        """Its entry under ``training``."""
-        found = {"image": f"./{self.path}"}
+        """Its entry under ``training`` in ``dataset.json``."""
+        entry = {"image": f"./{self.path}"}
         if self.label is not None:
-            found["label"] = f"./{self._path('labels')}"
+            entry["label"] = f"./{self._path('labels')}"
         if self.mask is not None:
-            found["mask"] = f"./{self._path('masks')}"
-        return found
+            entry["mask"] = f"./{self._path('masks')}"
+        return entry
 
     @property
     def files(self) -> dict[str, Path]:
-        """Path in the dataset's folder -> the download's file."""
+        """The download's files by their paths in the dataset's folder."""
         kinds = {"images": self.image, "labels": self.label, "masks": self.mask}
         return {self._path(kind): file for kind, file in kinds.items() if file is not None}
 
     def _path(self, kind: str) -> str:
-        return f"{kind}{self.part}/{self.name}.nii.gz"
+        return f"{kind}{self.part}/{self.name}{DEFAULT_ENDING}"
 
 
 def read_protocol(name: str) -> dict[str, Any]:
-    """A division into training and test that is installed with llmreg."""
+    """Read a division into training and test cases that is installed with llmreg."""
     content: dict[str, Any] = read_json(Path(__file__).parent / "protocols" / name)
     return content
 
 
 def check_download(source: Path) -> None:
-    """Raises UserError when the download is not a folder."""
+    """Raise BadDownload when the download is not a folder."""
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder: unpack the download and give the folder it made.")
+        raise BadDownload(source, "is not a folder", "unpack the download and give the folder that is made")
 
 
 def new_dataset_folder(dataset_id: int, name: str) -> Path:
-    """Where the dataset will lie under ``llmreg_raw``.
+    """The folder of a new dataset under ``llmreg_raw``.
 
     Raises:
-        UserError: the id is not of three digits or is taken.
+        UserError: the id is not of three digits.
+        DatasetExists: the id is taken.
     """
     if not 0 <= dataset_id <= 999:
-        raise UserError(f"The dataset id {dataset_id} has more than three digits: give one from 1 to 999 with -d.")
+        raise UserError(f"The dataset id {dataset_id} has more than three digits: choose one from 1 to 999.")
     raw = paths.raw_folder()
     taken = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
     if taken:
-        raise UserError(f"{taken[0]} exists already: remove it, or give another dataset id with -d.")
+        raise DatasetExists(taken[0])
     return raw / f"Dataset{dataset_id:03d}_{name}"
 
 
@@ -103,49 +116,48 @@ def write_raw_dataset(
 
     Args:
         folder: from :func:`new_dataset_folder`.
-        images: all images; those of a held-out person that are in no pair are left out, as nothing may learn from them.
+        images: all images; those of a held-out subject that are in no pair are left out: nothing may learn from them.
         description: ``dataset.json`` without the lists of cases.
-        validation: pairs whose people are kept out of training, as ``registration_val``.
+        validation: pairs whose subjects are kept out of training, as ``registration_val``.
         test: the same as ``registration_test``.
 
     Raises:
-        UserError: the folder cannot be written or a file of the download cannot be read.
+        NotWritable: the folder cannot be written.
+        UserError: a file of the download cannot be read.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     except OSError as error:
-        raise UserError(
-            f"Cannot write {folder}: {error.strerror}. Set llmreg_raw to a folder that you may write to."
-        ) from error
+        raise NotWritable(folder, error.strerror or str(error)) from error
     path_of = {image.name: image.path for image in images}
     held_out = {name for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
-    people = {image.subject for image in images if image.name in held_out}
-    training = [image for image in images if image.subject not in people]
-    listed = [image for image in images if image.name in held_out or image.subject not in people]
-    # Named like the dataset in the end, so that what was written can be read back before it is seen.
-    whole = temporary / folder.name
+    subjects = {image.subject for image in images if image.name in held_out}
+    training = [image for image in images if image.subject not in subjects]
+    used = [image for image in images if image.name in held_out or image.subject not in subjects]
+    # The hidden folder has the dataset's name, so that the dataset can be loaded before it is moved to its place.
+    unfinished = temporary / folder.name
     try:
-        for target, source in tqdm([f for image in listed for f in image.files.items()], "Link", unit="file"):
-            _place(source, whole / target)
+        for target, source in tqdm([f for image in used for f in image.files.items()], "Link", unit="file"):
+            _link_or_copy(source, unfinished / target)
         write_json(
-            whole / "dataset.json",
+            unfinished / "dataset.json",
             dict(description)
             | {
                 "training": {
                     str(modality): [image.entry for image in training if image.modality == modality]
                     for modality in sorted({image.modality for image in training})
                 },
-                "registration_val": _listed(validation, path_of),
-                "registration_test": _listed(test, path_of),
+                "registration_val": _list_pairs(validation, path_of),
+                "registration_test": _list_pairs(test, path_of),
             },
         )
         for name, pairs in ((VALIDATION_PAIRS, validation), (TEST_PAIRS, test)):
             if pairs:
                 rows = [f"{path_of[pair.fixed]},{path_of[pair.moving]}\n" for pair in pairs]
-                write_text(whole / name, "fixed,moving\n" + "".join(rows))
-        dataset = load_dataset(whole)
-        whole.rename(folder)
+                write_text(unfinished / name, "fixed,moving\n" + "".join(rows))
+        dataset = load_dataset(unfinished)
+        unfinished.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     pairs = pairs_among(dataset, [image.name for image in training])
@@ -154,14 +166,14 @@ def write_raw_dataset(
     )
 
 
-def _listed(pairs: Iterable[Pair], path_of: Mapping[str, str]) -> list[dict[str, str]]:
+def _list_pairs(pairs: Iterable[Pair], path_of: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"fixed": f"./{path_of[pair.fixed]}", "moving": f"./{path_of[pair.moving]}"} for pair in pairs]
 
 
-def _place(source: Path, target: Path) -> None:
-    """A hard link, which takes no space; a copy where the disk or the file's owner forbids it."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link, which takes no space, or a copy where the disk or the file's owner forbids links."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Of a symbolic link, the file itself: it may be relative, and would lead nowhere from here.
+    # A symbolic link is resolved: it may be relative, and would lead nowhere from the new folder.
     source = source.resolve()
     try:
         os.link(source, target)
@@ -169,4 +181,4 @@ def _place(source: Path, target: Path) -> None:
         try:
             shutil.copy2(source, target)
         except OSError as error:
-            raise UserError(f"Cannot copy {source} to {target}: {error.strerror}.") from error
+            raise UserError(f"{source} cannot be copied to {target}: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""SR-Reg, MambaMorph's brains: 180 people with aligned MR and CT and one segmentation for both."""
+"""SR-Reg, MambaMorph's brains: 180 subjects with aligned MR and CT and one segmentation for both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from llmreg.data.converters.converter import CONVERTERS, Converter
 from llmreg.data.converters.freesurfer import structure_name
 from llmreg.data.converters.raw_folder import (
     RawImage,
@@ -19,15 +20,18 @@ from llmreg.data.converters.raw_folder import (
     write_raw_dataset,
 )
 from llmreg.data.dataset import Pair
-from llmreg.data.dataset_json import validated
-from llmreg.errors import UserError
+from llmreg.data.dataset_json import validate
+from llmreg.errors import BadDownload, UnreadableFile
 from llmreg.files import read_json
-from llmreg.geometry.io import image_to_array, read_image
-from llmreg.workers import in_parallel
+from llmreg.geometry.arrays import image_to_array
+from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.image_files import read_image
+from llmreg.settings import Settings
+from llmreg.workers import map_in_processes
 
 MR, CT = 0, 1
 _NAME, _DEFAULT_ID = "SRReg", 103
-_SUFFIXES = ("_mr.nii.gz", "_ct.nii.gz", ".nii.gz")
+_SUFFIXES = tuple(part + DEFAULT_ENDING for part in ("_mr", "_ct", ""))
 
 PROTOCOL_FILE = "sr_reg.json"
 _SUBJECTS, _TEST, _VALIDATION = 180, 20, 10
@@ -42,7 +46,7 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A person's files; the segmentation is of both images, which are aligned."""
+    """A subject's files; the segmentation is of both images, which are aligned."""
 
     name: str
     mr: Path
@@ -52,32 +56,42 @@ class Subject:
 
 @dataclass(frozen=True)
 class Division:
-    """Names of the people who are not trained on."""
+    """Names of the subjects that are not trained on."""
 
     test: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
 
 
-def convert(source: Path, split: Path | None = None, dataset_id: int | None = None) -> Path:
+class Options(Settings):
+    """What the user decides."""
+
+    split: Path | None = Field(
+        default=None,
+        description="JSON file with 'test' and 'validation', lists of subjects by name, instead of llmreg's own draw",
+    )
+
+
+def convert(source: Path, options: Options, dataset_id: int | None = None) -> Path:
     """Make a raw dataset of the unpacked download.
 
     Args:
         source: the folder with the images and the segmentations, or with a folder of each.
-        split: a JSON file with ``test`` and ``validation``, lists of subjects by name; llmreg's own draw when None.
+        options: a JSON file with ``test`` and ``validation``, lists of subjects by name; llmreg's own draw when None.
         dataset_id: 103 when None.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        UserError: the folder is not the download, a file is missing, or the dataset exists already.
+        BadDownload: the folder is not the download, or a file is missing.
+        DatasetExists: the id is taken.
     """
-    source = Path(source)
+    split = options.split
     check_download(source)
     target = new_dataset_folder(_DEFAULT_ID if dataset_id is None else dataset_id, _NAME)
     subjects = find_subjects(source)
-    division = _committed(subjects, source) if split is None else read_division(split, subjects)
-    labels = {label: structure_name(label) for label in _occurring([subject.segmentation for subject in subjects])}
+    division = _read_committed_division(subjects, source) if split is None else read_division(split, subjects)
+    labels = {label: structure_name(label) for label in _collect_labels([subject.segmentation for subject in subjects])}
     number_of = {subject.name: f"{number:04d}" for number, subject in enumerate(subjects, start=1)}
     images = [
         RawImage(f"{_NAME}_{number_of[subject.name]}_{modality:04d}", image, subject.segmentation)
@@ -108,39 +122,43 @@ def convert(source: Path, split: Path | None = None, dataset_id: int | None = No
 
 
 def find_subjects(source: Path) -> list[Subject]:
-    """The people of a download, by name: ``<subject>_mr.nii.gz``, ``<subject>_ct.nii.gz``, ``<subject>.nii.gz``.
+    """Find the subjects of a download, by name: ``<subject>_mr.nii.gz``, ``<subject>_ct.nii.gz``, ``<subject>.nii.gz``.
 
     Raises:
-        UserError: there are none, a file is missing, or two files have one name.
+        BadDownload: there are none, a file is missing, or two files have one name.
     """
     files: dict[str, Path] = {}
     for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
-        for path in sorted(folder.glob("[!.]*.nii.gz")):
+        for path in sorted(folder.glob(f"[!.]*{DEFAULT_ENDING}")):
             if path.name in files:
-                raise UserError(
-                    f"{files[path.name]} and {path} have one name: leave one folder of images and one of segmentations."
+                raise BadDownload(
+                    path,
+                    f"has the same name as {files[path.name]}",
+                    "leave one folder of images and one of segmentations",
                 )
             files[path.name] = path
     names = sorted({name.removesuffix(end) for end in _SUFFIXES[:2] for name in files if name.endswith(end)})
     if not names:
-        raise UserError(
-            f"{source} and the folders in it hold no <subject>_mr.nii.gz and <subject>_ct.nii.gz: give the folder of "
-            "the unpacked SR-Reg download."
+        raise BadDownload(
+            source,
+            f"and the folders in it hold no <subject>_mr{DEFAULT_ENDING} and <subject>_ct{DEFAULT_ENDING}",
+            "give the folder of the unpacked SR-Reg download",
         )
     for name in names:
         missing = next((end for end in _SUFFIXES if name + end not in files), None)
         if missing is not None:
-            what = {"_mr.nii.gz": "MR", "_ct.nii.gz": "CT", ".nii.gz": "segmentation"}[missing]
-            raise UserError(
-                f"{source} has no {what} of subject {name} ({name}{missing}): copy the file, or remove the subject's "
-                "others."
+            kind = dict(zip(_SUFFIXES, ("MR", "CT", "segmentation"), strict=True))[missing]
+            raise BadDownload(
+                source,
+                f"has no {kind} of subject {name} ({name}{missing})",
+                "copy the file, or remove the subject's other files",
             )
     return [Subject(name, *(files[name + end] for end in _SUFFIXES)) for name in names]
 
 
 def make_protocol() -> dict[str, Any]:
-    """What ``protocols/sr_reg.json`` holds."""
-    # The older generator, whose numbers NumPy will not change.
+    """Draw what ``protocols/sr_reg.json`` holds."""
+    # NumPy's older generator, whose numbers will not change.
     order = np.random.RandomState(_SEED).permutation(_SUBJECTS) + 1
     return {
         "note": _NOTE,
@@ -152,23 +170,25 @@ def make_protocol() -> dict[str, Any]:
 
 
 def read_division(file: Path, subjects: Sequence[Subject]) -> Division:
-    """Lists of subjects by name, for those who have others than ours.
+    """Read lists of subjects by name, which replace llmreg's own draw.
 
     Raises:
-        UserError: a name is unknown or listed twice, or the test subjects cannot be paired.
+        UnreadableFile: a name is unknown or listed twice, or the test subjects cannot be paired.
     """
-    division = validated(TypeAdapter(Division), read_json(file), file)
-    listed = (*division.test, *division.validation)
-    known = {subject.name for subject in subjects}
-    for name in listed:
-        if name not in known:
-            raise UserError(f"{file} names the subject {name}, of whom there are no images: correct the name.")
-        if listed.count(name) > 1:
-            raise UserError(f"{file} names the subject {name} twice: everyone is in one list only.")
+    division = validate(TypeAdapter(Division), read_json(file), file)
+    names = (*division.test, *division.validation)
+    existing = {subject.name for subject in subjects}
+    for name in names:
+        if name not in existing:
+            raise UnreadableFile(file, f"names the subject {name}, of whom there are no images", "correct the name")
+        if names.count(name) > 1:
+            raise UnreadableFile(file, f"names the subject {name} twice", "name each subject in one list only")
     if not division.test or len(division.test) % 2 or len(division.validation) == 1:
-        raise UserError(
-            f"{file} lists {len(division.test)} subjects under 'test' and {len(division.validation)} under "
-            "'validation', which make no pairs: list an even number to test and two or more, or none, to validate with."
+        raise UnreadableFile(
+            file,
+            f"lists {len(division.test)} subjects under 'test' and {len(division.validation)} under 'validation', "
+            "which make no pairs",
+            "list an even number to test and two or more, or none, to validate with",
         )
     return division
 
@@ -180,31 +200,35 @@ def mambamorph_pairs(subjects: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def ring(subjects: Sequence[str]) -> list[tuple[str, str]]:
-    """(moving, fixed): everyone with the next, the last with the first."""
+    """(moving, fixed): each subject with the next, the last with the first."""
     return list(zip(subjects, [*subjects[1:], *subjects[:1]], strict=True))
 
 
-def _committed(subjects: Sequence[Subject], source: Path) -> Division:
+def _read_committed_division(subjects: Sequence[Subject], source: Path) -> Division:
     protocol = read_protocol(PROTOCOL_FILE)
     if len(subjects) != protocol["subjects"]:
-        raise UserError(
-            f"{source} holds {len(subjects)} subjects, but the protocol divides {protocol['subjects']}: unpack the "
-            "whole download, or name the subjects to test and validate with in a file, with --split."
+        raise BadDownload(
+            source,
+            f"holds {len(subjects)} subjects, but the protocol divides {protocol['subjects']}",
+            "unpack the whole download, or name the subjects to test and validate with in a split file",
         )
     return Division(*(tuple(subjects[p - 1].name for p in protocol[key]) for key in ("test", "validation")))
 
 
-def _occurring(segmentations: Sequence[Path]) -> list[int]:
+def _collect_labels(segmentations: Sequence[Path]) -> list[int]:
     """The label ids of all files, without background."""
-    found: set[int] = set()
-    for ids in in_parallel(_ids, segmentations, 1, "Read labels", "file"):
-        found |= ids
-    return sorted(found - {0})
+    labels: set[int] = set()
+    for ids in map_in_processes(_read_label_ids, segmentations, 1, "Read labels", "file"):
+        labels |= ids
+    return sorted(labels - {0})
 
 
-def _ids(path: Path) -> set[int]:
+def _read_label_ids(path: Path) -> set[int]:
     values = np.unique(image_to_array(read_image(path)))
     ids = np.round(values).astype(int)
     if not np.allclose(values, ids) or ids.min() < 0:
-        raise UserError(f"{path} holds values that are no label ids: download the segmentation again.")
+        raise UnreadableFile(path, "holds values that are no label ids", "download the segmentation again")
     return set(ids.tolist())
+
+
+CONVERTERS.register("sr-reg", Converter("SR-Reg of MambaMorph: MR and CT of the brain", Options, "103", convert))

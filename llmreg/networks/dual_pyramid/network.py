@@ -9,19 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmreg.geometry import warping
-from llmreg.networks.config import DualPyramidSettings
-from llmreg.networks.llm_morph.decoder import FieldHead
-from llmreg.networks.llm_morph.encoder import ConvBlock
+from llmreg.networks.dual_pyramid.plugin import DualPyramidSettings
+from llmreg.networks.layers import ConvBlock, FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 
 
 class _Conv(ConvBlock):
     """3x3x3 convolution and ReLU."""
 
-    slope = 0.0
-
     def __init__(self, incoming: int, outgoing: int, stride: int = 1) -> None:
-        super().__init__(incoming, outgoing, "none", stride)
+        super().__init__(incoming, outgoing, "none", stride=stride, slope=0.0)
 
 
 class DualPyramid(RegistrationNetwork):
@@ -47,7 +44,7 @@ class DualPyramid(RegistrationNetwork):
         self.up = nn.ModuleList(_Conv(before[i] + skips[i], up[i]) for i in range(5))
         self.heads = nn.ModuleList(FieldHead(2 * channels) for channels in up)
 
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         features = torch.cat([moving, fixed])
         skips: list[Tensor] = []
         for conv in self.down:
@@ -58,17 +55,14 @@ class DualPyramid(RegistrationNetwork):
         for level in range(4):
             finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
             features = self.up[level](finer, skips.pop())
-            flow = self._refined(level, features, None if flow is None else warping.upsample(flow))
-        return self._refined(4, self.up[4](features), flow)
+            flow = self._refine(level, features, None if flow is None else warping.upsample(flow))
+        return self._refine(4, self.up[4](features), flow)
 
-    def _refined(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
-        """The field from a level's features, moving before fixed, and from the field of the levels before."""
+    def _refine(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
+        """The field from a level's features, of the moving images before the fixed ones, and from the coarser field."""
         moving, fixed = features.chunk(2)
         if coarse is not None:
-            # As in the authors' code, features do not tell the coarser levels where to look.
+            # As in the authors' code, no gradient reaches the coarser levels through the warping.
             moving = warping.warp(moving, coarse.detach(), padding="border").to(fixed.dtype)
         residual: Tensor = self.heads[level](torch.cat([moving, fixed], dim=1))
         return residual if coarse is None else warping.compose(residual, coarse)
-
-    def feature_modules(self) -> list[nn.Module]:
-        return list(self.up)

@@ -1,9 +1,9 @@
 """The layer cache: the few layers that a plan uses, as one small safetensors file with a JSON beside it.
 
 ``<cache>/<source>_layers_15-16_<first digits of the hash>/layers.safetensors`` and ``layers.json``. The hash covers the
-tensors as they are stored, so it says which weights they are, wherever they came from. ``checked.json`` remembers for
-which state of the two files (of the tensors: size, times, place on the disk) that was checked: hashing hundreds of
-megabytes takes longer than all else. A copy, or a file that was written since, is hashed again.
+tensors as they are stored, so it identifies the weights, wherever they came from. ``checked.json`` records for which
+state of the two files (of the tensors: size, times, inode) the hash was checked, because hashing hundreds of megabytes
+takes longer than everything else. A copy, or a file that was written since, is hashed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llmreg.errors import UserError
+from llmreg.errors import DamagedLayers, UserError
 from llmreg.files import atomic_write, read_json, write_json
 from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
@@ -39,10 +39,10 @@ class Record(BaseModel):
         gguf_types: quantisation by tensor; empty for a model from safetensors.
         dtypes: the types in which the tensors are stored.
         sha256: digest of the tensors.
-        input_rms: root mean square of the hidden states that enter each layer, or None.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Earlier versions wrote more.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     source: str
     revision: str | None
@@ -53,23 +53,20 @@ class Record(BaseModel):
     gguf_types: dict[str, str]
     dtypes: tuple[str, ...]
     sha256: str
-    input_rms: tuple[float | None, ...]
 
 
 def write(stored: StoredLayers, cache: Path) -> Path:
-    """Put layers into the cache, or what is newly known of their scale. Returns their folder.
+    """Put layers into the cache, unless they are there. Returns their folder.
 
     Raises:
         UserError: the cache cannot be written.
     """
     config = json.loads(json.dumps(stored.config))
     if (folder := find(stored.sha256, cache)) is not None:
-        known = read_record(folder)
-        if known.config != config:
+        record = read_record(folder)
+        if record.config != config:
             # An earlier version read less of a model's configuration.
-            write_json(folder / RECORD_FILE, known.model_copy(update={"config": config}).model_dump())
-        if None in (known.input_rms or (None,)) and stored.input_rms:
-            write_scale(stored.sha256, stored.input_rms, cache)
+            write_json(folder / RECORD_FILE, record.model_copy(update={"config": config}).model_dump())
         return folder
     slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
     numbers = "-".join(map(str, stored.layers))
@@ -86,20 +83,12 @@ def write(stored: StoredLayers, cache: Path) -> Path:
         gguf_types=gguf_types,
         dtypes=tuple(sorted({t.gguf_type or str(t.values.dtype).removeprefix("torch.") for t in tensors.values()})),
         sha256=stored.sha256,
-        input_rms=stored.input_rms,
     )
     with atomic_write(folder / TENSORS_FILE) as temporary:
         save_file({name: tensor.values for name, tensor in tensors.items()}, temporary)
-    # Last: its presence says that the tensors are whole.
+    # The record is written last: its presence says that the tensors are complete.
     write_json(folder / RECORD_FILE, record.model_dump())
     return folder
-
-
-def write_scale(sha256: str, input_rms: tuple[float | None, ...], cache: Path) -> None:
-    """Add the scale of what enters layers to those with that hash in the cache."""
-    folder = find(sha256, cache)
-    assert folder is not None
-    write_json(folder / RECORD_FILE, read_record(folder).model_copy(update={"input_rms": input_rms}).model_dump())
 
 
 def find(sha256: str, cache: Path) -> Path | None:
@@ -110,21 +99,17 @@ def find(sha256: str, cache: Path) -> Path | None:
 
 def find_named(source: str, layers: tuple[int, ...], weights: str, cache: Path) -> Path | None:
     """The cache folder of layers that were fetched under that name, if there is one."""
-    wanted = (source, layers, weights)
+    key = (source, layers, weights)
     records = ((path.parent, read_record(path.parent)) for path in sorted(cache.glob(f"*/{RECORD_FILE}")))
-    return next((folder for folder, r in records if (r.source, r.layers, r.weights) == wanted), None)
+    return next((folder for folder, r in records if (r.source, r.layers, r.weights) == key), None)
 
 
 def read_record(folder: Path) -> Record:
-    """What a cache folder holds. Raises UserError when it is damaged."""
+    """The record of a cache folder. Raises UserError when it is damaged."""
     try:
         return Record.model_validate(read_json(folder / RECORD_FILE))
     except ValidationError as error:
-        raise UserError(_damaged(folder)) from error
-
-
-def _damaged(folder: Path) -> str:
-    return f"The layer cache {folder} is damaged: remove it and run llmreg_fetch_llm again."
+        raise DamagedLayers(folder, "is damaged") from error
 
 
 def read(folder: Path) -> StoredLayers:
@@ -137,7 +122,7 @@ def read(folder: Path) -> StoredLayers:
     try:
         plain = load_file(folder / TENSORS_FILE)
     except (SafetensorError, OSError) as error:
-        raise UserError(_damaged(folder)) from error
+        raise DamagedLayers(folder, "is damaged") from error
     tensors: dict[tuple[int, str], StoredTensor] = {}
     for full, values in plain.items():
         index, _, name = full.partition(".")
@@ -150,16 +135,12 @@ def read(folder: Path) -> StoredLayers:
         record.rows,
         tensors,
         record.weights,
-        record.input_rms,
     )
     state = _state_of(folder / TENSORS_FILE, record)
     if _last_checked(folder) != state:
         if stored.sha256 != record.sha256:
-            raise UserError(
-                f"The layer cache {folder} does not hold the weights that its {RECORD_FILE} names: remove it and run "
-                "llmreg_fetch_llm again."
-            )
-        # A cache that others own may be read-only: then it is checked each time.
+            raise DamagedLayers(folder, f"does not hold the weights that its {RECORD_FILE} names")
+        # The cache may be read-only, because others own it; then the hash is checked each time.
         with suppress(UserError):
             write_json(folder / CHECKED_FILE, state)
     return stored
@@ -167,8 +148,7 @@ def read(folder: Path) -> StoredLayers:
 
 def _state_of(path: Path, record: Record) -> dict[str, Any]:
     state = path.stat()
-    # All that the tensors are read by.
-    content = record.model_dump_json(exclude={"input_rms"})
+    content = record.model_dump_json()
     return {
         "size": state.st_size,
         "modified_ns": state.st_mtime_ns,

@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmreg.errors import UserError
 
-# In a configuration: a rotary scaling that the model has and the configuration lacks.
+# Key of a configuration for a rotary scaling of the model that transformers' keys cannot express.
 UNKNOWN_ROTARY = "unknown_rotary"
 
 
@@ -35,7 +35,6 @@ class Family:
         fused: the projection that holds q, k and v in one matrix, if there is one.
         rotary: whether the family rotates queries and keys.
         kernel: transformers' attention implementation.
-        scaled_embeddings: whether token embeddings are multiplied by the root of their width.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Family:
     fused: str | None = None
     rotary: bool = True
     kernel: str = "sdpa"
-    scaled_embeddings: bool = False
 
     @property
     def _module(self) -> Any:
@@ -75,9 +73,9 @@ _FAMILIES = {
         Family("qwen2", "Qwen2"),
         Family("qwen3", "Qwen3"),
         Family("phi3", "Phi3", fused="qkv_proj"),
-        # Its attention scores pass through a tanh, which sdpa leaves out.
-        Family("gemma2", "Gemma2", kernel="eager", scaled_embeddings=True),
-        Family("gemma3_text", "Gemma3", scaled_embeddings=True),
+        # Its attention scores pass through a tanh, which sdpa does not have.
+        Family("gemma2", "Gemma2", kernel="eager"),
+        Family("gemma3_text", "Gemma3"),
         Family("gpt2", "GPT2", "Block", "h", "ln_1.weight", "attn", "c_attn", rotary=False),
     )
 }
@@ -85,7 +83,8 @@ _FAMILIES = {
 _TEXT_MODEL = {"phi3_v": "phi3", "gemma3": "gemma3_text"}
 
 
-def known_families() -> str:
+def list_families() -> str:
+    """The supported values of ``model_type``, as messages list them."""
     return ", ".join(sorted({*_FAMILIES, *_TEXT_MODEL}))
 
 
@@ -99,7 +98,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     family = _FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
     if family is None:
         raise UserError(
-            f"{where}: model family '{model_type}' is not supported; known: {known_families()}. Choose another model."
+            f"{where}: model family '{model_type}' is not supported; known: {list_families()}. Choose another model."
         )
     return family
 
@@ -124,7 +123,7 @@ def _build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig
         text.pop(key, None)
     scaling = text.get("rope_scaling") or {}
     if scaling.get("type") == "su":
-        # What Phi-3 first called it; transformers knows the name but then misses the length that comes with it.
+        # Phi-3's first name for it; transformers accepts the name, but then misses the length that belongs to it.
         text["rope_scaling"] = {**scaling, "type": "longrope"}
     built: PreTrainedConfig = CONFIG_MAPPING[family.name].from_dict(text)
     built._attn_implementation = family.kernel

@@ -1,4 +1,4 @@
-"""One frozen pretrained decoder layer, run on tokens that are no text."""
+"""One frozen pretrained decoder layer, run on tokens of images instead of text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMSettings, LoRASettings
 from llmreg.networks.language_models.families import UNKNOWN_ROTARY, build_config, family_of, head_dim, split_fused
 from llmreg.networks.language_models.loading import LoadedLayers
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 
 _ADAPTER = "default"
 
@@ -24,8 +23,8 @@ class FrozenLayer(nn.Module):
     """A decoder layer with LoRA, with or without a causal mask and rotary embedding.
 
     Args:
-        loaded: frozen layers; the one at ``position`` is owned by this module from now on.
-        position: which of them.
+        loaded: frozen layers; this module changes the one at ``position``.
+        position: of the layer among them.
         settings: how it is run.
         token_grid: (d, h, w) of the tokens, w fastest.
 
@@ -35,7 +34,6 @@ class FrozenLayer(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    scale: Tensor
 
     def __init__(self, loaded: LoadedLayers, position: int, settings: LLMSettings, token_grid: Sequence[int]) -> None:
         super().__init__()
@@ -44,7 +42,7 @@ class FrozenLayer(nn.Module):
         self._index = loaded.indices[position]
         self._causal = settings.attention == "causal"
         layer = loaded.layers[position]
-        # sdpa takes a missing mask for a causal one unless the module says otherwise.
+        # sdpa treats a missing mask as causal unless the module's is_causal is false.
         attention: Any = layer.get_submodule(self._family.attention)
         attention.is_causal = self._causal
         if settings.lora is not None:
@@ -55,18 +53,15 @@ class FrozenLayer(nn.Module):
         cos, sin = self._angles(settings.rotary, token_grid)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.calibrate = settings.calibrate
-        # In the checkpoint, so that a prediction does not depend on what a layer cache knows.
-        self.register_buffer("scale", torch.tensor(loaded.input_rms[position]))
+        # Not used any more, but every checkpoint of version 0.1 holds it.
+        self.register_buffer("scale", torch.tensor(1.0))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H) float32; calibrated, tokens enter at the layer's scale and leave divided by it."""
-        if not self.calibrate:
-            return self.run(tokens).float()
-        return self.run(functional.rms_norm(tokens.float(), tokens.shape[-1:]) * self.scale).float() / self.scale
+        """(B, L, H) -> (B, L, H) float32."""
+        return self.run(tokens).float()
 
     def run(self, hidden: Tensor) -> Tensor:
-        """The layer alone, (B, L, H) -> (B, L, H) in the frozen weights' type."""
+        """(B, L, H) -> (B, L, H) in the frozen weights' type."""
         # Autocast would copy the frozen weights to its own type at every call.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self._dtype)
@@ -89,7 +84,7 @@ class FrozenLayer(nn.Module):
         window = getattr(self._config, "sliding_window", None)
         sliding = window is not None if types is None else types[self._index] == "sliding_attention"
         make = create_sliding_window_causal_mask if sliding else create_causal_mask
-        # With sdpa there is none: the module's own is_causal does it.
+        # With sdpa it is None: then the module's is_causal makes the attention causal.
         mask: Any = make(
             config=self._config,
             inputs_embeds=hidden,
@@ -100,7 +95,7 @@ class FrozenLayer(nn.Module):
         return mask  # type: ignore[no-any-return]
 
     def _angles(self, rotary: Literal["none", "1d", "3d"], token_grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """cos and sin for all tokens, (1, L, D), or for none of them (1, 1, D)."""
+        """cos and sin of the rotary embedding, (1, L, D); (1, 1, D) for all tokens alike where there is none."""
         if rotary == "none":
             # cos 1 and sin 0 leave queries and keys unrotated.
             shape = (1, 1, head_dim(self._config))
@@ -111,17 +106,19 @@ class FrozenLayer(nn.Module):
         if rotary == "1d":
             return rotate(like, torch.arange(d * h * w)[None])
         axes = torch.meshgrid(torch.arange(d), torch.arange(h), torch.arange(w), indexing="ij")
-        turned = [rotate(like, axis.reshape(1, -1)) for axis in axes]
+        rotations = [rotate(like, axis.reshape(1, -1)) for axis in axes]
         # Each frequency turns by the position along one axis; the axes take turns from fast to slow frequencies, so
         # that all three have near and far ones. The second half of the channels repeats the first.
-        half = turned[0][0].shape[-1] // 2
+        half = rotations[0][0].shape[-1] // 2
         axis_of = (torch.arange(half) % 3).repeat(2)[None, None]
-        cos, sin = (sum(torch.where(axis_of == axis, turned[axis][part], 0.0) for axis in range(3)) for part in (0, 1))
+        cos, sin = (
+            sum(torch.where(axis_of == axis, rotations[axis][part], 0.0) for axis in range(3)) for part in (0, 1)
+        )
         return torch.as_tensor(cos), torch.as_tensor(sin)
 
 
 def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
-    """Whether a model's layers can be run as the settings say.
+    """Check that a model's layers can be run as the settings say.
 
     Raises:
         UserError: the family is unknown or has no rotary embedding, or a LoRA target is not in its layers.
@@ -161,28 +158,30 @@ def _inject_lora(layer: nn.Module, settings: LoRASettings) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge_lora(network: nn.Module) -> Callable[[], None]:
+def merge_lora(network: nn.Module) -> Callable[[], None] | None:
     """Add LoRA's BA to the frozen weights and take its modules out, for prediction.
 
     The sum is made in float32 and rounded to the frozen weights' type once.
 
     Returns:
-        What puts everything back as it was.
+        What puts everything back as it was; None where the network has no LoRA.
     """
     adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, lora.Linear)]
+    if not adapted:
+        return None
     originals: list[tuple[nn.Module, str, Any, Tensor]] = []
-    for name, module in adapted:
-        owner_name, _, own = name.rpartition(".")
-        owner, base = network.get_submodule(owner_name), cast(nn.Linear, module.get_base_layer())
-        originals.append((owner, own, module, base.weight))
+    for path, module in adapted:
+        parent_path, _, name = path.rpartition(".")
+        parent, base = network.get_submodule(parent_path), cast(nn.Linear, module.get_base_layer())
+        originals.append((parent, name, module, base.weight))
         with torch.no_grad():
             merged = (base.weight.float() + module.get_delta_weight(_ADAPTER)).to(base.weight.dtype)
         base.weight = nn.Parameter(merged, requires_grad=False)
-        setattr(owner, own, base)
+        setattr(parent, name, base)
 
-    def restore() -> None:
-        for owner, own, module, weight in originals:
+    def undo() -> None:
+        for parent, name, module, weight in originals:
             module.get_base_layer().weight = weight
-            setattr(owner, own, module)
+            setattr(parent, name, module)
 
-    return restore
+    return undo

@@ -1,4 +1,4 @@
-"""Reading the tensors of chosen decoder layers out of a checkpoint, and no other bytes of its weights."""
+"""Reading the tensors of chosen decoder layers from a model's files, and no other bytes of its weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # The format's own limit: a damaged file must not ask for more memory than there is.
 _LARGEST_HEADER = 100_000_000
-# Progress is worth a bar from here on.
+# From so many numbers on, a bar shows the progress.
 _MANY_WEIGHTS = 50_000_000
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
-# How a file of GGUF names what a transformers configuration needs, below "<architecture>.".
+# Keys of a transformers configuration, and their names in a GGUF file below "<architecture>.".
 _GGUF_CONFIG = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -78,7 +77,8 @@ class LocalFiles:
     def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
         if start + count > (self._folder / name).stat().st_size:
             raise OSError(f"{name} ends too early")
-        # Mapped: pages are read when they are used, and processes share them. Copy-on-write, as torch wants to write.
+        # Mapped, so that pages are read when they are used, and processes share them. Copy-on-write, because torch
+        # needs a writable array.
         return np.memmap(self._folder / name, np.uint8, mode="c", offset=start, shape=(count,))
 
 
@@ -131,18 +131,11 @@ class SafetensorsModel:
         total = sum(math.prod(shape) for shape in shapes.values())
         with tqdm(total=total, unit_scale=True, desc="Read weights", disable=total < _MANY_WEIGHTS) as bar:
             for key, name in names.items():
-                tensors[key] = StoredTensor(self._read(name, 0, shapes[key]))
+                tensors[key] = StoredTensor(self._read(name, shapes[key]))
                 bar.update(math.prod(shapes[key]))
         return StoredLayers(self._source, self._files.revision, self.config, tuple(indices), "huggingface", tensors)
 
-    def embeddings(self, ids: Sequence[int]) -> Tensor:
-        """Rows of the token embedding, (len(ids), H) float32; ``ids`` are taken modulo the size of the vocabulary."""
-        name = next((name for name in self._file_of if name.endswith(_EMBEDDINGS)), "embed_tokens.weight")
-        count, width = self._info(name)["shape"]
-        return torch.cat([self._read(name, token % count, (1, width)).float() for token in ids])
-
-    def _read(self, name: str, first_row: int, shape: Sequence[int]) -> Tensor:
-        """A tensor, or some of its rows."""
+    def _read(self, name: str, shape: Sequence[int]) -> Tensor:
         info = self._info(name)
         if info["dtype"] not in _DTYPES:
             raise UserError(f"{self._files.where}: {name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
@@ -151,10 +144,9 @@ class SafetensorsModel:
         if end - start != math.prod(info["shape"]) * dtype.itemsize:
             raise UserError(f"{self._files.where}: {name} has another size than its shape says; get the model again.")
         file = self._file_of[name]
-        start += self._header(file).data_start + first_row * math.prod(info["shape"][1:]) * dtype.itemsize
-        raw = self._files.read(file, start, math.prod(shape) * dtype.itemsize)
+        raw = self._files.read(file, self._header(file).data_start + start, end - start)
         if raw.ctypes.data % dtype.itemsize:
-            raw = raw.copy()  # of a file that was not written by the safetensors library, which aligns
+            raw = raw.copy()  # The safetensors library aligns tensors; other programs may not.
         return torch.from_numpy(raw).view(dtype).view(tuple(shape))
 
     def _info(self, name: str) -> dict[str, Any]:
@@ -169,12 +161,12 @@ class SafetensorsModel:
         return self._headers[file]
 
     def _prefix(self, index: int) -> str:
-        """What stands before a layer's tensors, ``model.layers.15.`` for example."""
+        """The prefix of the names of a layer's tensors, such as ``model.layers.15.``."""
         last = re.escape(self.family.first_norm)
         pattern = re.compile(rf"((?:.*\.)?{self.family.container}\.{index}\.){last}")
         for name in self._file_of:
-            if found := pattern.fullmatch(name):
-                return found.group(1)
+            if match := pattern.fullmatch(name):
+                return match.group(1)
         raise UserError(f"{self._files.where} lacks the tensors of layer {index}: get the model again.")
 
 
@@ -228,27 +220,21 @@ class GGUFModel:
             full = names.get_name(f"model.layers.{index}.{name}", try_suffixes=(".weight", ".bias"))
             if full not in self._tensors:
                 raise UserError(f"{self._path} lacks {full}: get the model again.")
-            found = self._tensors[full]
-            _check_shape(full, [int(n) for n in reversed(found.shape)], shape, str(self._path))
-            # A copy: the reader maps the file, which may go away.
-            tensors[index, name] = StoredTensor(torch.from_numpy(found.data.copy()), found.tensor_type.name)
+            tensor = self._tensors[full]
+            _check_shape(full, [int(n) for n in reversed(tensor.shape)], shape, str(self._path))
+            # A copy, because the reader maps the file, which may be removed.
+            tensors[index, name] = StoredTensor(torch.from_numpy(tensor.data.copy()), tensor.tensor_type.name)
         return StoredLayers(self._source, None, self.config, tuple(indices), "gguf", tensors)
 
-    def embeddings(self, ids: Sequence[int]) -> Tensor:
-        """As :meth:`SafetensorsModel.embeddings`."""
-        found = self._tensors["token_embd.weight"]
-        rows = torch.from_numpy(found.data[[token % len(found.data) for token in ids]])
-        return StoredTensor(rows, found.tensor_type.name).numbers()
-
     def _rotary(self) -> dict[str, Any]:
-        """``rope_parameters`` as transformers has them, and what of the file's rotary embedding these leave out."""
+        """``rope_parameters`` as transformers has them, and a note where they cannot express the file's scaling."""
         prefix = f"{self._architecture}.rope."
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(self._value(prefix + "freq_base") or 1e4)}
         kind = self._value(prefix + "scaling.type") or "none"
-        # What the key was called at first.
+        # The first files called the key scale_linear.
         factor = self._value(prefix + "scaling.factor") or self._value(prefix + "scale_linear")
         if _ROPE_FACTORS in self._tensors:
-            # Of LLaMA 3.1's scaling the file has the outcome: what each frequency is divided by.
+            # Of LLaMA 3.1's scaling, the file holds the result: the divisor of each frequency.
             divisors = torch.from_numpy(np.array(self._tensors[_ROPE_FACTORS].data, np.float32))
             llama3 = rope | {"rope_type": "llama3", "factor": float(divisors.max())} | _LLAMA3_ROPE
             if torch.allclose(self._frequencies(rope) / divisors, self._frequencies(llama3), rtol=1e-3):
@@ -299,8 +285,8 @@ def expected_shapes(
     return shapes
 
 
-def _check_shape(name: str, found: Sequence[int], expected: tuple[int, ...], where: str) -> None:
-    if tuple(found) != expected:
+def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...], where: str) -> None:
+    if tuple(shape) != expected:
         raise UserError(
-            f"{where}: {name} is {tuple(found)}, but its configuration says {expected}; get the model again."
+            f"{where}: {name} is {tuple(shape)}, but its configuration says {expected}; get the model again."
         )

@@ -35,7 +35,7 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
         UserError: it is not there, cannot be read, or is of an unknown family.
     """
     path = Path(source).expanduser()
-    with readable(source):
+    with explain_damage(source):
         if source in BUILT_IN:
             return _built_in(source)
         if path.is_dir():
@@ -70,18 +70,18 @@ def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
         UserError: it is not there, cannot be read, is of an unknown family, or lacks a layer.
     """
     model = open_model(source)
-    with readable(source):
+    with explain_damage(source):
         return model.layers(layers)
 
 
-def chosen_layers(choice: str, count: int) -> tuple[int, int]:
+def choose_layers(choice: str, count: int) -> tuple[int, int]:
     """``middle`` or ``deep`` layers of a model with ``count`` of them: 15 and 16, or 30 and 31, of 32."""
     return {"middle": (count // 2 - 1, count // 2), "deep": (count - 2, count - 1)}[choice]
 
 
 @contextmanager
-def readable(source: str) -> Iterator[None]:
-    """Turn what damaged files raise into a sentence."""
+def explain_damage(source: str) -> Iterator[None]:
+    """Turn the exceptions of damaged files into a UserError."""
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
@@ -90,7 +90,7 @@ def readable(source: str) -> Iterator[None]:
 
 def _built_in(name: str) -> SafetensorsModel | GGUFModel:
     package, command, hub_id = BUILT_IN[name]
-    # Importing the package would start its own inference library; only its data file is wanted.
+    # The package is not imported, which would start its own inference library; only its data file is needed.
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):

@@ -1,4 +1,4 @@
-"""Decoder layers as a checkpoint stores them: what is read, hashed and cached, before any cast."""
+"""Decoder layers as a checkpoint stores them: read, hashed and cached before any cast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StoredTensor:
     values: Tensor
     gguf_type: str | None = None
 
-    def raw(self) -> Tensor:
+    def as_bytes(self) -> Tensor:
         """The bytes, without a copy."""
         return self.values.contiguous().reshape(-1).view(torch.uint8)
 
@@ -54,8 +54,6 @@ class StoredLayers:
         rows: order of the query and key rows: GGUF interleaves the halves that transformers' rotary embedding keeps.
         tensors: by layer index and transformers' name inside the layer.
         weights: ``pretrained``, or ``random`` where a new model's replace them.
-        input_rms: root mean square of the hidden states that enter each of ``layers`` in the original model, or None
-            where nobody measured it.
     """
 
     source: str
@@ -65,13 +63,12 @@ class StoredLayers:
     rows: Literal["huggingface", "gguf"]
     tensors: Mapping[tuple[int, str], StoredTensor]
     weights: Literal["pretrained", "random"] = "pretrained"
-    input_rms: tuple[float | None, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
         """Digest of the layers' tensors: of each one's name, type, shape and bytes, layer by layer."""
         ordered = [(index, name) for layer in self.layers for index, name in sorted(self.tensors) if index == layer]
-        # Hashing lets go of the interpreter: tensors are hashed side by side.
+        # Hashing releases the interpreter's lock, so tensors are hashed in parallel.
         with ThreadPoolExecutor() as pool:
             return hashlib.sha256(b"".join(pool.map(self._digest, ordered))).hexdigest()
 
@@ -79,5 +76,5 @@ class StoredLayers:
         tensor = self.tensors[key]
         kind = tensor.gguf_type or str(tensor.values.dtype).removeprefix("torch.")
         digest = hashlib.sha256(f"{key[1]} {kind} {tuple(tensor.values.shape)}".encode())
-        digest.update(tensor.raw().numpy().data)
+        digest.update(tensor.as_bytes().numpy().data)
         return digest.digest()

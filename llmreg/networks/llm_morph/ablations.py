@@ -4,47 +4,58 @@ from __future__ import annotations
 
 import re
 
-from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings, NetworkSettings
+from llmreg.errors import UnknownName, UserError
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.registry import Variant
 
-ABLATIONS = {
-    "no-blocks": "no encoding blocks, the decoder is fed by the skips alone (paper: 1)",
-    "vit": "vision-transformer layers instead of the language model's (paper: 2)",
-    "one-block": "the first encoding block alone (paper: 3)",
-    "no-lora": "the language model's layers as they are (paper: 4)",
-    "random-weights": "the same layers with random weights",
-    "adapters-only": "the adapters without the language model's layers",
-    "no-cost-volume": "no cost volumes, which the paper's network has not either",
-    "layers-I-J": "layers I and J of the language model",
+LAYER_PAIR = "layers-I-J"
+_ONE_BLOCK = "one-block"
+_NO_COST_VOLUME = "no-cost-volume"
+_FIXED = {
+    "no-blocks": Variant(
+        "w/o LEBs and adapters",
+        ("network.blocks=none",),
+        "no encoding blocks, the decoder is fed by the skips alone (paper: 1)",
+    ),
+    "vit": Variant(
+        "LEBs r/w ViTs",
+        ("network.blocks=vit",),
+        "vision-transformer layers instead of the language model's (paper: 2)",
+    ),
+    "no-lora": Variant("w/o LoRA", ("network.llm.lora=null",), "the language model's layers as they are (paper: 4)"),
+    "random-weights": Variant(
+        "random LLM weights", ("network.llm.weights=random",), "the same layers with random weights"
+    ),
+    "adapters-only": Variant(
+        "adapters without LLM", ("network.blocks=adapters",), "the adapters without the language model's layers"
+    ),
+    _NO_COST_VOLUME: Variant(
+        "w/o cost volumes", ("network.cost_volume=0",), "no cost volumes, which the paper's network has not either"
+    ),
 }
-_CHANGES = {
-    "no-blocks": "network.blocks=none",
-    "vit": "network.blocks=vit",
-    "no-lora": "network.llm.lora=null",
-    "random-weights": "network.llm.weights=random",
-    "adapters-only": "network.blocks=adapters",
-    "no-cost-volume": "network.cost_volume=0",
+ABLATIONS = {name: variant.summary for name, variant in _FIXED.items()} | {
+    _ONE_BLOCK: "the first encoding block alone (paper: 3)",
+    LAYER_PAIR: "layers I and J of the language model",
 }
 
 
-def ablation(name: str, settings: NetworkSettings) -> list[str]:
-    """The changes of the plans, as ``key=value``, that make an ablation.
+def ablation(settings: LLMMorphSettings, name: str) -> Variant:
+    """The network without one of its parts.
 
     Args:
-        name: one of ``ABLATIONS``, with numbers for I and J.
-        settings: the network that is ablated.
+        settings: of the network that is ablated.
+        name: one of :data:`ABLATIONS`, with numbers for I and J.
 
     Raises:
-        UserError: there is none of that name, or the network is not LLM-Morph.
+        UserError: there is none of that name, or these settings have not the part that it takes away.
     """
-    if not isinstance(settings, LLMMorphSettings):
-        raise UserError(f"Ablations take parts of LLM-Morph away, which {settings.name} has not: leave --network out.")
     if pair := re.fullmatch(r"layers-(\d+)-(\d+)", name):
-        return [f"network.llm.layers=[{int(pair[1])},{int(pair[2])}]"]
-    if name == "one-block":
-        return [f"network.llm.layers=[{settings.llm.layers[0]}]"]
-    if name == "no-cost-volume" and not settings.cost_volume:
-        raise UserError("These plans have no cost volumes that could be taken away: leave no-cost-volume out.")
-    if name not in _CHANGES:
-        raise UserError(f"There is no ablation '{name}': choose {', '.join(ABLATIONS)} (layers-0-1, say).")
-    return [_CHANGES[name]]
+        first, second = map(int, pair.groups())
+        return Variant(f"layers {first}/{second}", (f"network.llm.layers=[{first},{second}]",), ABLATIONS[LAYER_PAIR])
+    if name == _ONE_BLOCK:
+        return Variant("w/ one LEB", (f"network.llm.layers=[{settings.llm.layers[0]}]",), ABLATIONS[name])
+    if name == _NO_COST_VOLUME and not settings.cost_volume:
+        raise UserError("These plans have no cost volumes that could be taken away.")
+    if name not in _FIXED:
+        raise UnknownName("ablation", name, [*ABLATIONS, "layers-0-1"])
+    return _FIXED[name]

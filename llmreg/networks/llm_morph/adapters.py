@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SLOPE = 0.2
+from llmreg.networks.layers import SLOPE, UpConvolution
 
 
 class TokenAdapter(nn.Module):
@@ -68,10 +68,3 @@ class StageAdapter(nn.Module):
     def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         features = voxel_shuffle(self.linear(tokens), grid, self.factor)
         return features if self.up is None else self.up(features)
-
-
-class UpConvolution(nn.ConvTranspose3d):
-    """Transposed convolution with kernel 2 and stride 2."""
-
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        super().__init__(incoming, outgoing, kernel_size=2, stride=2)

@@ -2,39 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from llmreg.networks.convolution import Conv3d
-from llmreg.networks.gradient_checkpointing import recomputed
-from llmreg.networks.llm_morph.adapters import SLOPE
-
-
-class ConvBlock(nn.Module):
-    """3x3x3 convolution, normalization, LeakyReLU."""
-
-    slope = SLOPE
-
-    def __init__(self, incoming: int, outgoing: int, normalization: str, stride: int = 1) -> None:
-        super().__init__()
-        normalized = normalization == "instance"
-        self.conv = Conv3d(incoming, outgoing, 3, stride=stride, padding=1, bias=not normalized)
-        self.norm = nn.InstanceNorm3d(outgoing, affine=True) if normalized else None
-
-    def forward(self, *parts: Tensor, apart: bool = False) -> Tensor:
-        """Features of the parts' channels together; ``apart`` saves the memory of their concatenation, at some time."""
-        features = self.conv.over_parts(parts) if apart else self.conv(torch.cat(parts, 1) if parts[1:] else parts[0])
-        if self.norm is not None:
-            features = self._normalized(features, self.norm)
-        return F.leaky_relu(features, self.slope, inplace=True)
-
-    def _normalized(self, features: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-        # A group a channel is the same, in half the time on a CPU. On CUDA, autocast would turn it to float32.
-        if features.device.type == "cpu":
-            return F.group_norm(features, norm.num_features, norm.weight, norm.bias, norm.eps)
-        normalized: Tensor = norm(features)
-        return normalized
+from llmreg.networks.gradient_checkpointing import call_with_checkpointing
+from llmreg.networks.layers import ConvBlock
 
 
 class Encoder(nn.Module):
@@ -43,16 +14,15 @@ class Encoder(nn.Module):
     Args:
         width: c.
         normalization: ``instance`` or ``none``.
-        deepest: whether there is the fifth level, which only the encoding blocks look at.
+        with_tokens: whether there is the fifth level, which only the encoding blocks look at.
     """
 
-    def __init__(self, width: int, normalization: str, deepest: bool = True) -> None:
+    def __init__(self, width: int, normalization: str, *, with_tokens: bool = True) -> None:
         super().__init__()
         levels: list[nn.Module] = [
             nn.Sequential(ConvBlock(1, width, normalization), ConvBlock(width, width, normalization))
         ]
-        for level in range(1, 4):
-            channels = width * 2**level
+        for channels in (2 * width, 4 * width, 8 * width):
             levels.append(
                 nn.Sequential(
                     ConvBlock(channels // 2, channels, normalization, stride=2),
@@ -60,15 +30,15 @@ class Encoder(nn.Module):
                     ConvBlock(channels, channels, normalization),
                 )
             )
-        if deepest:
+        if with_tokens:
             levels.append(ConvBlock(8 * width, 16 * width, normalization, stride=2))
         self.levels = nn.ModuleList(levels)
 
     def forward(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
-        """Features of an image (B, 1, z, y, x), finest first; ``recompute`` as in LLMMorph."""
+        """Features of an image (B, 1, z, y, x), finest first; ``recompute``: gradient checkpointing of the finest."""
         pyramid: list[Tensor] = []
         features = image
         for level in self.levels:
-            features = recomputed(level, features, when=recompute and not pyramid)
+            features = call_with_checkpointing(level, features, when=recompute and not pyramid)
             pyramid.append(features)
         return pyramid

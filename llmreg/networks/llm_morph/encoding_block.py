@@ -1,4 +1,4 @@
-"""Encoding blocks: an adapter, then a layer that tokens exchange information in (LLM, ViT) or none."""
+"""Encoding blocks: an adapter, then a layer in which tokens exchange information (LLM, ViT), or none."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from llmreg.networks.config import LLMMorphSettings
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.llm_morph.adapters import TokenAdapter
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 
 _VIT_HEAD = 64
 
@@ -61,7 +61,7 @@ def encoding_blocks(
             FrozenLayer(loaded, position, settings.llm, token_grid) for position in range(len(loaded.layers))
         ]
     elif settings.blocks == "vit":
-        # Inside, since its import takes a second or two, which all others need not wait for.
+        # Imported here, since it takes a second or two, for which the other kinds need not wait.
         from transformers import ViTConfig
         from transformers.models.vit.modeling_vit import ViTLayer
 

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.config import LLMMorphSettings
+from llmreg.networks.language_models.layer import merge_lora
 from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.llm_morph.adapters import StageAdapter
+from llmreg.networks.llm_morph.costs import STRIDE
 from llmreg.networks.llm_morph.decoder import Decoder
 from llmreg.networks.llm_morph.encoder import Encoder
 from llmreg.networks.llm_morph.encoding_block import encoding_blocks
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 from llmreg.networks.registration_network import RegistrationNetwork
 
-DOWNSAMPLING = 16
-_TOKEN_HIDDEN = 64  # times the width: 1024 at the paper's width of 16
+# Channels between an adapter's two linear layers are this times the width: 1024 at the paper's width of 16.
+_ADAPTER_WIDTH = 64
 
 
 class LLMMorph(RegistrationNetwork):
     """Dual encoders, encoding blocks on their deepest features, adapters and a coarse-to-fine decoder.
 
-    To ``recompute``, the finest level's convolutions of several inputs are sums of one each.
-
     Args:
         settings: the network's settings.
         shape: (z, y, x) of the images, each a multiple of 16.
         loaded: the frozen decoder layers; None when the settings' blocks have none.
-        llm_sha256: their digest, which checkpoints hold; empty when there are none.
 
     Raises:
         ValueError: the shape is not a multiple of 16.
     """
 
-    def __init__(
-        self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None, llm_sha256: str = ""
-    ) -> None:
+    def __init__(self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None) -> None:
         super().__init__(shape, settings.field)
-        if any(size % DOWNSAMPLING for size in self.shape):
-            raise ValueError(f"shape {self.shape} is not three multiples of {DOWNSAMPLING}")
-        d, h, w = (size // DOWNSAMPLING for size in self.shape)
+        if any(size % STRIDE for size in self.shape):
+            raise ValueError(f"shape {self.shape} is not three multiples of {STRIDE}")
+        d, h, w = (size // STRIDE for size in self.shape)
         self.token_grid = (d, h, w)
         base = settings.width
-        channels, hidden = 32 * base, _TOKEN_HIDDEN * base
-        self.llm_sha256 = llm_sha256
+        channels, hidden = 32 * base, _ADAPTER_WIDTH * base
+        self.llm_sha256 = "" if loaded is None else loaded.sha256
         with_tokens = settings.blocks != "none"
-        self.moving_encoder = Encoder(base, settings.normalization, with_tokens)
-        self.fixed_encoder = Encoder(base, settings.normalization, with_tokens)
+        self.moving_encoder = Encoder(base, settings.normalization, with_tokens=with_tokens)
+        self.fixed_encoder = Encoder(base, settings.normalization, with_tokens=with_tokens)
         self.position_embedding: nn.Parameter | None = None
         if settings.position_embedding and with_tokens:
             self.position_embedding = nn.Parameter(torch.empty(1, d * h * w, channels))
@@ -60,18 +57,18 @@ class LLMMorph(RegistrationNetwork):
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
         self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate, settings.cost_volume)
 
-    def feature_modules(self) -> list[nn.Module]:
-        return [*self.adapters, *self.decoder.stages.values()]
+    def merge_lora(self) -> Callable[[], None] | None:
+        return merge_lora(self)
 
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        recompute = self.sparing
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        recompute = self.checkpoints_gradients
         moving_features = self.moving_encoder(moving, recompute)
         fixed_features = self.fixed_encoder(fixed, recompute)
-        adapted = self._adapted(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
+        adapted = self._adapt(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
         flow: Tensor = self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute)
         return flow
 
-    def _adapted(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
+    def _adapt(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
         """F^1 to F^4 from the deepest features."""
         tokens = torch.cat([moving, fixed], dim=1).flatten(2).transpose(1, 2)
         if self.position_embedding is not None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmreg.networks.config import MambaMorphSettings
-from llmreg.networks.gradient_checkpointing import recomputed
+from llmreg.networks.gradient_checkpointing import call_with_checkpointing
+from llmreg.networks.mambamorph.plugin import MambaMorphSettings
 from llmreg.networks.mambamorph.selective_scan import selective_scan
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.transmorph.skip_decoder import SkipDecoder
@@ -18,7 +18,7 @@ from llmreg.networks.transmorph.token_pyramid import PATCH, TokenPyramid, stage_
 from llmreg.networks.voxelmorph.unet import UNet
 
 _STAGES, _STATES, _KERNEL, _EXPANSION = 3, 16, 4, 2
-# Step sizes that Mamba starts with.
+# Smallest and largest step size at the start.
 _STEPS = (1e-3, 1e-1)
 _FEATURES = 16
 
@@ -56,8 +56,8 @@ class Mamba(nn.Module):
         inner = F.silu(self.conv1d(inner.transpose(1, 2))[..., :length].transpose(1, 2))
         steps, b, c = self.x_proj(inner).split([self.dt_proj.in_features, _STATES, _STATES], dim=-1)
         delta = F.softplus(self.dt_proj(steps).float())
-        found = selective_scan(inner, delta, -torch.exp(self.A_log.float()), b, c, self.D)
-        projected: Tensor = self.out_proj(found * F.silu(gate))
+        scanned = selective_scan(inner, delta, -torch.exp(self.A_log.float()), b, c, self.D)
+        projected: Tensor = self.out_proj(scanned * F.silu(gate))
         return projected
 
 
@@ -71,15 +71,15 @@ class MambaStage(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, d, h, w, C) -> the same."""
-        found: Tensor = self.mamba(self.norm(tokens.flatten(1, 3)))
-        return found.view(tokens.shape)
+        mixed: Tensor = self.mamba(self.norm(tokens.flatten(1, 3)))
+        return mixed.view(tokens.shape)
 
 
 class MambaMorph(RegistrationNetwork):
     """MambaMorph with 7,590,531 parameters, or 7,305,459 without its feature extractor.
 
-    The published 7,594,646 count a head for contrastive learning that registration does not use. To ``recompute``, the
-    feature extractor's activations are not kept.
+    The published 7,594,646 count a head for contrastive learning that registration does not use. With ``recompute``,
+    the feature extractor's activations are not kept.
     Reference: Guo et al., MambaMorph: a Mamba-based framework for medical MR-CT deformable registration, 2024.
 
     Args:
@@ -96,12 +96,12 @@ class MambaMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(incoming, [MambaStage(width) for width in widths], positions=True)
         self.decoder = SkipDecoder(incoming, widths)
 
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         if self.features is not None:
-            moving, fixed = (recomputed(self.features, image, when=self.sparing) for image in (moving, fixed))
+            moving, fixed = (
+                call_with_checkpointing(self.features, image, when=self.checkpoints_gradients)
+                for image in (moving, fixed)
+            )
         images = torch.cat([moving, fixed], dim=1)
         flow: Tensor = self.decoder(images, self.encoder(images))
         return flow
-
-    def feature_modules(self) -> list[nn.Module]:
-        return list(self.decoder.blocks)

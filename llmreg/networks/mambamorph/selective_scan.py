@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmreg.networks.gradient_checkpointing import recomputed
+from llmreg.networks.gradient_checkpointing import call_with_checkpointing
 
 # Steps that are taken one after the other; chunks of so many are computed side by side.
 CHUNK = 32
-# States that are held at once, in numbers.
+# So many numbers of states are held at once.
 _HELD = 2**21
 
 
@@ -38,16 +38,16 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d:
     """
     with torch.autocast(u.device.type, enabled=False):
         u, delta, a, b, c, d = (value.float() for value in (u, delta, a, b, c, d))
-        fused = _fused() if u.is_cuda else None
+        fused = _fused_scan() if u.is_cuda else None
         if fused is not None:
             along = [value.transpose(1, 2).contiguous() for value in (u, delta, b, c)]
-            found: Tensor = fused(along[0], along[1], a, along[2], along[3], d)
-            return found.transpose(1, 2)
-        return _in_blocks(u, delta, a, b, c) + d * u
+            scanned: Tensor = fused(along[0], along[1], a, along[2], along[3], d)
+            return scanned.transpose(1, 2)
+        return _scan_in_blocks(u, delta, a, b, c) + d * u
 
 
 @cache
-def _fused() -> Callable[..., Tensor] | None:
+def _fused_scan() -> Callable[..., Tensor] | None:
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError:
@@ -56,21 +56,21 @@ def _fused() -> Callable[..., Tensor] | None:
     return function
 
 
-def _in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """The part of y that goes through the states, in blocks of tokens, of which only the last states are kept."""
     length = u.shape[1]
     # A step of size 0 leaves the state alone.
     u, delta, b, c = (F.pad(value, (0, 0, 0, -length % CHUNK)) for value in (u, delta, b, c))
     state = u.new_zeros(len(u), *a.shape)
     size = max(1, _HELD // state.numel() // CHUNK) * CHUNK
-    found = []
+    outputs = []
     for parts in zip(*(value.split(size, dim=1) for value in (u, delta, b, c)), strict=True):
-        y, state = recomputed(_block, state, a, *parts, when=torch.is_grad_enabled())
-        found.append(y)
-    return torch.cat(found, dim=1)[:, :length]
+        y, state = call_with_checkpointing(_scan_block, state, a, *parts, when=torch.is_grad_enabled())
+        outputs.append(y)
+    return torch.cat(outputs, dim=1)[:, :length]
 
 
-def _block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _scan_block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """y and the last state of a block, from the state before it."""
     decay = torch.exp(delta[..., None] * a)
     states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)
@@ -83,25 +83,25 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
-        states = _recurrence(decay, drive, start, range(CHUNK))
+        states = _run_recurrence(decay, drive, start, range(CHUNK))
         ctx.save_for_backward(decay, states, start)
         return states
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         decay, states, start = ctx.saved_tensors
-        # What a state is worth: its own gradient, and what the next one, which it decays into, is worth.
+        # The gradient of a state: its own, and that of the next state, into which it decays.
         after = torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], dim=1)
-        worth = _recurrence(after, gradient, torch.zeros_like(start), range(CHUNK)[::-1])
+        total = _run_recurrence(after, gradient, torch.zeros_like(start), range(CHUNK)[::-1])
         before = torch.cat([start[:, None], states[:, :-1]], dim=1)
-        return worth * before, worth, worth[:, 0] * decay[:, 0]
+        return total * before, total, total[:, 0] * decay[:, 0]
 
 
-def _recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence[int]) -> Tensor:
-    """Forwards in time, or backwards, as the steps within a chunk go."""
+def _run_recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence[int]) -> Tensor:
+    """States of the recurrence, forwards in time, or backwards where the steps within a chunk go backwards."""
     chunks = decay.shape[1] // CHUNK
     decay, drive = (value.reshape(len(value), chunks, CHUNK, *value.shape[2:]) for value in (decay, drive))
-    # First, where each chunk ends that starts at zero, and what is left of a state that it starts from.
+    # First the end of each chunk if it started at zero, and the share of its starting state that is left there.
     end, left = torch.zeros_like(drive[:, :, 0]), torch.ones_like(decay[:, :, 0])
     for step in steps:
         end.mul_(decay[:, :, step]).add_(drive[:, :, step])

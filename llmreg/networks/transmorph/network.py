@@ -10,8 +10,8 @@ from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, g
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmreg.networks.config import TransMorphSettings
 from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.transmorph.plugin import TransMorphSettings
 from llmreg.networks.transmorph.skip_decoder import SkipDecoder
 from llmreg.networks.transmorph.token_pyramid import PATCH, TokenPyramid, stage_widths
 
@@ -77,10 +77,7 @@ class TransMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(2, stages)
         self.decoder = SkipDecoder(2, widths)
 
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         images = torch.cat([moving, fixed], dim=1)
         flow: Tensor = self.decoder(images, self.encoder(images))
         return flow
-
-    def feature_modules(self) -> list[nn.Module]:
-        return list(self.decoder.blocks)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmreg.networks.llm_morph.decoder import FieldHead
-from llmreg.networks.llm_morph.encoder import ConvBlock
+from llmreg.networks.layers import ConvBlock, FieldHead
 
 _FINEST = 16
 
@@ -16,11 +15,8 @@ _FINEST = 16
 class NormalizedConv(ConvBlock):
     """3x3x3 convolution, instance normalization without parameters, LeakyReLU(0.01)."""
 
-    slope = 0.01
-
     def __init__(self, incoming: int, outgoing: int) -> None:
-        super().__init__(incoming, outgoing, "instance")
-        self.norm = nn.InstanceNorm3d(outgoing)
+        super().__init__(incoming, outgoing, slope=0.01, affine=False)
 
 
 class UpBlock(nn.Module):
@@ -33,8 +29,9 @@ class UpBlock(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
-        found: Tensor = self.second(self.first(finer, skip))
-        return found
+        features = self.first(finer, skip)
+        refined: Tensor = self.second(features)
+        return refined
 
 
 class SkipDecoder(nn.Module):

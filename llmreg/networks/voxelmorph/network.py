@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmreg.geometry import warping
-from llmreg.networks.config import VoxelMorphSettings
-from llmreg.networks.llm_morph.decoder import FieldHead
+from llmreg.networks.layers import FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.voxelmorph.plugin import VoxelMorphSettings
 from llmreg.networks.voxelmorph.unet import UNet
 
 # Channels down and up: the authors' default, and what MambaMorph's scripts compare with.
@@ -41,10 +41,7 @@ class VoxelMorph(RegistrationNetwork):
         self.unet = UNet(2, down, up)
         self.head = FieldHead(up[-1])
 
-    def predicted(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
         # Halves of values on half the grid, and back: what is left is smooth.
         return warping.upsample(warping.downsample_image(flow, 2) / 2) if self.velocity else flow
-
-    def feature_modules(self) -> list[nn.Module]:
-        return [*self.unet.up, *self.unet.finest]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmreg.networks.llm_morph.encoder import ConvBlock
+from llmreg.networks.layers import ConvBlock
 
 
 class UNet(nn.Module):

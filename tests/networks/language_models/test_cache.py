@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMSettings
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.loading import build_layers, find_layers, random_layers
+from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.language_models.sources import read_layers
 from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
@@ -37,7 +37,7 @@ def _in_gguf(stored: StoredLayers) -> StoredLayers:
         return StoredTensor(torch.from_numpy(np.array(quantize(values.numpy(), GGMLQuantizationType[kind]))), kind)
 
     tensors = {key: quantised(tensor.values) for key, tensor in stored.tensors.items()}
-    return StoredLayers("model.gguf", None, stored.config, stored.layers, "gguf", tensors, input_rms=(0.5, None))
+    return StoredLayers("model.gguf", None, stored.config, stored.layers, "gguf", tensors)
 
 
 def _same(first: StoredLayers, second: StoredLayers) -> None:
@@ -48,7 +48,7 @@ def _same(first: StoredLayers, second: StoredLayers) -> None:
         assert tensor.values.dtype == other.values.dtype
         assert torch.equal(tensor.values, other.values)
     assert first.config == second.config
-    for name in ("source", "revision", "layers", "rows", "input_rms", "sha256"):
+    for name in ("source", "revision", "layers", "rows", "sha256"):
         assert getattr(first, name) == getattr(second, name), name
 
 
@@ -75,16 +75,20 @@ def test_the_cache_holds_the_layers_and_little_else(tiny_llama: Path, tmp_path: 
     assert json.loads((folder / "layers.json").read_text())["sha256"] == stored.sha256
 
 
-def test_writing_again_changes_only_the_record(tiny_llama: Path, tmp_path: Path) -> None:
+def test_layers_that_are_there_are_not_written_again(tiny_llama: Path, tmp_path: Path) -> None:
     stored = read_layers(str(tiny_llama), (1,))
     folder = cache.write(stored, tmp_path)
-    before = (folder / "layers.safetensors").stat().st_mtime_ns
-    measured = StoredLayers(
-        stored.source, None, stored.config, stored.layers, stored.rows, stored.tensors, input_rms=(2.5,)
-    )
-    assert cache.write(measured, tmp_path) == folder
-    assert (folder / "layers.safetensors").stat().st_mtime_ns == before
-    assert cache.read(folder).input_rms == (2.5,)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert cache.write(replace(stored, source="owner/name"), tmp_path) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_records_of_earlier_versions_are_read(tiny_llama: Path, tmp_path: Path) -> None:
+    stored = read_layers(str(tiny_llama), (1,))
+    folder = cache.write(stored, tmp_path)
+    content = json.loads((folder / "layers.json").read_text())
+    (folder / "layers.json").write_text(json.dumps(content | {"input_rms": [2.5]}))
+    _same(cache.read(folder), stored)
 
 
 def test_layers_are_hashed_once_and_again_when_their_file_changes(
@@ -189,7 +193,7 @@ def test_layers_that_are_nowhere_are_a_sentence(moved_llama: Path, tmp_path: Pat
     shutil.rmtree(moved_llama)
     settings = LLMSettings(source=str(moved_llama), layers=(1, 2), sha256=sha256)
     message = _not_found(settings, tmp_path / "cache", "not in the layer cache .* and not at their source")
-    for part in ("Layers 1, 2", str(moved_llama), sha256[:12], str(tmp_path / "cache"), "run llmreg_fetch_llm"):
+    for part in ("Layers 1, 2", str(moved_llama), sha256[:12], str(tmp_path / "cache")):
         assert part in message
 
 
@@ -215,7 +219,7 @@ def test_a_tampered_cache_is_refused(tiny_llama: Path, tmp_path: Path, kind: str
     folder = cache.write(stored, tmp_path)
     weights, record = folder / "layers.safetensors", folder / "layers.json"
     tensors = load_file(weights)
-    match = "is damaged: remove it and run llmreg_fetch_llm"
+    match = "is damaged"
     if kind == "value":
         tensors["2.mlp.up_proj.weight"][3, 4] += 1e-3
         save_file(tensors, weights)
@@ -261,16 +265,6 @@ def test_random_weights_are_found_by_their_own_hash(tiny_llama: Path, tmp_path: 
     _same(random, random_layers(settings.source, read_layers(str(tiny_llama), (1, 2)).config, (1, 2)))
     pinned = settings.model_copy(update={"sha256": random.sha256})
     _same(find_layers(pinned, tmp_path), random)
-
-
-def test_what_was_measured_is_kept_whoever_fetched_first(tiny_llama: Path, tmp_path: Path) -> None:
-    stored = read_layers(str(tiny_llama), (1, 2))
-    unmeasured = replace(stored, source="owner/name", revision="abc")
-    folder = cache.write(unmeasured, tmp_path)
-    assert cache.write(replace(stored, input_rms=(3.0, 4.0)), tmp_path) == folder
-    assert cache.write(unmeasured, tmp_path) == folder
-    assert cache.read(folder).input_rms == (3.0, 4.0)
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_layers_are_found_by_name_when_their_source_is_gone(tiny_llama: Path, tmp_path: Path) -> None:

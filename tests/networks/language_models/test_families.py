@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMSettings, LoRASettings
 from llmreg.networks.language_models import families
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import build_layers
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.sources import open_model, read_layers
 
 Tiny = Callable[[str], Path]

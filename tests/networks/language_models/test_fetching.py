@@ -1,4 +1,4 @@
-"""Fetching: the scale of the original model is measured and the layers are pinned by their hash."""
+"""Fetching: layers are read alone and pinned by their hash."""
 
 from __future__ import annotations
 
@@ -9,35 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings, LLMSettings, LoRASettings
 from llmreg.networks.factory import build_network
 from llmreg.networks.language_models import cache, fetching
-from llmreg.networks.language_models.loading import build_layers, find_layers
+from llmreg.networks.language_models.loading import find_layers
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.sources import read_layers
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 
 Tiny = Callable[[str], Path]
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
-def test_the_scale_is_the_median_token_of_the_whole_model(tiny_model: Tiny, family: str) -> None:
-    folder = tiny_model(family)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.randint(0, 1 << 30, (256,), generator=torch.Generator().manual_seed(0)) % 100
-    with torch.no_grad():
-        states = model(ids[None], output_hidden_states=True).hidden_states
-    expected = [state[0].pow(2).mean(-1).sqrt().median().item() for state in states]
-    measured = fetching.measure_input_rms(str(folder), (3, 0, 1))
-    assert measured == pytest.approx([expected[3], expected[0], expected[1]], rel=1e-5)
-    assert len(set(measured)) == 3
-
-
-def test_the_scale_of_a_model_with_position_embeddings_is_unknown(tiny_model: Tiny) -> None:
-    stored = read_layers(str(tiny_model("gpt2")), (1, 2))
-    assert fetching.measure_input_rms(stored.source, (1, 2)) == (None, None)
-    assert build_layers(stored, torch.float32).input_rms == (1.0, 1.0)
 
 
 def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: Path, tmp_path: Path) -> None:
@@ -45,18 +26,11 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
     shutil.copytree(tiny_llama, source)
     settings = LLMSettings(source=str(source), layers=(1, 3), lora=LoRASettings(r=4, alpha=4))
     stored = read_layers(str(source), (1, 3))
-    scale = fetching.measure_input_rms(str(source), (1, 3))
     pinned = fetching.fetch(settings, folder)
     assert pinned == settings.model_copy(update={"sha256": stored.sha256})
-    # The scale is measured when it is asked for, also of layers that are cached already.
-    assert build_layers(find_layers(pinned, folder), torch.bfloat16).input_rms == (1.0, 1.0)
-    assert fetching.fetch(settings, folder, measure=True) == pinned
     shutil.rmtree(source)
     assert fetching.fetch(pinned, folder) == pinned
-    found = find_layers(pinned, folder)
-    assert found.sha256 == stored.sha256
-    assert found.input_rms == pytest.approx(scale)
-    assert build_layers(found, torch.bfloat16).input_rms == found.input_rms
+    assert find_layers(pinned, folder).sha256 == stored.sha256
     # Without a digest the name serves.
     assert fetching.fetch(settings, folder) == pinned
     for change, said in (({"source": str(tmp_path / "other")}, "source"), ({"weights": "random"}, "weights")):
@@ -64,12 +38,10 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
             fetching.fetch(pinned.model_copy(update=change), folder)
 
 
-def test_random_weights_are_pinned_with_no_scale(tiny_llama: Path, tmp_path: Path) -> None:
+def test_random_weights_are_pinned(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), weights="random", lora=None)
     pinned = fetching.fetch(settings, tmp_path)
-    found = find_layers(pinned, tmp_path)
-    assert pinned.sha256 == found.sha256 != read_layers(str(tiny_llama), (1, 2)).sha256
-    assert build_layers(found, torch.float32).input_rms == (1.0, 1.0)
+    assert pinned.sha256 == find_layers(pinned, tmp_path).sha256 != read_layers(str(tiny_llama), (1, 2)).sha256
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -98,13 +70,11 @@ def test_a_network_is_built_from_the_layer_cache_alone(
     source = tmp_path / "model"
     shutil.copytree(tiny_llama, source)
     settings = tiny_settings(llm={"source": str(source)})
-    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder, measure=True)})
+    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder)})
     whole = build_network(pinned, (16, 16, 32))
     shutil.rmtree(source)
     alone = build_network(pinned, (16, 16, 32))
     assert alone.llm_sha256 == pinned.llm.sha256
-    scales = cache.read_record(next(cache_folder.iterdir())).input_rms
-    assert [block.layer.scale.item() for block in alone.blocks] == pytest.approx(scales)
     frozen = {name: p for name, p in alone.named_parameters() if not p.requires_grad}
     assert frozen
     assert all(torch.equal(p, frozen[name]) for name, p in whole.named_parameters() if name in frozen)
@@ -126,26 +96,25 @@ def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
     kept = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
     for names, layers in ((["0", "3"], (0, 3)), (["2"], (2,)), (["middle"], (1, 2)), (["deep"], (2, 3))):
         expected = LLMSettings(source=source, layers=layers, dtype="float32", lora=None)
-        assert fetching.named_layers(source, names, kept) == expected
-        assert fetching.named_layers(source, names) == LLMSettings(source=source, layers=layers)
+        assert fetching.select_layers(source, names, kept) == expected
+        assert fetching.select_layers(source, names) == LLMSettings(source=source, layers=layers)
 
 
 @pytest.mark.parametrize("names", [["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
 def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
     with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
-        fetching.named_layers(str(tiny_llama), names)
+        fetching.select_layers(str(tiny_llama), names)
 
 
-def test_layers_whose_predecessors_are_missing_are_fetched_without_a_scale(
-    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_but_the_chosen_layers_is_needed(tiny_llama: Path, tmp_path: Path) -> None:
+    """Fetching works where only the files with these layers are left of the model, and reads only their bytes."""
     source = tmp_path / "model"
     shutil.copytree(tiny_llama, source)
     index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {file for name, file in index.items() if name.startswith(("model.layers.1.", "model.layers.2."))}
+    assert needed < set(index.values())
     for file in set(index.values()) - needed:
         (source / file).unlink()
-    settings = LLMSettings(source=str(source), layers=(1, 2), lora=None, calibrate=True)
+    settings = LLMSettings(source=str(source), layers=(1, 2), lora=None)
     pinned = fetching.fetch(settings, tmp_path / "cache")
-    assert find_layers(pinned, tmp_path / "cache").input_rms == (None, None)
-    assert "is unknown" in caplog.text
+    assert pinned.sha256 == read_layers(str(tiny_llama), (1, 2)).sha256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMSettings, LoRASettings
 from llmreg.networks.language_models.layer import FrozenLayer, check_runnable, merge_lora
 from llmreg.networks.language_models.loading import build_layers
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.sources import read_layers
 
 GRID = (2, 3, 2)
@@ -24,12 +23,10 @@ def _layer(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     grid: Sequence[int] = GRID,
-    rms: float | None = None,
     **changes: object,
 ) -> FrozenLayer:
     settings = LLMSettings(**({"source": str(folder), "layers": (1,), "lora": None} | changes))
-    stored = replace(read_layers(str(folder), (1,)), input_rms=(rms,))
-    return FrozenLayer(build_layers(stored, dtype), 0, settings, grid)
+    return FrozenLayer(build_layers(read_layers(str(folder), (1,)), dtype), 0, settings, grid)
 
 
 def _out(layer: FrozenLayer, hidden: Tensor) -> Tensor:
@@ -139,34 +136,13 @@ def test_1d_rotary_counts_the_flattened_tokens(tiny_llama: Path) -> None:
     assert torch.equal(flat.sin, line.sin)
 
 
-# --- scale
-
-
-@pytest.mark.parametrize(("rms", "enters_at"), [(3.0, 3.0), (None, 1.0)])
-def test_tokens_enter_at_the_scale_of_the_original_model(tiny_llama: Path, rms: float | None, enters_at: float) -> None:
-    layer = _layer(tiny_llama, rms=rms, calibrate=True)
-    entered: list[Tensor] = []
-    layer.layer.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
-    tokens = torch.randn(1, TOKENS, 64) * 0.4
+def test_the_unused_scale_of_old_checkpoints_is_loaded(tiny_llama: Path) -> None:
+    layer, hidden = _layer(tiny_llama), torch.randn(1, TOKENS, 64)
+    before = _out(layer, hidden)
+    layer.load_state_dict(layer.state_dict() | {"scale": torch.tensor(3.0)})
+    assert torch.equal(_out(layer, hidden), before)
     with torch.no_grad():
-        out = layer(tokens)
-    root_mean_square = entered[0].square().mean(dim=-1).sqrt()
-    torch.testing.assert_close(root_mean_square, torch.full_like(root_mean_square, enters_at))
-    torch.testing.assert_close(out, _out(layer, entered[0]) / enters_at)
-
-
-def test_without_calibration_tokens_enter_as_they_are(tiny_llama: Path) -> None:
-    layer, tokens = _layer(tiny_llama, rms=3.0), torch.randn(1, TOKENS, 64)
-    with torch.no_grad():
-        assert torch.equal(layer(tokens), layer.run(tokens))
-
-
-def test_the_scale_travels_with_a_checkpoint(tiny_llama: Path) -> None:
-    state = _layer(tiny_llama, rms=3.0).state_dict()
-    assert state["scale"].item() == 3
-    other = _layer(tiny_llama)
-    other.load_state_dict(state)
-    assert other.scale.item() == 3
+        assert torch.equal(layer(hidden), before)
 
 
 # --- what learns
@@ -253,11 +229,16 @@ def test_merged_lora_gives_the_same_and_can_be_undone(
     hidden = torch.randn(1, TOKENS, 64)
     bare = _out(_layer(tiny_model(family), dtype), hidden).float()
     adapted, names = _out(layer, hidden).float(), list(layer.state_dict())
-    restore = merge_lora(layer)
+    undo = merge_lora(layer)
+    assert undo is not None
     assert not [name for name in layer.state_dict() if "lora" in name]
     merged = _out(layer, hidden).float()
     scale = adapted.abs().max()
     assert (merged - adapted).abs().max() < tolerance * scale < (bare - adapted).abs().max()
-    restore()
+    undo()
     assert list(layer.state_dict()) == names
     assert torch.equal(_out(layer, hidden).float(), adapted)
+
+
+def test_a_layer_without_lora_has_nothing_to_merge(tiny_llama: Path) -> None:
+    assert merge_lora(_layer(tiny_llama)) is None

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmreg.networks.config import cost_channels
 from llmreg.networks.llm_morph.cost_volume import DILATION, SCALE, cost_volume
-from llmreg.similarity.image_terms import mind_ssc
+from llmreg.networks.llm_morph.settings import cost_channels
+from llmreg.similarity.mind import mind_ssc
 
 
 def by_loops(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:

@@ -15,9 +15,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.devices import Machine
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings, LLMSettings, LoRASettings
 from llmreg.networks.language_models.families import family_of
 from llmreg.networks.language_models.loading import LoadedLayers
+from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.llm_morph.costs import (
     BUILT_IN_SIZE,
     LLMSize,
@@ -27,7 +27,8 @@ from llmreg.networks.llm_morph.costs import (
     training_memory_gb,
 )
 from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.plans.plans import Loss
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.similarity.loss_settings import LossSettings
 
 PROCESSOR = Machine("cpu", 64, 2, False)
 # benchmarks/training_memory.py on a CPU, float32, SmolLM2 layers, Dice alone: the grid, downsampling, width, whether
@@ -55,7 +56,13 @@ LLAMA3 = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads"
 def test_memory_is_estimated_as_measured(grid, downsampling, width, recompute, peak) -> None:
     voxels = int(np.prod(grid))
     estimate = training_memory_gb(
-        LLMMorphSettings(width=width), BUILT_IN_SIZE, voxels // downsampling**3, voxels, recompute, PROCESSOR, Loss()
+        LLMMorphSettings(width=width),
+        BUILT_IN_SIZE,
+        voxels // downsampling**3,
+        voxels,
+        recompute,
+        PROCESSOR,
+        LossSettings(),
     )
     assert estimate == pytest.approx(peak, rel=0.15)
 
@@ -113,13 +120,15 @@ def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int,
     def memory(
         width: int = width, voxels: int = voxels, twice: bool = False, llm: LLMSize = BUILT_IN_SIZE, **loss: float
     ) -> float:
-        return training_memory_gb(LLMMorphSettings(width=width), llm, voxels, 2 * voxels, twice, machine, Loss(**loss))
+        return training_memory_gb(
+            LLMMorphSettings(width=width), llm, voxels, 2 * voxels, twice, machine, LossSettings(**loss)
+        )
 
     assert memory(twice=True) < memory() <= memory(voxels=voxels + more)
     assert memory() < memory(width=width + 1)
     assert memory() < memory(similarity=1.0)
     with_costs = LLMMorphSettings(width=width, cost_volume=1)
-    assert memory() < training_memory_gb(with_costs, BUILT_IN_SIZE, voxels, 2 * voxels, False, machine, Loss())
+    assert memory() < training_memory_gb(with_costs, BUILT_IN_SIZE, voxels, 2 * voxels, False, machine, LossSettings())
     assert step_seconds(LLMMorphSettings(width=width), voxels, False, machine) < step_seconds(
         with_costs, voxels, False, machine
     )

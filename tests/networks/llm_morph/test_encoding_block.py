@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.config import LLMMorphSettings
 from llmreg.networks.factory import build_network
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import build_layers
 from llmreg.networks.language_models.sources import read_layers
 from llmreg.networks.llm_morph.adapters import TokenAdapter
 from llmreg.networks.llm_morph.encoding_block import EncodingBlock, encoding_blocks
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 
 Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 16)

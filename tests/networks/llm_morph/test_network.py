@@ -12,12 +12,13 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.errors import UserError
-from llmreg.networks.config import LLMMorphSettings, LLMSettings
 from llmreg.networks.factory import build_network, load_trainable_state, trainable_state
 from llmreg.networks.language_models.families import family_of
 from llmreg.networks.language_models.loading import LoadedLayers
+from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.encoder import Encoder
 from llmreg.networks.llm_morph.network import LLMMorph
+from llmreg.networks.llm_morph.settings import LLMMorphSettings
 
 Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 48)
@@ -91,24 +92,6 @@ def test_constant_fields_add_up_in_the_finest_voxels(tiny_settings: Make, accumu
     assert flow[:, 1:].abs().max() == 0
 
 
-def test_the_residual_is_followed_before_the_coarse_field(tiny_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """composed(p) = residual(p) + coarse(p + residual(p)), seen with a coarse field that grows along x."""
-    network = build_network(tiny_settings(accumulate="compose"), SHAPE).eval()
-    _constant_fields(network, {"3": 0.0, "2": 0.0, "1": 2.0})
-    ramp = torch.zeros(1, 3, *SHAPE)
-    ramp[:, 0] = 0.1 * torch.arange(SHAPE[2])
-
-    def upsampled(flow: Tensor) -> Tensor:
-        step = SHAPE[0] // (2 * flow.shape[2])
-        return ramp[:, :, ::step, ::step, ::step]
-
-    monkeypatch.setattr(network.decoder, "_upsampled", upsampled)
-    with torch.no_grad():
-        flow = network(*_images())
-    x = torch.arange(SHAPE[2] - 2, dtype=torch.float32)
-    torch.testing.assert_close(flow[0, 0, 3, 3, :-2], 2 + 0.1 * (x + 2), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("blocks", "cost_volume"), [("adapters", 1), ("none", 0)])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_computing_the_finest_level_twice_changes_memory_alone(
@@ -150,7 +133,7 @@ def test_computing_the_finest_level_twice_changes_memory_alone(
 def test_bfloat16_weights_are_held_in_what_the_hardware_computes_in(
     tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, hardware: bool
 ) -> None:
-    monkeypatch.setattr("llmreg.networks.factory.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("llmreg.networks.language_models.loading.has_bfloat16", lambda device: hardware)
     network = build_network(tiny_settings(), SHAPE)
     frozen = [p for p in network.parameters() if not p.requires_grad]
     assert {p.dtype for p in frozen} == {torch.bfloat16 if hardware else torch.float32}
@@ -167,7 +150,7 @@ def _paper(shape: tuple[int, int, int]) -> LLMMorph:
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).to(torch.bfloat16).requires_grad_(False) for _ in range(2)]
         family = family_of(config.to_dict(), "LLaMA 3")
-        return LLMMorph(LLMMorphSettings(), shape, LoadedLayers(family, config, layers, (15, 16), (1.0, 1.0)))
+        return LLMMorph(LLMMorphSettings(), shape, LoadedLayers(family, config, layers, (15, 16)))
 
 
 def test_sizes_of_the_paper() -> None:

@@ -9,8 +9,8 @@ import torch
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from llmreg.networks.config import network_settings
 from llmreg.networks.mambamorph.network import Mamba, MambaMorph, MambaStage
+from llmreg.networks.registry import network_settings
 from llmreg.networks.transmorph.positions import sinusoidal_positions
 
 

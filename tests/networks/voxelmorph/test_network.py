@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmreg.networks.config import network_settings
+from llmreg.networks.registry import network_settings
 from llmreg.networks.voxelmorph.network import VoxelMorph
 from llmreg.networks.voxelmorph.unet import UNet
 

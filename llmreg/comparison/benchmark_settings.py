@@ -1,0 +1,90 @@
+"""The settings that all methods of a comparison share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmreg import paths
+from llmreg.data.dataset import Dataset, load_dataset
+from llmreg.errors import BadArgument
+from llmreg.networks.registry import DEFAULT_NETWORK, NetworkSettings, plugin_of
+from llmreg.paths import preprocessed_dataset
+from llmreg.plans.plans import Plans, find_plans
+
+# The fold whose pairs are the dataset's test pairs.
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """On what methods are compared, and how long each may take.
+
+    Attributes:
+        dataset: id or whole name.
+        folds: whose validation pairs count; ``test`` for the dataset's test pairs (its validation pairs where these are
+            not annotated), predicted by a training on all other cases.
+        plans: name of the plans that all learned methods start from.
+        configuration: ``full`` or ``half``; the plans' default when None.
+        minutes: of training for each learned method and fold; the plans' number of epochs when None.
+        peer_seconds: how long a classical method may take for a pair.
+        device: where to train and predict.
+        workers: processes that load and augment.
+    """
+
+    dataset: str
+    folds: tuple[str, ...] = ("0",)
+    plans: str = "default"
+    configuration: str | None = None
+    minutes: float | None = None
+    peer_seconds: float = 900.0
+    device: str | None = None
+    workers: int = 1
+
+
+def load_raw_dataset(settings: BenchmarkSettings) -> Dataset:
+    """Load the dataset that methods are compared on."""
+    return load_dataset(paths.find_dataset_folder(settings.dataset, paths.raw_folder()))
+
+
+def load_plans(settings: BenchmarkSettings) -> Plans:
+    """Load the plans that all learned methods start from."""
+    return find_plans(preprocessed_dataset(settings.dataset), settings.plans)
+
+
+def identity(settings: BenchmarkSettings) -> dict[str, Any]:
+    """What shapes methods, and must be the same for all methods of a comparison, as JSON."""
+    plans = load_plans(settings)
+    return {
+        "dataset": plans.dataset_name,
+        "plans": settings.plans,
+        "digest": plans.digest(),
+        "configuration": settings.configuration or plans.default_configuration,
+        "minutes": settings.minutes,
+    }
+
+
+def load_network_settings(settings: BenchmarkSettings) -> NetworkSettings:
+    """Load the settings of the plans' network, which ablations change; it must be the default network.
+
+    Raises:
+        BadArgument: the plans have another network.
+    """
+    network = load_plans(settings).network
+    if network.name != DEFAULT_NETWORK:
+        raise BadArgument(
+            "plans", f"The plans '{settings.plans}' have the network {network.name}, not {DEFAULT_NETWORK}."
+        )
+    return network
+
+
+def count_layers(network: NetworkSettings) -> int:
+    """Count the layers of the language model that a network takes its layers from."""
+    from llmreg.networks.language_models.families import build_config
+    from llmreg.networks.language_models.sources import open_model
+
+    llm = plugin_of(network).language_model(network)
+    if llm is None:
+        raise BadArgument("plans", f"The network {network.name} of the plans has no language model.")
+    model = open_model(llm.source)
+    return int(build_config(model.config, model.family).num_hidden_layers)

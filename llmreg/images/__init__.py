@@ -1,0 +1,1 @@
+"""Files of images, displacement fields, transforms and landmarks; the only place that knows file endings."""

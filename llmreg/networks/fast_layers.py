@@ -1,0 +1,76 @@
+"""Layers of PyTorch, the same up to rounding, that are faster on a CPU or need less memory.
+
+Everything that is done for speed alone is in this module, so that networks are read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmreg.devices import has_bfloat16
+
+# Of one sample in float32, PyTorch's CPU code takes oneDNN only above so many channels x depth x height, and below it a
+# convolution that is five times slower (aten/src/ATen/native/Convolution.cpp, use_mkldnn). With groups it always takes
+# oneDNN.
+_ONEDNN_ABOVE = 20480
+
+
+class Conv3d(nn.Conv3d):
+    """``torch.nn.Conv3d`` without groups, dilation and other padding than zeros, fast for small volumes too."""
+
+    def __init__(
+        self, incoming: int, outgoing: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(incoming, outgoing, kernel, stride, padding, bias=bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, z, y, x) -> (B, C', z', y', x')."""
+        if not self._is_slow(image):
+            return super().forward(image)
+        # Two groups, each over half of the incoming channels, whose results are added.
+        weight = torch.cat(self.weight.chunk(2, dim=1))
+        first, second = F.conv3d(image, weight, stride=self.stride, padding=self.padding, groups=2).chunk(2, dim=1)
+        summed = first + second
+        return summed if self.bias is None else summed + self.bias.view(-1, 1, 1, 1)
+
+    def sum_over(self, parts: Sequence[Tensor]) -> Tensor:
+        """The convolution of the parts' concatenation along the channels, without memory for it or its gradient."""
+        weights = self.weight.split([part.shape[1] for part in parts], dim=1)
+        total = F.conv3d(parts[0], weights[0], self.bias, self.stride, self.padding)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            total = total + F.conv3d(part, weight, None, self.stride, self.padding)
+        return total
+
+    def _is_slow(self, image: Tensor) -> bool:
+        return (
+            image.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and image.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and len(image) == 1
+            and self.in_channels % 2 == 0
+            and image[0, :, :, :, 0].numel() <= _ONEDNN_ABOVE
+        )
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """``torch.nn.InstanceNorm3d`` without running statistics."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, z, y, x) -> the same."""
+        # One group for each channel is the same, in half the time on a CPU. On CUDA, autocast turns group_norm's
+        # result into float32.
+        if features.device.type == "cpu":
+            return F.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
+        return super().forward(features)
+
+
+def choose_memory_format(network: nn.Module, device: torch.device) -> None:
+    """Lay out the weights of convolutions as a device computes fastest with them."""
+    if device.type == "cpu" and not has_bfloat16(device):
+        # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
+        nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)

@@ -1,0 +1,18 @@
+"""The base of all settings that files hold."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    """Settings that cannot be changed once they are made, and that refuse keys that they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The path of the first key that is wrong, and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the whole file"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,270 @@
+"""Turning a zip of a shared model into a model folder. The zip is checked in full before it becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from llmreg.engine.templates import RECORD_FILE, read_templates
+from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
+from llmreg.files import read_json
+from llmreg.inference.models import Model, load_model
+from llmreg.model_folder import ModelName
+from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
+from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
+from llmreg.preprocessing.dataset_templates import TEMPLATES_FOLDER
+from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
+from llmreg.settings import first_problem
+from llmreg.sharing.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    WEIGHTS_PREFIX,
+    Manifest,
+    find_needed_layers,
+    name_model,
+    read_own_state,
+    size_limit,
+)
+from llmreg.sharing.untrusted_zip import (
+    UNREADABLE,
+    WORTH_A_BAR,
+    Members,
+    MiB,
+    check_members,
+    check_unpacked_size,
+    open_zip,
+    read_chunks,
+    to_printable_line,
+)
+from llmreg.training.checkpoints import TrainingState
+from llmreg.version import __version__
+
+# An unpacked image has at most so many bytes for each voxel of the frame, and a header. A template has few voxels.
+_VOXEL_BYTES, _LONGEST_HEADER = 8, MiB
+_LARGEST_REFERENCE, _LARGEST_TEMPLATE = 1024 * MiB, 64 * MiB
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model that was installed, and the manifest it came with."""
+
+    model: Model
+    manifest: Manifest
+
+
+def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> InstalledModel:
+    """Turn an exported zip into a model folder under its own name below ``root``.
+
+    The zip may come from anybody. Its list of members and its manifest are checked before anything is written; the
+    members' content is checked in a temporary folder beside the target, which is renamed in the end or removed.
+
+    Args:
+        archive: the zip.
+        root: the results folder, or another one like it.
+        overwrite: replace a model of that name, with all that its folder holds, once the new one is complete.
+
+    Raises:
+        BadModelZip: the zip is not as :func:`llmreg.sharing.exporting.export_model` writes it.
+        WouldOverwrite: the model exists.
+        NotWritable: it cannot be written.
+    """
+    with open_zip(archive) as content:
+        members = check_members(content, archive, size_limit)
+        manifest = _read_manifest(content, members, archive)
+        target = ModelName.parse(manifest.name).below(root)
+        if os.path.lexists(target):
+            if not overwrite:
+                raise WouldOverwrite(target)
+            if not target.is_dir():
+                raise UserError(f"{target} exists already and is no folder: remove it.")
+        with _open_scratch_folder(target, sum(file.size for file in manifest.files.values())) as scratch:
+            _extract(content, manifest, scratch / "new", archive)
+            _check_model(scratch / "new", manifest, archive)
+            try:
+                _put_in_place(scratch / "new", target, scratch / "old")
+            except OSError as error:
+                raise NotWritable(target, error.strerror or str(error)) from error
+    return InstalledModel(load_model(target), manifest)
+
+
+def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) -> Manifest:
+    """Read the manifest.
+
+    Raises:
+        BadModelZip: it is missing or unknown, or does not list exactly the other members with their sizes.
+    """
+    if MANIFEST_FILE not in members:
+        raise BadModelZip(archive, f"holds no {MANIFEST_FILE}", "give a zip that an exported model is in")
+    try:
+        parsed = json.loads(b"".join(read_chunks(content, members[MANIFEST_FILE], archive)))
+        version = parsed["format_version"]
+    except UNREADABLE as error:
+        raise BadModelZip(archive, f"holds a damaged {MANIFEST_FILE}") from error
+    if version != FORMAT_VERSION:
+        raise BadModelZip(archive, f"has a format that llmreg {__version__} does not know", "install a newer llmreg")
+    try:
+        manifest = Manifest.model_validate(parsed)
+    except ValidationError as error:
+        problem = to_printable_line(first_problem(error))
+        raise BadModelZip(archive, f"holds a damaged {MANIFEST_FILE} ({problem})") from error
+    listed, present = manifest.files.keys(), members.keys() - {MANIFEST_FILE}
+    checkpoints = {PurePosixPath(name).with_suffix("") for name in listed if name.startswith("fold_")}
+    if not checkpoints:
+        raise BadModelZip(archive, "holds no checkpoint")
+    for name in sorted(present ^ listed):
+        problem = f"lacks {name}" if name in listed else f"holds, beside what is listed in it, {name}"
+        raise BadModelZip(archive, problem)
+    needed = {f"{checkpoint}{suffix}" for checkpoint in checkpoints for suffix in (".json", ".safetensors")}
+    for name in sorted((needed | {PLANS_FILE, REFERENCE_FILE}) - listed):
+        raise BadModelZip(archive, f"lacks {name}")
+    for name, file in manifest.files.items():
+        if members[name].file_size != file.size:
+            raise BadModelZip(archive, f"holds a {name} of another size than it lists")
+    return manifest
+
+
+@contextmanager
+def _open_scratch_folder(target: Path, size: int) -> Iterator[Path]:
+    """A temporary folder beside ``target``, with room for ``size`` bytes; folders above it are removed on failure."""
+    try:
+        missing = [folder for folder in target.parents if not folder.exists()]
+        existing = next(folder for folder in target.parents if folder not in missing)
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise NotWritable(target, error.strerror or str(error)) from error
+    if size > free:
+        problem = f"it needs {size / MiB:.0f} MiB, but the disk of {existing} has {free / MiB:.0f} MiB left"
+        raise NotWritable(target, problem)
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(prefix=".installing-", dir=target.parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise NotWritable(target, error.strerror or str(error)) from error
+        with scratch as name:
+            yield Path(name)
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _extract(content: zipfile.ZipFile, manifest: Manifest, folder: Path, archive: Path) -> None:
+    """Write the members into a folder. Raises BadModelZip for bytes other than those that the manifest lists."""
+    total = sum(file.size for file in manifest.files.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Install", disable=total < WORTH_A_BAR) as bar:
+        for name, expected in manifest.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digest, size = hashlib.sha256(), 0
+            with path.open("xb") as file:
+                for chunk in read_chunks(content, content.getinfo(name), archive):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    size += len(chunk)
+                    bar.update(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+            if (size, digest.hexdigest()) != (expected.size, expected.sha256):
+                raise BadModelZip(archive, f"holds another {name} than it lists (sha256)")
+
+
+def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
+    """Check that every file of an extracted model can be read and that they belong together.
+
+    Raises:
+        BadModelZip: a file cannot be used.
+    """
+
+    @contextmanager
+    def checking(member: str) -> Iterator[Path]:
+        try:
+            yield folder / member
+        except (UserError, *UNREADABLE) as error:
+            problem = f"holds a {member} that cannot be used ({_describe(error, folder, member)})"
+            remedy = None
+            if manifest.llmreg_version != __version__:
+                remedy = f"install llmreg {manifest.llmreg_version}, which exported it, or get it again"
+            raise BadModelZip(archive, problem, remedy) from error
+
+    names = manifest.files.keys()
+    name = ModelName.parse(manifest.name)
+    with checking(PLANS_FILE) as path:
+        plans = read_plans(path)
+        if name_model(plans, name.configuration) != name or name.configuration not in plans.configurations:
+            raise ValueError(f"it is not that of {manifest.name}")
+    if FINGERPRINT_FILE in names:
+        with checking(FINGERPRINT_FILE) as path:
+            read_json(path)
+    states = []
+    for weights in sorted(member for member in names if member.endswith(".safetensors")):
+        with checking(weights) as path:
+            states.append(read_own_state(path, plans, name.configuration))
+            with safe_open(path, framework="pt") as tensors:
+                if not all(key.startswith(WEIGHTS_PREFIX) for key in tensors.keys()):  # noqa: SIM118
+                    raise ValueError("it holds more than weights")
+        with checking(weights.removesuffix(".safetensors") + ".json") as path:
+            if TrainingState.model_validate(read_json(path)) != states[-1]:
+                raise ValueError("it is not that of the tensors beside it")
+    with checking(MANIFEST_FILE):
+        _check_layers(manifest, plans, states)
+    with checking(REFERENCE_FILE) as path:
+        check_unpacked_size(path, min(_VOXEL_BYTES * math.prod(plans.size) + _LONGEST_HEADER, _LARGEST_REFERENCE))
+        read_reference(folder, plans)
+    templates = sorted(member for member in names if member.startswith(TEMPLATES_FOLDER))
+    for member in templates:
+        if not member.endswith(".json"):
+            with checking(member) as path:
+                check_unpacked_size(path, _LARGEST_TEMPLATE)
+    for template_set in sorted({str(PurePosixPath(member).parent) for member in templates}):
+        with checking(f"{template_set}/{RECORD_FILE}") as path:
+            read_templates(path.parent)
+
+
+def _check_layers(manifest: Manifest, plans: Plans, states: Sequence[TrainingState]) -> None:
+    """Raises ValueError when the manifest names other layers of a language model than the plans."""
+    needed = find_needed_layers(plans, states)
+    # Only the exporter knows of which revision they are.
+    if needed is not None and manifest.llm is not None:
+        needed = needed.model_copy(update={"revision": manifest.llm.revision})
+    if needed != manifest.llm:
+        raise ValueError("it names other layers of a language model than the plans")
+
+
+def _describe(error: Exception, folder: Path, member: str) -> str:
+    """What is wrong with a member, in a line without paths of the temporary folder."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    if isinstance(cause, ValidationError):
+        return to_printable_line(first_problem(cause))
+    if isinstance(cause, (ValueError, SafetensorError)):
+        return to_printable_line(str(cause))
+    # The remedies of this package's errors are for the exporter, not for the owner of a stranger's zip.
+    is_about_file = isinstance(error, UnreadableFile)
+    sentence = f"{error.path} {error.problem}" if is_about_file else str(error).rpartition(": ")[0] or str(error)
+    return to_printable_line(sentence.replace(f"{folder}{os.sep}", "").removeprefix(f"{member} "))
+
+
+def _put_in_place(new: Path, target: Path, old: Path) -> None:
+    """Rename ``new`` to ``target``. An existing target moves to ``old``, and back when that fails."""
+    try:
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise

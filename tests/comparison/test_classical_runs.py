@@ -1,0 +1,183 @@
+"""Classical methods on pairs: fields and pre-alignments composed, what is kept, and processes that end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from other_programs import SHIFT, replace_programs
+from smooth import smooth_noise
+
+from llmreg.comparison import classical_methods
+from llmreg.comparison.classical_methods import CLASSICAL
+from llmreg.comparison.classical_runs import register_pairs, run_limited
+from llmreg.comparison.pair_tables import ClassicalPair
+from llmreg.data.dataset import Pair
+from llmreg.errors import Interrupted, MissingPackage
+from llmreg.evaluation.evaluate import evaluate_folder
+from llmreg.geometry.arrays import array_to_image, image_to_array
+from llmreg.geometry.grid import Grid
+from llmreg.geometry.resampling import resample_image
+from llmreg.images.fields import read_field
+
+GRID = Grid(
+    size=(36, 40, 32), spacing=(2.0, 2.0, 2.5), origin=(30.0, 20.0, -50.0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)
+)
+ELSEWHERE = sitk.TranslationTransform(3, (400.0, -300.0, 250.0))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> ClassicalPair:
+    """A body with structure, and the same 6 mm further left, posterior and superior, in a scanner's other corner."""
+    folder = tmp_path_factory.mktemp("peers")
+    distance = np.linalg.norm(GRID.physical_points() - GRID.centre, axis=-1)
+    noise = sum(smooth_noise(np.random.default_rng(int(sigma)), GRID.shape, sigma) for sigma in (2.0, 5.0))
+    image = array_to_image(100 * (np.where(distance < 45, 3 + noise, 0)).astype(np.float32), GRID)
+    label = array_to_image((distance < 45).astype(np.uint8) + (distance < 20).astype(np.uint8), GRID)
+    moved = sitk.TranslationTransform(3, (-6.0, -6.0, -6.0))
+    elsewhere = Grid(GRID.size, GRID.spacing, tuple(np.add(GRID.origin, ELSEWHERE.GetOffset())), GRID.direction)
+    files = {"fixed": image, "fixed_label": label}
+    for name, source, how in (("moving", image, "linear"), ("moving_label", label, "nearest")):
+        shifted = resample_image(source, GRID, moved, how)
+        shifted.SetOrigin(elsewhere.origin)
+        files[name] = shifted
+    paths = {name: folder / f"{name}.nii.gz" for name in files}
+    for name, path in paths.items():
+        sitk.WriteImage(files[name], str(path))
+    return ClassicalPair(
+        "A_B", Pair("A", "B"), paths["fixed"], paths["moving"], paths["fixed_label"], paths["moving_label"], ELSEWHERE
+    )
+
+
+def test_a_field_and_the_prealignment_are_composed_and_scored(
+    pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_programs(monkeypatch, SHIFT)
+    file = register_pairs("ants", [pair], tmp_path, 60)
+    (row,) = json.loads(file.read_text())["pairs"]
+    vectors = read_field(tmp_path / row["field"]).vectors
+    np.testing.assert_allclose(vectors, np.broadcast_to(np.add(ELSEWHERE.GetOffset(), 6), vectors.shape), atol=1e-3)
+    assert 0 < row["peak_memory_gb"] < 2
+    assert row["seconds"] > 0
+    metrics = evaluate_folder(tmp_path)["metrics"]
+    assert metrics["dice"]["mean"] > 0.95
+    assert metrics["prealigned_dice"]["mean"] < 0.9
+    assert metrics["initial_dice"]["mean"] == 0
+
+
+def test_the_fixed_and_the_moving_image_are_given_in_that_order(
+    pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program fails unless the first image is the fixed one, whose corner lies elsewhere than the moving one's."""
+    check = "assert sitk.ReadImage(sys.argv[1]).GetOrigin() == tuple(map(float, ORIGIN)), 'swapped'\n"
+    code = SHIFT.replace("field =", check.replace("ORIGIN", repr(GRID.origin)) + "field =", 1)
+    replace_programs(monkeypatch, code)
+    content = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
+    (row,) = content["pairs"]
+    assert (row["fixed_path"], row["moving_path"]) == (str(pair.fixed), str(pair.moving))
+    assert (row["fixed_label"], row["moving_label"]) == (str(pair.fixed_label), str(pair.moving_label))
+
+
+def test_what_is_there_is_kept_and_what_failed_is_tried_again(
+    pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_programs(monkeypatch, "raise SystemExit('no luck today')")
+    failed = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
+    assert failed["pairs"] == []
+    assert "ended with exit code 1: no luck today" in failed["failed"][0]["failed"]
+    replace_programs(monkeypatch, SHIFT)
+    assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
+    replace_programs(monkeypatch, "raise SystemExit('not called')")
+    assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
+
+
+def test_memory_is_the_programs_own(tmp_path: Path) -> None:
+    """Not that of the process that starts it."""
+    ballast = np.ones(2**29, np.uint8)
+    failed, memory = run_limited([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 60)
+    assert failed is None
+    assert 0.002 < memory < 0.2 < ballast.nbytes / 2**30
+    _, memory = run_limited([sys.executable, "-c", "import time; x = b'x' * 2**29; time.sleep(0.2)"], tmp_path, 60)
+    assert 0.5 < memory < 0.7
+
+
+def test_a_pair_that_fails_is_the_last_and_a_field_that_is_gone_is_made_again(
+    pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_programs(monkeypatch, "open(__import__('sys').argv[3], 'w').write('no field')")
+    pairs = [pair, replace(pair, name="B_A")]
+    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert listed["pairs"] == []
+    (row,) = listed["failed"]
+    assert row["pair_id"] == "A_B"
+    assert row["failed"].startswith("ants: its field")
+    replace_programs(monkeypatch, SHIFT)
+    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert len(listed["pairs"]) == 2
+    (tmp_path / listed["pairs"][1]["field"]).unlink()
+    kept = (tmp_path / listed["pairs"][0]["field"]).stat().st_mtime_ns
+    again = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())["pairs"]
+    assert all((tmp_path / row["field"]).exists() for row in again)
+    assert (tmp_path / again[0]["field"]).stat().st_mtime_ns == kept
+
+
+def processes_with(argument: Path) -> list[str]:
+    """Command lines of processes that run and were given an argument."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(entry.read_text())
+    return [line for line in lines if str(argument) in line]
+
+
+def test_a_termination_ends_the_other_program_too(tmp_path: Path) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    command = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]
+    with pytest.raises(Interrupted) as stop:
+        run_limited(command, tmp_path, 60)
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert not processes_with(tmp_path)
+
+
+def test_a_crash_and_a_method_that_takes_too_long_are_sentences(tmp_path: Path) -> None:
+    crash = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    assert run_limited(crash, tmp_path, 60)[0] == "ended by SIGSEGV"
+    # The method starts a program of its own, which would run for an hour.
+    endless = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(3600)', sys.argv[1]])"
+    )
+    assert run_limited([sys.executable, "-c", endless, str(tmp_path)], tmp_path, 0.5)[0] == "took longer than 0.5 s"
+    assert not processes_with(tmp_path)
+
+
+def test_a_method_that_is_not_installed_is_named_with_its_package(
+    pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classical_methods, "is_installed", lambda method: False)
+    with pytest.raises(MissingPackage) as error:
+        register_pairs("elastix", [pair], tmp_path, 60)
+    assert (error.value.package, error.value.install) == ("elastix", "itk-elastix")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", CLASSICAL)
+def test_a_method_that_is_installed_finds_a_shift(method: str, pair: ClassicalPair, tmp_path: Path) -> None:
+    """Which way its field points, in which units, and where it lies."""
+    if find_spec(CLASSICAL[method].module) is None:
+        pytest.skip(f"{CLASSICAL[method].package} is not installed")
+    listed = json.loads(register_pairs(method, [pair], tmp_path, 300).read_text())
+    assert "failed" not in listed
+    field = read_field(tmp_path / listed["pairs"][0]["field"])
+    inside = image_to_array(sitk.ReadImage(str(pair.fixed_label))) == 2
+    error = field.vectors[inside] - np.add(ELSEWHERE.GetOffset(), 6)
+    assert np.linalg.norm(error.mean(axis=0)) < 1.5

@@ -1,0 +1,140 @@
+"""Images from and to files."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from llmreg.errors import BadImage, MissingFile
+from llmreg.geometry.arrays import array_to_image, image_to_array
+from llmreg.geometry.grid import Grid
+from llmreg.images.fields import read_field
+from llmreg.images.image_files import count_voxels, read_image, write_image
+
+
+@pytest.fixture
+def image(oblique):
+    values = np.random.default_rng(0).normal(size=oblique.shape).astype(np.float32)
+    return array_to_image(values, oblique)
+
+
+def test_an_image_round_trips(image, tmp_path):
+    write_image(image, tmp_path / "a.nii.gz")
+    result = read_image(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(result), sitk.GetArrayFromImage(image))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_truncated_file_is_refused(image, tmp_path):
+    path = tmp_path / "a.nii.gz"
+    write_image(image, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadImage, match="truncated"):
+        read_image(path)
+    with pytest.raises(BadImage, match="truncated"):
+        read_field(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.txt"])
+@pytest.mark.parametrize(("content", "sentence"), [("not an image", "cannot be read"), ("", "is empty .*copy or")])
+def test_a_file_that_is_no_image_is_refused(name, content, sentence, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadImage, match=f"{name} {sentence}"):
+        read_image(tmp_path / name)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(BadImage, match=r"is a folder.*convert a DICOM series"):
+        read_image(tmp_path)
+
+
+HEADERS = {
+    "mha": "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 5 5 5\nElementType = MET_UCHAR\n{}"
+    "ElementDataFile = LOCAL\n",
+    "nrrd": "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 5 5 5\nencoding: raw\n{}\n",
+}
+
+
+def with_geometry(path, lines):
+    """A file of 5^3 voxels whose header has these lines, in the format that the name says."""
+    path.write_bytes(HEADERS[path.suffix[1:]].format(lines).encode() + bytes(range(125)))
+    return path
+
+
+SPACE = "space: left-posterior-superior\nspace directions: "
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.mha", "TransformMatrix = 1 0.4 0 0 1 0 0 0 1\n"),
+        ("a.mha", "TransformMatrix = 0 0 0 0 0 0 0 0 0\n"),
+        ("a.mha", "ElementSpacing = 0 1 1\n"),
+        ("a.nrrd", f"{SPACE}(1,0.4,0) (0,1,0) (0,0,1)\n"),
+        ("a.nrrd", f"{SPACE}(1,0,0) (1,0,0) (0,0,1)\n"),
+        ("a.nrrd", f"{SPACE}(0,0,0) (0,0,0) (0,0,0)\n"),
+    ],
+)
+def test_axes_without_sense_are_named_in_every_format(name, lines, tmp_path):
+    with pytest.raises(BadImage, match=r"sheared, or its header holds zeros.*: resample it, or correct"):
+        read_image(with_geometry(tmp_path / name, lines))
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_formats_that_may_leave_out_the_direction_are_read(name, tmp_path, caplog):
+    assert Grid.from_image(read_image(with_geometry(tmp_path / name, ""))) == Grid((5, 5, 5), (1, 1, 1), (0, 0, 0))
+    assert not caplog.records
+
+
+def test_a_header_apart_from_its_voxels_is_read(image, tmp_path):
+    sitk.WriteImage(image, str(tmp_path / "a.hdr"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "a.hdr")), sitk.GetArrayFromImage(image))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(MissingFile) as missing:
+        read_image(tmp_path / "gone.nii")
+    assert missing.value.path == tmp_path / "gone.nii"
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha"])
+def test_voxels_are_counted_without_reading_them(name, image, tmp_path):
+    write_image(image, tmp_path / name)
+    assert count_voxels(tmp_path / name) == 14 * 12 * 10
+
+
+def test_two_files_for_one_image_are_read_and_not_written(image, tmp_path):
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    np.testing.assert_array_equal(image_to_array(read_image(tmp_path / "a.mhd")), image_to_array(image))
+    with pytest.raises(BadImage, match="only read"):
+        write_image(image, tmp_path / "b.mhd")
+    assert not (tmp_path / "b.mhd").exists()
+
+
+def test_a_doubt_is_logged_once_in_a_process(image, tmp_path, caplog):
+    path = tmp_path / "open.nii"
+    sitk.WriteImage(image, str(path))
+    content = bytearray(path.read_bytes())
+    content[252:256] = bytes(4)  # qform_code and sform_code
+    path.write_bytes(content)
+    read_image(path)
+    read_image(path)
+    assert [str(path) in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
+def test_axes_of_length_1_are_dropped_and_others_refused(name, image, tmp_path):
+    path, join_processes = tmp_path / name, sitk.JoinSeries([image])
+    for same in (join_processes, sitk.JoinSeries([join_processes]), sitk.Compose(image)):
+        sitk.WriteImage(same, str(path))
+        result = read_image(path)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(result), sitk.GetArrayFromImage(image))
+        assert Grid.from_image(result).same_as(Grid.from_image(image))
+    refused = {
+        r"is a single slice \(size 14x12\), but images must be 3-D": image[:, :, 3],
+        "holds 2 volumes of 14x12x10, but an image is one 3-D volume": sitk.JoinSeries([image, image]),
+        "has 3 values per voxel": sitk.Compose(image, image, image),
+    }
+    for sentence, other in refused.items():
+        sitk.WriteImage(other, str(path))
+        with pytest.raises(BadImage, match=sentence):
+            read_image(path)

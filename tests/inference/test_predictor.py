@@ -1,0 +1,195 @@
+"""A predictor against its network, called by hand on the images in the frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from tiny_model_folder import make_image, make_network, make_plans, write_model, write_pair
+
+from llmreg.errors import TooFewFolds, UserError
+from llmreg.geometry import warping
+from llmreg.geometry.arrays import image_to_array
+from llmreg.geometry.field import jacobian_determinant
+from llmreg.geometry.grid import Grid
+from llmreg.inference.case_reader import ImageInput
+from llmreg.inference.predictor import Predictor, RegistrationOptions
+from llmreg.inference.registration import FADE, Registration
+from llmreg.networks.resolution import pad_to_shape
+from llmreg.plans.plans import Plans
+from llmreg.preprocessing.common_frame import PlacementHints, bring_into_frame
+
+CPU = torch.device("cpu")
+FRAME = (slice(FADE, -FADE),) * 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two folds that predict displacements."""
+    return write_model(tmp_path_factory.mktemp("model"), make_plans(), ("0", "1"))
+
+
+def predict(folder: Path, images: tuple[Path, Path], *folds: str, **options: bool | int) -> Registration:
+    return Predictor.from_folder(folder, folds, "cpu", RegistrationOptions(**options)).predict(*images)
+
+
+def network_flow(plans: Plans, images: tuple[Path, Path], seed: int = 0, strength: float = 0.5) -> np.ndarray:
+    """What the network of a fold predicts on the frame, (z, y, x, 3) in voxels."""
+    volumes = []
+    for path, modality in zip(images, (plans.fixed_modality, plans.moving_modality), strict=True):
+        image = sitk.ReadImage(str(path))
+        case = bring_into_frame(image, plans.normalization[modality], plans, PlacementHints(), path)
+        padded, crop = pad_to_shape(case.image, plans.configuration("full").padded_size[::-1])
+        volumes.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None])
+    fixed, moving = volumes
+    with torch.inference_mode():
+        flow = make_network(plans, seed, strength).raw(moving=moving, fixed=fixed)
+    return flow[(0, slice(None), *crop)].permute(1, 2, 3, 0).numpy()
+
+
+def in_voxels(registration: Registration, plans: Plans) -> np.ndarray:
+    return registration.deformation.vectors[FRAME] / np.array(plans.spacing)
+
+
+def test_the_network_warps_the_moving_image_onto_the_fixed_one(folder: Path, images: tuple[Path, Path]) -> None:
+    plans = make_plans()
+    registration = predict(folder, images, "0")
+    expected = network_flow(plans, images)
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(in_voxels(registration, plans), expected, atol=1e-4)
+    assert not np.allclose(network_flow(plans, images[::-1]), expected, atol=0.1)
+    assert Grid.from_image(registration.warped).same_as(Grid.from_image(sitk.ReadImage(str(images[0]))))
+
+
+def test_points_go_through_frame_and_field_into_the_moving_image(folder: Path, images: tuple[Path, Path]) -> None:
+    registration = predict(folder, images, "0")
+    frame = make_plans().frame
+    # Cases are placed by the middle of their foreground, which the frame's middle corresponds to.
+    index = np.array([6.0, 8.0, 5.0])
+    point = frame.index_to_physical(index)
+    shift = registration.deformation.vectors[FRAME][5, 8, 6]
+    start = registration.fixed_transform.matrix @ point + registration.fixed_transform.translation
+    end = registration.moving_transform.matrix @ (point + shift) + registration.moving_transform.translation
+    np.testing.assert_allclose(registration.warp_points(start[None])[0], end, atol=1e-3)
+
+
+def test_folds_are_averaged(folder: Path, images: tuple[Path, Path]) -> None:
+    single = [predict(folder, images, fold).deformation.vectors for fold in ("0", "1")]
+    both = predict(folder, images, "0", "1").deformation.vectors
+    assert not np.allclose(single[0], single[1], atol=0.5)
+    np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-4)
+
+
+def test_velocities_are_averaged_and_followed_both_ways(tmp_path: Path, images: tuple[Path, Path]) -> None:
+    plans = make_plans("velocity")
+    folder = write_model(tmp_path, plans, ("0", "1"), strength=0.2)
+    registration = predict(folder, images, "0", "1")
+    velocity = np.mean([network_flow(plans, images, seed, 0.2) for seed in (0, 1)], axis=0)
+    flow = warping.exponential(torch.from_numpy(velocity).permute(3, 0, 1, 2)[None])
+    expected = flow[0].permute(1, 2, 3, 0).numpy()
+    # Near the frame's border, the velocity that fades outside it is followed further than the frame shows.
+    inner = (slice(4, -4),) * 3
+    np.testing.assert_allclose(in_voxels(registration, plans)[inner], expected[inner], atol=0.05)
+    assert jacobian_determinant(registration.deformation).min() > 0
+    points = registration.warp_points(registration.fixed_transform.translation[None])
+    back = registration.inverse().warp_points(points)
+    np.testing.assert_allclose(back, registration.fixed_transform.translation[None], atol=0.1)
+
+
+def test_the_uncertainty_is_the_spread_over_folds_in_the_moving_image(folder: Path, images: tuple[Path, Path]) -> None:
+    """The moving image is twice as large as the fixed one, so that the same displacements are twice as long in it."""
+    initial = sitk.AffineTransform(3)
+    initial.Scale(2.0)
+    predictor = Predictor.from_folder(folder, None, "cpu", RegistrationOptions(uncertainty=True))
+    registration = predictor.predict(*images, initial)
+    single = [
+        Predictor.from_folder(folder, [fold], "cpu").predict(*images, initial).deformation.vectors[FRAME]
+        for fold in ("0", "1")
+    ]
+    expected = 2 * np.linalg.norm(single[0] - single[1], axis=-1) / np.sqrt(2)
+    assert registration.spread is not None
+    np.testing.assert_allclose(image_to_array(registration.spread), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_uncertainty_of_one_fold_is_refused(folder: Path) -> None:
+    with pytest.raises(TooFewFolds) as refusal:
+        Predictor.from_folder(folder, ["1"], "cpu", RegistrationOptions(uncertainty=True))
+    assert refusal.value.fold == "1"
+
+
+def test_a_given_start_leads_from_the_fixed_to_the_moving_image(tmp_path: Path, images: tuple[Path, Path]) -> None:
+    folder = write_model(tmp_path, make_plans(), strength=0.0)
+    initial = sitk.Euler3DTransform((5.0, -8.0, 11.0), 0.1, 0.05, -0.1, (-24.0, 10.0, 28.0))
+    sitk.WriteTransform(initial, str(tmp_path / "initial.tfm"))
+    for given in (initial, tmp_path / "initial.tfm"):
+        registration = Predictor.from_folder(folder, device="cpu").predict(*images, given)
+        point = (7.0, -6.0, 13.0)
+        assert registration.moving_transform.stage == "given"
+        np.testing.assert_allclose(
+            registration.transform.TransformPoint(point), initial.TransformPoint(point), atol=1e-3
+        )
+
+
+def test_refinement_moves_the_moving_image(tmp_path: Path) -> None:
+    """The moving image is the fixed one two voxels further along x, which the network does not see."""
+    plans = make_plans(method="identity")
+    folder = write_model(tmp_path, plans, strength=0.0)
+    fixed = make_image(plans.frame, 3)
+    moving = sitk.Image(fixed)
+    moving.SetOrigin(np.add(fixed.GetOrigin(), (4.0, 0.0, 0.0)).tolist())
+    options = RegistrationOptions(refine=40)
+    same = ImageInput(moving, modality="MR")
+    registration = Predictor.from_folder(folder, None, CPU, options).predict(ImageInput(fixed, modality="MR"), same)
+    assert registration.refined is not None
+    assert registration.refined[1] < registration.refined[0]
+    shift = registration.deformation.vectors[FRAME][4:8, 6:10, 5:9].mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(shift, (4.0, 0.0, 0.0), atol=1.5)
+
+
+def test_a_diffeomorphic_field_is_near_the_free_one_and_folds_nowhere(folder: Path, images: tuple[Path, Path]) -> None:
+    free, smooth = (predict(folder, images, "0", diffeomorphic=wanted) for wanted in (False, True))
+    assert jacobian_determinant(smooth.deformation).min() > 0
+    apart = np.linalg.norm(free.deformation.vectors - smooth.deformation.vectors, axis=-1)
+    assert apart.mean() < 0.3 * np.linalg.norm(free.deformation.vectors, axis=-1).mean()
+
+
+def test_modalities_are_resolved_and_warned_of(
+    folder: Path, images: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = Predictor.from_folder(folder, ["0"], "cpu")
+    expected = predictor.predict(*images).field.vectors
+    for fixed, moving in (("mr", "CT"), ("0", "1"), (0, 1)):
+        found = predictor.predict(ImageInput(images[0], fixed), ImageInput(images[1], moving))
+        np.testing.assert_array_equal(found.field.vectors, expected)
+    assert not caplog.text
+    predictor.predict(ImageInput(images[0], 1), ImageInput(images[1], 0))
+    assert caplog.text.count("trained to warp CT onto MR, not MR onto CT") == 1
+    predictor.predict(ImageInput(images[0], "PET"), images[1])
+    predictor.predict(ImageInput(images[0], "PET"), images[1])
+    assert caplog.text.count("not trained on 'PET'") == 1
+    with pytest.raises(UserError, match="no modality 5"):
+        predictor.predict(ImageInput(images[0], 5), images[1])
+
+
+def test_a_bidirectional_model_takes_both_directions(
+    tmp_path: Path, images: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_model(tmp_path, make_plans(bidirectional=True))
+    Predictor.from_folder(folder, device="cpu").predict(ImageInput(images[1], 1), ImageInput(images[0], 0))
+    assert not caplog.text
+
+
+def test_checkpoints_of_other_plans_are_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, make_plans())
+    other = write_model(tmp_path / "other", make_plans("velocity"))
+    (folder / "plans.json").write_bytes((other / "plans.json").read_bytes())
+    with pytest.raises(UserError, match=r"checkpoint_final\.safetensors was trained with plans other"):
+        Predictor.from_folder(folder, device="cpu")

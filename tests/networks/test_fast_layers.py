@@ -1,0 +1,51 @@
+"""The convolution against PyTorch's own, forwards and backwards, where it goes another way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmreg.networks.fast_layers import Conv3d
+
+
+def _pair(incoming: int, **options: int | bool) -> tuple[Conv3d, nn.Conv3d]:
+    torch.manual_seed(0)
+    ours, plain = Conv3d(incoming, 6, 3, padding=1, **options), nn.Conv3d(incoming, 6, 3, padding=1, **options)
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+def _gradients(output: Tensor, conv: nn.Module, images: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return list(torch.autograd.grad((output * weights).sum(), [*images, *conv.parameters()]))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6, 5, 7), (2, 4, 6, 5, 7), (1, 3, 6, 5, 7), (1, 4, 80, 80, 2)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"bias": False}], ids=str)
+def test_it_is_pytorchs_convolution(shape: tuple[int, ...], options: dict) -> None:
+    ours, plain = _pair(shape[1], **options)
+    image = torch.randn(shape, requires_grad=True)
+    torch.testing.assert_close(ours(image), plain(image), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(
+        _gradients(ours(image), ours, [image]), _gradients(plain(image), plain, [image]), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_small_volumes_take_the_other_way_in_float32_alone() -> None:
+    conv, image = Conv3d(4, 6, 3, padding=1), torch.randn(1, 4, 6, 5, 7)
+    assert conv._is_slow(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not conv._is_slow(image)
+        assert conv(image).dtype == torch.bfloat16
+    assert not conv._is_slow(torch.randn(1, 4, 80, 80, 2))
+
+
+def test_parts_are_convolved_as_their_concatenation() -> None:
+    ours, plain = _pair(7)
+    parts = [torch.randn(1, channels, 4, 5, 6, requires_grad=True) for channels in (4, 2, 1)]
+    apart, whole = ours.sum_over(parts), plain(torch.cat(parts, dim=1))
+    torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(_gradients(apart, ours, parts), _gradients(whole, plain, parts), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,349 @@
+"""The steps before training on a tiny dataset: what is done again when something changed, and what is kept."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from markupsafe import escape
+from matplotlib.image import imread
+from rewritten import recompress
+
+from llmreg.data.dataset import Dataset
+from llmreg.errors import BadPlans, EditedPlans, NotPrepared, UserError
+from llmreg.files import read_json, write_json
+from llmreg.geometry.arrays import array_to_image
+from llmreg.geometry.grid import Grid
+from llmreg.images.image_files import write_image
+from llmreg.plans.plans import Plans, plans_path, read_plans
+from llmreg.preprocessing import preparation
+from llmreg.preprocessing.plan_report import REPORT_FILE
+from llmreg.preprocessing.planning.planner import PlannerOverrides
+from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
+
+NAME = "Dataset001_Toy"
+MODALITIES = {"0": "MR <3T> & more", "1": "CT"}
+CASES = [f"Toy_{subject:04d}_{modality:04d}" for subject in (1, 2, 3) for modality in (0, 1)]
+
+
+def write_raw(home: Path, spacing: float = 6.0, labelled: bool = True) -> None:
+    """Three people with two organs, each in MR and CT, every image on a grid of its own."""
+    folder = home / "raw" / NAME
+    for name in CASES:
+        rng = np.random.default_rng(int(name[4:8]))
+        grid = Grid.from_centre(
+            np.round(np.array((150, 132, 120)) / spacing), [spacing] * 3, rng.uniform(-40, 40, 3) * (1, 1, 0)
+        )
+        points = grid.physical_points() - grid.centre - rng.uniform(-8, 8, 3)
+        labels = np.zeros(grid.shape, np.uint8)
+        labels[(((points - (25, 0, 10)) / (20, 25, 20)) ** 2).sum(-1) < 1] = 1
+        labels[(((points - (-25, -5, -15)) / (20, 18, 25)) ** 2).sum(-1) < 1] = 2
+        body = ((points / (60, 50, 200)) ** 2).sum(-1) < 1
+        tissues = ((0, 300, 500, 700), (-1000, 20, 90, 150))[int(name[-1])]
+        values = np.array(tissues)[np.where(body, labels + 1, 0)] + 8 * rng.standard_normal(grid.shape) * body
+        write_image(array_to_image(values.astype(np.int16), grid), folder / f"imagesTr/{name}.nii.gz")
+        if labelled:
+            write_image(array_to_image(labels, grid), folder / f"labelsTr/{name}.nii.gz")
+    content = {
+        "name": "Toy",
+        "modality": MODALITIES,
+        "labels": {"background": 0, "one": 1, "two": 2},
+        "registration_direction": {"fixed": 0, "moving": 1},
+        "pairings": "unpaired",
+        "training": [{"image": f"./imagesTr/{name}.nii.gz"} for name in CASES],
+    }
+    write_json(folder / "dataset.json", content)
+
+
+class Toy:
+    """The dataset's folders, and the steps without the search for a pre-alignment and without a report."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.raw, self.folder = home / "raw" / NAME, home / "preprocessed" / NAME
+        self.alignments = 0
+
+        def choose_centre(dataset: Dataset, plans: Plans, *_: Any) -> Plans:
+            self.alignments += 1
+            alignment = plans.prealignment.model_copy(update={"method": "centre"})
+            reasons = plans.reasons | {"prealignment": "centre: it is quick."}
+            return plans.model_copy(update={"prealignment": alignment, "reasons": reasons})
+
+        monkeypatch.setenv("llmreg_home", str(home))
+        monkeypatch.setattr(preparation, "choose_prealignment", choose_centre)
+        monkeypatch.setattr(preparation, "write_report", lambda path, *_: path)
+
+    def plan(self, **options: Any) -> Plans:
+        """Fingerprint and plans, for 16 GB unless another memory is given."""
+        preparation.fingerprint_dataset("1", 1)
+        return read_plans(preparation.plan_dataset("1", 1, **({"memory_gb": 16.0} | options)))
+
+    def edit(self, name: str, key: str, value: Any) -> None:
+        path = plans_path(self.folder, name)
+        content = read_json(path)
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        write_json(path, content)
+
+    def add_configuration(self, name: str = "default") -> None:
+        half = read_plans(plans_path(self.folder, name)).configurations["half"]
+        self.edit(name, "configurations.mine", json.loads(half.model_dump_json()) | {"memory_gb": 3.0})
+
+    def contents(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.folder.glob("*.json")}
+
+    def written(self) -> dict[str, int]:
+        """When each preprocessed volume was written."""
+        return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("volumes_*/*.b2nd")}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    write_raw(tmp_path)
+    return Toy(tmp_path, monkeypatch)
+
+
+def test_planning_again_keeps_plans_and_edits_when_nothing_changed(toy: Toy) -> None:
+    toy.plan()
+    before = toy.contents()
+    assert before.keys() == {"plans.json", "plans_paper.json", "splits.json", "dataset_fingerprint.json"}
+    toy.plan()
+    assert toy.contents() == before
+    toy.edit("default", "loss.smoothness", 0.25)
+    toy.edit("paper", "training.epochs", 7)
+    toy.add_configuration()
+    edited = toy.contents()
+    plans = toy.plan()
+    assert toy.contents() == edited
+    assert plans.loss.smoothness == 0.25
+    assert toy.alignments == 1
+
+
+def test_plans_are_made_anew_when_the_memory_is_another(toy: Toy) -> None:
+    much = toy.plan()
+    assert much.reasons["prealignment"] == "centre: it is quick."
+    needed = max(made.memory_gb for made in much.configurations.values())
+    little = toy.plan(memory_gb=needed - 0.02)
+    assert toy.alignments == 2
+    assert little.configuration(little.default_configuration).memory_gb <= needed - 0.02
+    assert little.network.width < 16 or little.configurations["full"].recompute
+    paper = read_plans(toy.folder / "plans_paper.json")
+    assert paper.network == little.network.model_copy(update={"cost_volume": 0})
+    assert toy.plan(memory_gb=16.0) == much
+
+
+@pytest.mark.parametrize("change", ["memory", "option", "spacing", "image", "dataset.json", "splits"])
+def test_of_plans_made_anew_the_users_configurations_are_kept(toy: Toy, change: str) -> None:
+    toy.plan()
+    toy.add_configuration()
+    options = make_another(toy, change)
+    plans = toy.plan(**options)
+    assert toy.alignments == 2
+    assert plans.configurations["mine"].memory_gb == 3
+    assert "mine" not in read_plans(toy.folder / "plans_paper.json").configurations
+    # It is no edit: planning again finds nothing to do, and the next change is taken over too.
+    toy.plan(**options)
+    assert toy.alignments == 2
+    assert "mine" in toy.plan(memory_gb=17.0).configurations
+
+
+def make_another(toy: Toy, change: str) -> dict[str, Any]:
+    """Change what plans are made of; the options for the planner."""
+    if change == "memory":
+        return {"memory_gb": 15.0}
+    if change == "option":
+        return {"overrides": PlannerOverrides(configuration="full")}
+    if change == "spacing":
+        return {"overrides": PlannerOverrides(spacing=(7.0, 7.0, 7.0))}
+    if change == "image":
+        recompress(toy.raw / f"imagesTr/{CASES[-1]}.nii.gz")
+    elif change == "dataset.json":
+        content = read_json(toy.raw / "dataset.json") | {"pairings": "intra_subject"}
+        write_json(toy.raw / "dataset.json", content)
+    else:
+        splits = read_json(toy.folder / "splits.json")
+        write_json(toy.folder / "splits.json", splits[:1])
+    return {}
+
+
+def test_edited_plans_are_replaced_when_told_to_alone(toy: Toy) -> None:
+    first = toy.plan()
+    toy.edit("default", "loss.smoothness", 0.25)
+    toy.add_configuration()
+    before = toy.contents()
+    with pytest.raises(EditedPlans) as refused:
+        toy.plan(memory_gb=15.0)
+    assert (refused.value.path.name, refused.value.changes) == ("plans.json", "the memory to plan for")
+    assert toy.contents() == before
+    again = toy.plan(memory_gb=15.0, overwrite=True)
+    assert again.loss == first.loss
+    assert "mine" in again.configurations
+    toy.edit("paper", "training.epochs", 7)
+    with pytest.raises(EditedPlans) as refused:
+        toy.plan()
+    assert refused.value.path.name == "plans_paper.json"
+
+
+def test_what_was_removed_is_written_again(toy: Toy) -> None:
+    toy.plan()
+    before = toy.contents()
+    for name in ("splits.json", "plans_paper.json"):
+        (toy.folder / name).unlink()
+        toy.edit("default", "loss.smoothness", 0.25)
+        edited = (toy.folder / "plans.json").read_bytes()
+        toy.plan()
+        assert (toy.folder / "plans.json").read_bytes() == edited
+        assert (toy.folder / name).exists()
+    assert (toy.folder / "splits.json").read_bytes() == before["splits.json"]
+    toy.plan()
+    preparation.preprocess_dataset("1", "default", 1)
+    volume = next(toy.folder.glob("volumes_*/*_seen.b2nd"))
+    volume.unlink()
+    preparation.preprocess_dataset("1", "default", 1)
+    assert volume.exists()
+
+
+def test_plans_that_cannot_be_read_are_replaced_when_told_to(toy: Toy) -> None:
+    first = toy.plan()
+    toy.edit("default", "loss.smoothness", "much")
+    with pytest.raises(BadPlans) as refused:
+        toy.plan()
+    assert refused.value.key == "loss.smoothness"
+    assert toy.plan(overwrite=True) == first
+
+
+def test_overwrite_replaces_edits_when_nothing_else_changed(toy: Toy) -> None:
+    first = toy.plan()
+    toy.edit("default", "training.epochs", 3)
+    assert toy.plan().training.epochs == 3
+    assert toy.plan(overwrite=True) == first
+
+
+def test_a_configuration_that_does_not_hold_the_new_grid_is_a_sentence(toy: Toy, tmp_path: Path) -> None:
+    small = toy.plan()
+    toy.add_configuration()
+    before = (toy.folder / "plans.json").read_bytes()
+    write_raw(tmp_path, spacing=3.0)
+    with pytest.raises(
+        UserError, match=r"plans\.json with the configurations added to it.*mine.*does not fit|fit.*mine"
+    ):
+        toy.plan()
+    assert (toy.folder / "plans.json").read_bytes() == before
+    toy.edit("default", "configurations", read_json(toy.folder / "plans_paper.json")["configurations"])
+    assert toy.plan().size > small.size
+
+
+def test_plans_need_a_fingerprint_and_an_old_one_is_made_anew(toy: Toy) -> None:
+    with pytest.raises(NotPrepared) as refused:
+        preparation.plan_dataset("1", 1)
+    assert (refused.value.step, refused.value.dataset) == ("fingerprint", "1")
+    first = toy.plan()
+    path = toy.folder / "dataset_fingerprint.json"
+    content = read_json(path)
+    del content["annotated_cases"]
+    write_json(path, content)
+    with pytest.raises(UserError, match="annotated_cases"):
+        preparation.plan_dataset("1", 1, memory_gb=16.0)
+    assert toy.plan() == first
+    assert toy.alignments == 1
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name for name in after if after[name] != before.get(name)}
+
+
+def volumes_of(*cases: str) -> set[str]:
+    return {f"{case}{what}.b2nd" for case in cases for what in ("", "_seen", "_seg")}
+
+
+def test_only_what_changed_is_preprocessed_again(toy: Toy) -> None:
+    reference = toy.plan().prealignment.reference_case
+    other = next(case for case in CASES if case != reference)
+    preparation.preprocess_dataset("1", "default", 1)
+    first = toy.written()
+    assert first.keys() == volumes_of(*CASES)
+    # Copies and mounts change times; that is no change.
+    os.utime(toy.raw / f"labelsTr/{other}.nii.gz", ns=(5, 5))
+    preparation.preprocess_dataset("1", "default", 1)
+    assert toy.written() == first
+    recompress(toy.raw / f"labelsTr/{other}.nii.gz")
+    preparation.preprocess_dataset("1", "default", 1)
+    second = toy.written()
+    assert changed(first, second) == volumes_of(other)
+    (next(toy.folder.glob("volumes_*")) / f"{other}.json").unlink()
+    preparation.preprocess_dataset("1", "default", 1)
+    third = toy.written()
+    assert changed(second, third) == volumes_of(other)
+    # All cases were placed by the reference.
+    recompress(toy.raw / f"imagesTr/{reference}.nii.gz")
+    preparation.preprocess_dataset("1", "default", 1)
+    assert changed(third, toy.written()) == volumes_of(*CASES)
+
+
+def test_a_clean_start_does_all_again_but_keeps_plans(toy: Toy) -> None:
+    toy.plan()
+    preparation.preprocess_dataset("1", "default", 1)
+    toy.edit("default", "loss.smoothness", 0.25)
+    before, kept = toy.written(), toy.contents()
+    preparation.fingerprint_dataset("1", 1, clean=True)
+    toy.plan()
+    preparation.preprocess_dataset("1", "default", 1, clean=True)
+    assert toy.contents() == kept
+    assert changed(before, toy.written()) == before.keys()
+    assert toy.alignments == 1
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_whole_way_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool) -> None:
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    write_raw(tmp_path, labelled=labelled)
+    preparation.fingerprint_dataset("1", 1)
+    plans = read_plans(preparation.plan_dataset("1", 1, memory_gb=16.0))
+    folder = preparation.preprocess_dataset("1", "default", 1)
+    for case in CASES:
+        assert read_volume(folder / f"{case}.b2nd").shape == plans.frame.shape
+        assert (folder / f"{case}_seg.b2nd").exists() == labelled
+        record = read_case_record(folder, case)
+        assert record["annotated_labels"] == ([1, 2] if labelled else [])
+        check_seen(read_volume(folder / f"{case}_seen.b2nd"), record, plans.frame)
+        # The body's middle is in the middle of the frame, to a few voxels.
+        seen = read_volume(folder / f"{case}.b2nd") > 0.2
+        middle = np.mean(np.argwhere(seen), axis=0) - (np.array(plans.frame.shape) - 1) / 2
+        assert np.abs(middle).max() * plans.spacing[0] < 20
+    assert (plans.loss.dice, plans.loss.similarity) == ((1, 0) if labelled else (0, 1))
+    check_report((tmp_path / "preprocessed" / NAME / REPORT_FILE).read_text(encoding="utf-8"), plans)
+
+
+def check_seen(seen: np.ndarray, record: dict[str, Any], frame: Grid) -> None:
+    """Seen is what lies in the case's own grid, where the transform leads; what lies on its edge may be either."""
+    transform, grid = record["transform"], Grid.from_dict(record["grid"])
+    points = frame.physical_points() @ np.transpose(transform["matrix"]) + transform["translation"]
+    there, near = (grid.contains(points + shift) for shift in (0.01, -0.01))
+    np.testing.assert_array_equal(seen[there == near] > 0, there[there == near])
+    assert 0.3 < there.mean() < 1
+    assert (there == near).mean() > 0.8
+
+
+def check_report(page: str, plans: Plans) -> None:
+    assert "&lt;3T&gt;" in page
+    assert "<3T>" not in page
+    for decision, reason in plans.reasons.items():
+        assert f"<td>{decision}</td><td>{escape(reason)}</td>" in page
+    sections = dict(re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>|</body>)", page, re.DOTALL))
+    for name in ("Intensities", "The common frame"):
+        (picture,) = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]*)"', sections[name])
+        pixels = imread(io.BytesIO(base64.b64decode(picture, validate=True)), format="png")
+        assert min(pixels.shape[:2]) > 100
+        assert pixels[..., :3].std() > 0.01
+    # Nothing is loaded from elsewhere.
+    assert all(link.startswith("data:") for link in re.findall(r'(?:src|href|data|action)="([^"]*)"', page))
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", page))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from similar_images import SHAPE, gradient_of, random_image, random_mask, two_contrasts
+
+from llmreg.similarity.image_similarity import Kind, similarity_loss
+from llmreg.similarity.local_correlation import local_correlation_loss
+from llmreg.similarity.mind import mind_loss
+from llmreg.similarity.mutual_information import mutual_information_loss
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20), share=st.sampled_from([0.1, 0.5, 0.9]), filling=st.sampled_from(["nan", "inf", "9"]))
+def test_what_lies_outside_the_mask_changes_nothing(kind: Kind, seed: int, share: float, filling: str) -> None:
+    warped, fixed, mask = random_image(seed), random_image(seed + 1), random_mask(seed + 2, share)
+    loss, gradient = gradient_of(kind, warped, fixed, mask)
+    outside = ~mask, float(filling)
+    changed = gradient_of(kind, warped.masked_fill(*outside), fixed.masked_fill(*outside), mask)
+    assert torch.equal(changed[0], loss)
+    assert torch.equal(changed[1], gradient)
+    assert not gradient[~mask].any()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mask_is_a_full_one(kind: Kind) -> None:
+    warped, fixed = random_image(1), random_image(2)
+    assert torch.equal(
+        similarity_loss(kind, warped, fixed), similarity_loss(kind, warped, fixed, torch.ones_like(warped).bool())
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_mask_is_zero_with_zero_gradient(kind: Kind) -> None:
+    warped, mask = random_image(1, batch=2), torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
+    for image in (warped, torch.full_like(warped, torch.nan)):
+        loss, gradient = gradient_of(kind, image, random_image(2, batch=2), mask)
+        assert float(loss) == 0
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_averaged_over_the_samples_that_count(kind: Kind) -> None:
+    warped, fixed, mask = random_image(1, batch=3), random_image(2, batch=3), random_mask(3, 0.6, batch=3)
+    mask[1] = False
+    alone = [float(similarity_loss(kind, warped[[i]], fixed[[i]], mask[[i]])) for i in (0, 2)]
+    assert float(similarity_loss(kind, warped, fixed, mask)) == pytest.approx(sum(alone) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_aligned_is_better_than_shifted(kind: Kind, axis: int) -> None:
+    first, second = two_contrasts(1)
+    everywhere = torch.ones_like(first, dtype=torch.bool)
+    # As in training, the mask is where the shifted image shows something.
+    losses = []
+    for shift in range(4):
+        length = first.shape[axis] - shift
+        mask = everywhere.clone()
+        mask.narrow(axis, length, shift).fill_(False)
+        losses.append(float(similarity_loss(kind, first.roll(-shift, axis), second, mask)))
+    assert losses == sorted(losses)
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_images_give_finite_gradients(kind: Kind) -> None:
+    constant, other = torch.full((1, 1, *SHAPE), 0.3), random_image(1)
+    for warped, fixed in ((constant, constant), (constant, other), (other, constant)):
+        loss, gradient = gradient_of(kind, warped, fixed)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_gradient_in_double_precision_by_finite_differences(kind: Kind, share: float) -> None:
+    shape = (3, 4, 5)
+    warped, fixed = random_image(1, shape, 2).double(), random_image(2, shape, 2).double()
+    mask = random_mask(3, share, 2, shape)
+    measures = {"mind": mind_loss, "mutual_information": mutual_information_loss, "lncc": local_correlation_loss}
+    measure = measures[kind]
+    assert torch.autograd.gradcheck(lambda image: measure(image, fixed, mask), warped.requires_grad_(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_goes_down(kind: Kind) -> None:
+    warped, fixed = two_contrasts(2)
+    loss, gradient = gradient_of(kind, warped.roll(1, 2), fixed)
+    step = 1e-3 / gradient.norm()
+    after = similarity_loss(kind, warped.roll(1, 2) - step * gradient, fixed)
+    assert float(loss - after) == pytest.approx(1e-3 * float(gradient.norm()), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_always_in_float32_and_without_autograd(kind: Kind) -> None:
+    warped, fixed, mask = random_image(1).bfloat16(), random_image(2).bfloat16(), random_mask(3, 0.6)
+    expected, _ = gradient_of(kind, warped.float(), fixed.float(), mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, gradient = gradient_of(kind, warped, fixed, mask)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(loss, expected)
+    with torch.inference_mode():
+        assert torch.equal(similarity_loss(kind, warped, fixed, mask), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_it_is_the_same(kind: Kind) -> None:
+    first, second = two_contrasts(1)
+    mask = random_mask(3, 0.6, shape=tuple(first.shape[2:]))
+    on_cpu = gradient_of(kind, first, second, mask)
+    on_gpu = gradient_of(kind, first.to("cuda"), second.to("cuda"), mask.to("cuda"))
+    for ours, expected in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(ours.cpu(), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_wrong_input_is_refused() -> None:
+    image = random_image(1)
+    mask = torch.ones_like(image, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"kind must be one of mind.*'ssd'"):
+        similarity_loss("ssd", image, image)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"warped must be \(B, 1, z, y, x\)"):
+        similarity_loss("mind", image[0], image[0])
+    with pytest.raises(ValueError, match="fixed must have warped's shape"):
+        similarity_loss("mind", image, image[..., 1:])
+    with pytest.raises(ValueError, match="mask must be bool"):
+        similarity_loss("mind", image, image, mask.float())
+    with pytest.raises(ValueError, match="mask must be bool"):
+        similarity_loss("mind", image, image, mask[:, 0])

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from loss_batches import SHAPE, make_batch, random_flow, swap_roles
+from torch import Tensor
+from torch.nn import functional
+
+from llmreg.similarity.image_similarity import Kind, similarity_loss
+from llmreg.similarity.masks import comparable_voxels
+from llmreg.similarity.registry import LOSS_TERMS, Prediction, TermSettings
+from llmreg.similarity.regularity import bending_energy, folding_penalty, gradient_l2
+from llmreg.similarity.soft_dice import soft_dice
+from llmreg.similarity.terms import SimilaritySettings
+
+PARAMETERS = {"similarity": SimilaritySettings(weight=1)}
+
+
+def compute(name: str, batch: dict[str, Tensor], flow: Tensor, full_flow: Tensor | None = None) -> Tensor:
+    prediction = Prediction(batch, flow, flow if full_flow is None else full_flow)
+    return LOSS_TERMS.get(name).compute(prediction, PARAMETERS.get(name, TermSettings(weight=1)))
+
+
+def comparable(batch: dict[str, Tensor], flow: Tensor) -> Tensor:
+    return comparable_voxels(batch["moving_seen"], batch["fixed_seen"], flow)
+
+
+def shuffle_where(batch: dict[str, Tensor], key: str, where: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The batch with other values at some voxels of one volume, of those that it has already."""
+    volume = batch[key]
+    shuffled = volume.flatten()[torch.randperm(volume.numel(), generator=torch.Generator().manual_seed(7))]
+    index = torch.stack(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"))
+    return batch | {key: torch.where(where(index), shuffled.view_as(volume), volume)}
+
+
+# Beyond the fields of view; of the moving image, where no displacement of a voxel that counts leads.
+OUTSIDE = {
+    "fixed_labels": lambda index: index[0] >= 12,
+    "moving_labels": lambda index: index[2] >= 17,
+    "fixed": lambda index: index[0] >= 12,
+    "moving": lambda index: index[2] >= 17,
+}
+
+
+@pytest.mark.parametrize(
+    ("term", "key"),
+    [("dice", "fixed_labels"), ("dice", "moving_labels"), ("similarity", "fixed"), ("similarity", "moving")],
+)
+def test_what_lies_outside_a_field_of_view_changes_nothing(term: str, key: str) -> None:
+    batch, flow = make_batch(), random_flow()
+    expected = compute(term, batch, flow)
+    changed = shuffle_where(batch, key, OUTSIDE[key])
+    assert not torch.equal(changed[key], batch[key])
+    torch.testing.assert_close(compute(term, changed, flow), expected, rtol=1e-6, atol=1e-7)
+    # Inside it does.
+    assert abs(compute(term, shuffle_where(batch, key, lambda index: index[1] < 6), flow) - expected) > 1e-4
+
+
+@pytest.mark.parametrize("term", ["dice", "similarity"])
+def test_what_lies_outside_a_field_of_view_has_no_gradient(term: str) -> None:
+    batch, flow = make_batch(), random_flow().requires_grad_()
+    compute(term, batch, flow).backward()
+    assert flow.grad is not None
+    seen = comparable(batch, flow.detach())[:, None].expand_as(flow)
+    assert 0.3 < seen.float().mean() < 0.8
+    assert not flow.grad[~seen].any()
+    assert flow.grad[seen].any()
+
+
+def test_dice_is_soft_dice_of_what_both_see() -> None:
+    batch, flow = make_batch(labels=(1, 3)), random_flow()
+    labels = torch.tensor([1, 3])
+    expected, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], flow, labels, comparable(batch, flow))
+    assert compute("dice", batch, flow) == expected
+    assert compute("dice", batch | {"labels": torch.tensor([1, 2, 3])}, flow) != expected
+
+
+def test_moving_labels_out_of_view_does_not_pay() -> None:
+    away = torch.zeros(1, 3, *SHAPE)
+    away[:, 0] = 100.0
+    assert compute("dice", make_batch(), away) == 1.0
+
+
+@pytest.mark.parametrize("term", ["dice", "similarity"])
+def test_the_moving_image_is_warped_and_not_the_fixed_one(term: str) -> None:
+    """A shift of the moving image by two voxels along x, undone by the flow and doubled by its negation."""
+    batch = make_batch() | {f"{role}_seen": torch.ones(1, *SHAPE, dtype=torch.uint8) for role in ("fixed", "moving")}
+    for suffix in ("", "_labels"):
+        batch[f"moving{suffix}"] = batch[f"fixed{suffix}"].roll(2, -1)
+    flow = torch.zeros(1, 3, *SHAPE)
+    flow[:, 0] = 2
+    aligned, worse = (float(compute(term, batch, sign * flow)) for sign in (1, -1))
+    assert aligned < 0.5 * worse
+    # Exchanged images need the negated flow.
+    assert float(compute(term, swap_roles(batch), -flow)) < 0.5 * float(compute(term, swap_roles(batch), flow))
+
+
+def reduce_blocks(volume: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Each block of 2^3 voxels as one."""
+    z, y, x = (n // 2 for n in SHAPE)
+    return reduce(volume.float().reshape(1, 1, z, 2, y, 2, x, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5))
+
+
+@pytest.mark.parametrize("kind", ["mind", "lncc"])
+def test_similarity_is_that_of_what_the_network_saw(kind: Kind) -> None:
+    """The network works at half resolution, and blocks count that are seen whole."""
+    batch = make_batch()
+    batch["moving_seen"][..., 14:] = 0  # The last block is seen in part.
+    batch["moving_seen"][:, :, 7, :14] = 0
+    flow = random_flow([n // 2 for n in SHAPE])
+    # The full flow is another one, so that it matters which of them is looked through.
+    prediction = Prediction(batch, flow, torch.full((1, 3, *SHAPE), 0.7))
+    loss = LOSS_TERMS.get("similarity").compute(prediction, SimilaritySettings(weight=1, kind=kind))
+    fixed, moving = (reduce_blocks(batch[role], lambda block: block.mean(-1)) for role in ("fixed", "moving"))
+    fixed_seen, moving_seen = (
+        reduce_blocks(batch[f"{role}_seen"], lambda block: block.amin(-1)) for role in ("fixed", "moving")
+    )
+    axes = torch.meshgrid(*(torch.arange(n // 2, dtype=torch.float32) for n in SHAPE), indexing="ij")
+    points = torch.stack(axes[::-1], -1) + flow.movedim(1, -1)
+    grid = 2 * points / (torch.tensor([n // 2 for n in SHAPE[::-1]]) - 1) - 1
+    warped = functional.grid_sample(moving, grid, align_corners=True)
+    warped_seen = functional.grid_sample(moving_seen, grid, mode="nearest", align_corners=True)
+    comparable_blocks = ((warped_seen > 0.5) | (moving_seen > 0.5)) & (fixed_seen > 0.5)
+    assert float(loss) == pytest.approx(float(similarity_loss(kind, warped, fixed, comparable_blocks)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [("smoothness", gradient_l2), ("bending", bending_energy), ("folding", folding_penalty)],
+)
+def test_regularity_is_that_of_the_networks_flow(name: str, measure: Callable[[Tensor], Tensor]) -> None:
+    flow, full_flow = random_flow([n // 2 for n in SHAPE]), random_flow(seed=1)
+    assert compute(name, make_batch(), flow, full_flow) == measure(flow) > 0
+
+
+def test_every_term_says_what_it_measures() -> None:
+    assert list(LOSS_TERMS.names)[:5] == ["dice", "similarity", "smoothness", "bending", "folding"]
+    for term in LOSS_TERMS.parts.values():
+        assert term.documentation
+        assert "\n" not in term.documentation

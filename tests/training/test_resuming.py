@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from llmreg.errors import HoldsTraining, OtherPlans
+from llmreg.training.checkpoints import TrainingState, checkpoint_path, save_checkpoint
+from llmreg.training.options import TrainingOptions
+from llmreg.training.resuming import remove_leftovers, resume_or_start
+
+INITIAL = TrainingState(
+    plans_digest="p", llm_sha256="", configuration="half", fold="0", epochs=7, processes=1, pairs_sha256="q"
+)
+
+
+def make_parts(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    network = nn.Conv3d(1, 2, 3)
+    return network, torch.optim.Adam(network.parameters())
+
+
+def save_training(folder: Path, **changes: object) -> tuple[nn.Module, TrainingState]:
+    network, optimizer = make_parts(0)
+    network(torch.ones(1, 1, 4, 4, 4)).sum().backward()
+    optimizer.step()
+    state = INITIAL.model_copy(update={"epoch": 3, "epochs": 5, "step": 2, **changes})
+    save_checkpoint(folder, "latest", state, network, optimizer)
+    return network, state
+
+
+def test_without_a_checkpoint_a_training_starts(tmp_path: Path) -> None:
+    network, optimizer = make_parts(1)
+    weights = network.weight.clone()
+    for resume in (False, True):
+        assert resume_or_start(tmp_path, INITIAL, network, optimizer, TrainingOptions(resume=resume)) == INITIAL
+    assert torch.equal(network.weight, weights)
+
+
+def test_a_training_that_starts_takes_over_pretrained_weights(tmp_path: Path) -> None:
+    pretrained, _ = save_training(tmp_path / "other")
+    network, optimizer = make_parts(1)
+    options = TrainingOptions(pretrained=checkpoint_path(tmp_path / "other", "latest"))
+    assert resume_or_start(tmp_path, INITIAL, network, optimizer, options) == INITIAL
+    assert torch.equal(network.weight, pretrained.weight)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(None, 5), (9, 9), (2, 3)])
+def test_a_training_resumes_to_the_asked_number_of_epochs(tmp_path: Path, epochs: int | None, expected: int) -> None:
+    trained, state = save_training(tmp_path)
+    network, optimizer = make_parts(1)
+    options = TrainingOptions(resume=True, epochs=epochs)
+    resumed = resume_or_start(tmp_path, INITIAL, network, optimizer, options)
+    assert resumed == state.model_copy(update={"epochs": expected})
+    assert torch.equal(network.weight, trained.weight)
+    assert len(optimizer.state) == 2
+
+
+def test_trainings_that_must_not_be_resumed(tmp_path: Path) -> None:
+    save_training(tmp_path)
+    with pytest.raises(HoldsTraining) as held:
+        resume_or_start(tmp_path, INITIAL, *make_parts(1), TrainingOptions())
+    assert held.value.folder == tmp_path
+    other = INITIAL.model_copy(update={"plans_digest": "other"})
+    with pytest.raises(OtherPlans):
+        resume_or_start(tmp_path, other, *make_parts(1), TrainingOptions(resume=True))
+
+
+@pytest.mark.parametrize("changes", [{"processes": 2}, {"pairs_sha256": "other"}, {"pairs_sha256": None}, {}])
+def test_what_a_resumed_training_sees_otherwise_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object]
+) -> None:
+    save_training(tmp_path, **changes)
+    with caplog.at_level(logging.WARNING):
+        state = resume_or_start(tmp_path, INITIAL, *make_parts(1), TrainingOptions(resume=True))
+    assert len(caplog.records) == (changes not in ({}, {"pairs_sha256": None}))
+    assert state.processes == INITIAL.processes
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    kept = ["checkpoint_best.safetensors", "checkpoint_latest.json", "debug.json"]
+    leftovers = [".partial-1-checkpoint_latest.safetensors", ".tmpAbc"]
+    final = ["checkpoint_final.safetensors", "checkpoint_final.json"]
+    for name in (*kept, *leftovers, *final):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, INITIAL.model_copy(update={"epoch": 7}))
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, *final}
+    # A training that becomes longer has no final checkpoint any more.
+    remove_leftovers(tmp_path, INITIAL.model_copy(update={"epoch": 6}))
+    assert {path.name for path in tmp_path.iterdir()} == {*kept}

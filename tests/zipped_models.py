@@ -1,0 +1,132 @@
+"""A tiny model that can be shared, and zips of it that were tampered with."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmreg.engine.templates import Template, write_templates
+from llmreg.geometry.arrays import array_to_image
+from llmreg.geometry.grid import Grid
+from llmreg.images.image_files import write_image
+from llmreg.plans.plans import Plans, write_plans
+from llmreg.training import checkpoints
+
+NAME = "Dataset001_Tiny/llm_morph__default__full"
+
+
+SHA256 = "0123456789abcdef" * 4
+
+
+WEIGHTS, STATE = "fold_0/checkpoint_final.safetensors", "fold_0/checkpoint_final.json"
+
+
+Members = dict[str, bytes]
+
+
+def plans() -> Plans:
+    full = {
+        "downsampling": 1,
+        "padded_size": (16, 16, 16),
+        "network_shape": (16, 16, 16),
+        "token_grid": (1, 1, 1),
+        "token_length": 1,
+        "memory_gb": 1,
+    }
+    contrast = {"scheme": "percentiles", "lower": 0, "upper": 95}
+    return Plans.model_validate(
+        {
+            "dataset_name": "Dataset001_Tiny",
+            "plans_name": "default",
+            "spacing": (2, 2, 2),
+            "size": (16, 14, 12),
+            "centre": (0, 0, 0),
+            "fixed_modality": 0,
+            "moving_modality": 1,
+            "labels": {1: "liver"},
+            "normalization": {0: {"modality": "MR"} | contrast, 1: {"modality": "CT"} | contrast},
+            "prealignment": {"method": "template", "reference_case": "Tiny_0001_0000"},
+            "configurations": {"full": full},
+            "default_configuration": "full",
+            "reasons": {},
+            "network": {"llm": {"source": "/elsewhere/language model", "layers": (1, 2), "sha256": SHA256}},
+        }
+    )
+
+
+def templates(seed: int) -> dict[int, Template]:
+    grid, rng = Grid.from_centre((5, 6, 7), (8.0, 8.0, 8.0), (0.0, 0.0, 0.0)), np.random.default_rng(seed)
+    mean = rng.random(grid.shape, dtype=np.float32)
+    return {m: Template(array_to_image(mean, grid), mean > 0.5, np.full(3, m), np.ones(3)) for m in (0, 1)}
+
+
+def write_model(folder: Path) -> None:
+    """Write a model folder as training leaves it, with two folds."""
+    model_plans = plans()
+    write_plans(folder / "plans.json", model_plans)
+    (folder / "dataset_fingerprint.json").write_text(json.dumps({"cases": [{"case": "Tiny_0001_0000"}]}))
+    voxels = np.random.default_rng(0).random(model_plans.frame.shape, dtype=np.float32)
+    write_image(array_to_image(voxels, model_plans.frame), folder / "reference.nii.gz")
+    for seed, name in enumerate(("all", "fold_0", "fold_1")):
+        write_templates(folder / "templates" / name, templates(seed))
+    for fold in ("0", "1"):
+        torch.manual_seed(int(fold))
+        network = nn.Conv3d(4, 8, 3)
+        optimizer = torch.optim.Adam(network.parameters())
+        network(torch.rand(1, 4, 3, 3, 3)).sum().backward()
+        optimizer.step()
+        state = checkpoints.TrainingState(
+            plans_digest=model_plans.digest("full"),
+            llm_sha256=SHA256,
+            configuration="full",
+            fold=fold,
+            epochs=3,
+            epoch=3,
+        )
+        fold_folder = folder / f"fold_{fold}"
+        checkpoints.save_checkpoint(fold_folder, "latest", state, network, optimizer)
+        checkpoints.save_checkpoint(fold_folder, "final", state, network)
+        for stray in ("training_log.jsonl", "progress.png", "validation/summary.json"):
+            (fold_folder / stray).parent.mkdir(exist_ok=True)
+            (fold_folder / stray).write_text("{}")
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the content of files."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def members_of(content: bytes) -> Members:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def listed(members: Members) -> Members:
+    """With a manifest that agrees with what is there, as whoever is hostile would write it."""
+    found = json.loads(members["manifest.json"])
+    found["files"] = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in members.items()
+        if name != "manifest.json"
+    }
+    return members | {"manifest.json": json.dumps(found).encode()}
+
+
+def with_manifest(members: Members, **changes: Any) -> Members:
+    return members | {"manifest.json": json.dumps(json.loads(members["manifest.json"]) | changes).encode()}
+
+
+def zipped(members: Members, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+    return buffer.getvalue()
