@@ -28,10 +28,9 @@ from llmreg.evaluation.keypoints import Keypoints, keypoint_errors
 from llmreg.evaluation.metrics import dice_per_label
 from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
-from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import resample_labels
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
+from llmreg.geometry.resampling import resample_labels
 from llmreg.machine import available_cores, peak_memory_gb
 
 # What computes the same figures as a peer.

@@ -22,10 +22,12 @@ import numpy as np
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
 from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.plans.plan_settings import AugmentationSettings
-from llmreg.preprocessing.planning.effort import Budget
-from llmreg.preprocessing.planning.sizes import plan_configuration
-from llmreg.training.samples import Sampling, TrainingPairs, load_batches
+from llmreg.plans.plan_settings import AugmentationSettings, Training
+from llmreg.plans.plans import Plans
+from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
+from llmreg.similarity.loss_settings import LossSettings
+from llmreg.training.options import FoldData
+from llmreg.training.samples import TrainingPairs, load_batches
 
 SHAPE, CASES, PAIRS = (96, 96, 96), 20, 200
 
@@ -61,11 +63,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     configuration = plan_configuration(SHAPE, 1, LLMMorphSettings(), Budget(Machine("cpu", 16, 2, False)))
+    plans = Plans.model_construct(augmentation=AugmentationSettings(), loss=LossSettings(), training=Training())
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
-        pairs = TrainingPairs(
-            Path(folder), write_volumes(Path(folder)), configuration, Sampling(AugmentationSettings()), (0,)
-        )
+        fold = FoldData("0", write_volumes(Path(folder)), (), Path(folder), Path(folder))
+        pairs = TrainingPairs(fold, plans, configuration)
         for workers in options.workers:
             loading = load_batches(pairs, [[number] for number in range(options.rounds * PAIRS)], workers)
             next(loading)

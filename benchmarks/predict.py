@@ -4,8 +4,8 @@
     python benchmarks/predict.py -d 2 -m MODEL --methods ants convexadam --llmreg "" "--refine 50"
 
 The start of each program is included: ``llmreg_predict`` is one command over all pairs, as users type it, and its time
-is shared out among them; the other programs start for each pair (see llmreg/comparison/classical_methods.py for how they are
-called). The pairs are validation pairs of the model's fold, which it was not trained on. Peers need
+is shared out among them; the other programs start for each pair (see llmreg/comparison/classical_methods.py for how
+they are called). The pairs are validation pairs of the model's fold, which it was not trained on. Peers need
 ``pip install llmreg[peers]``; those that are not installed are left out.
 """
 
@@ -45,7 +45,7 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
         command += ["--save", "field", "warped", "prealignment", *flags.split()]
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "llmreg.commands.predict", *command], check=True, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "llmreg.commands", "predict", *command], check=True, stderr=subprocess.DEVNULL
         )
         seconds = (time.perf_counter() - began) / len(pairs)
         metrics = evaluate_folder(folder)["metrics"]

@@ -112,6 +112,7 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
     from llmreg.data.dataset import Case
     from llmreg.plans.plans import parse_plans
     from llmreg.preprocessing.common_frame import PlacementHints
+    from llmreg.preprocessing.preprocessed_volumes import write_case
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cores)
     blosc2.set_nthreads(cores)

@@ -36,7 +36,8 @@ from llmreg.plans.plans import find_plans
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.experiment import fetch_weights
-from llmreg.training.samples import Sampling, TrainingPairs, load_batches, number_samples
+from llmreg.training.options import FoldData
+from llmreg.training.samples import TrainingPairs, load_batches, number_samples
 from llmreg.training.step import Learner
 
 PARTS = ("load", "forward", "loss", "backward", "update")
@@ -50,11 +51,11 @@ def measure(options: argparse.Namespace) -> None:
     plans = fetch_weights(find_plans(folder, "default"))
     configuration = plans.configuration(options.configuration or plans.default_configuration)
     device = choose_device(options.device)
-    network = build_network(plans.network, configuration.network_shape[::-1], device, configuration.recompute)
+    network = build_network(plans.network, configuration.network_shape[::-1], device, recompute=configuration.recompute)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5, fused=True)
     cases = splits.read_splits(folder / SPLITS_FILE)[0].training_cases
-    sampling = Sampling(plans.augmentation, plans.loss.uses_unlabelled_pairs, plans.training.bidirectional)
-    pairs = TrainingPairs(volumes_folder(folder, plans), pairs_among(dataset, cases), configuration, sampling, (0,))
+    fold = FoldData("0", pairs_among(dataset, cases), (), volumes_folder(folder, plans), folder)
+    pairs = TrainingPairs(fold, plans, configuration)
     steps = range(WARM_UP + options.steps)
     workers = int(options.measure)
     loading = load_batches(

@@ -37,8 +37,8 @@ from llmreg.networks.llm_morph.encoder import ConvBlock
 from llmreg.networks.llm_morph.network import LLMMorph
 from llmreg.networks.llm_morph.settings import LLMMorphSettings
 from llmreg.networks.resolution import GridNetwork
-from llmreg.similarity.regularity import gradient_l2
 from llmreg.similarity.soft_dice import soft_dice
+from llmreg.similarity.terms import gradient_l2
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from llmreg import DisplacementField, Grid, ImageInput, Predictor, RegistrationO
 from llmreg.data import splits
 from llmreg.data.dataset import load_dataset
 from llmreg.data.splits import SPLITS_FILE
-from llmreg.geometry.arrays import image_to_array
 from llmreg.geometry.field import invert_field
+from llmreg.geometry.grid import image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import read_image
 from llmreg.paths import preprocessed_dataset

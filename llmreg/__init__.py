@@ -4,8 +4,6 @@ Everything a Python user needs is named here, and imported when it is first used
 The page ``documentation/python.md`` shows how the parts are used together.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
     from llmreg.inference.registration import Registration
     from llmreg.plans.plans import Plans
     from llmreg.preprocessing.planning.planner import PlannerOverrides
+    from llmreg.training.experiment import PlansChoice
     from llmreg.training.options import TrainingOptions
-    from llmreg.training.plans_choice import PlansChoice
 
 __all__ = [
     "ApplyInputs",
@@ -64,7 +62,7 @@ _HOMES = {
     "plans.plans": ("Plans",),
     "preprocessing.planning.planner": ("PlannerOverrides",),
     "training.options": ("TrainingOptions",),
-    "training.plans_choice": ("PlansChoice",),
+    "training.experiment": ("PlansChoice",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

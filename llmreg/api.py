@@ -5,8 +5,6 @@ Datasets are named by id or whole name, and lie in the folders ``llmreg_raw``, `
 :class:`llmreg.errors.UserError`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,13 @@ from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.evaluation.fold_validation import validate_fold
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE
 from llmreg.files import read_json
-from llmreg.geometry.labels import LabelInterpolation
+from llmreg.geometry.resampling import LabelInterpolation
 from llmreg.images.landmarks import Convention
 from llmreg.plans.plans import Plans, read_plans
 from llmreg.preprocessing.planning.planner import PlannerOverrides
 from llmreg.preprocessing.preparation import fingerprint_dataset, plan_dataset, preprocess_dataset, verify_dataset
-from llmreg.training.experiment import train_fold
+from llmreg.training.experiment import PlansChoice, train_fold
 from llmreg.training.options import TrainingOptions
-from llmreg.training.plans_choice import PlansChoice
 from llmreg.workers import default_process_count
 
 
@@ -168,9 +165,8 @@ def train(
     trained = train_fold(str(dataset), str(fold), options, plans, configuration=configuration, device_name=device)
     if trained is None:
         return None
-    folder = None
-    if validate:
-        folder = validate_fold(trained.model, trained.fold, trained.dataset, trained.validation_pairs, trained.device)
+    arguments = trained.model, trained.fold, trained.dataset, trained.validation_pairs, trained.device
+    folder = validate_fold(*arguments) if validate else None
     return TrainedModel(trained.model, trained.fold, None if folder is None else read_evaluation(folder))
 
 
@@ -204,10 +200,10 @@ def evaluate(
     Raises:
         UserError: files are missing or unreadable, grids do not agree, or nothing can be scored.
     """
-    source, label_folder, target, landmarks = (
-        None if folder is None else Path(folder) for folder in (predictions, labels, output, keypoints)
+    source = Path(predictions)
+    label_folder, target, landmarks = (
+        None if folder is None else Path(folder) for folder in (labels, output, keypoints)
     )
-    assert source is not None
     evaluate_folder(source, label_folder, target, processes, label_interpolation, landmarks, convention)
     return read_evaluation(target or source)
 

@@ -1,10 +1,8 @@
 """The device to compute on, its precision and its memory."""
 
-from __future__ import annotations
-
 import os
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -46,10 +44,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware computes in bfloat16; elsewhere PyTorch emulates it, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    return False
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -76,10 +72,6 @@ class Machine:
     cores: int
     bfloat16: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """The properties as JSON stores them."""
-        return asdict(self)
-
 
 def detect_machine(memory_gb: float | None = None) -> Machine:
     """This computer, with its GPU where it has one, else its processor.
@@ -88,11 +80,8 @@ def detect_machine(memory_gb: float | None = None) -> Machine:
         memory_gb: the memory to plan for, GiB; most of the device's memory when None.
     """
     device = choose_device(None)
-    if device.type == "cuda":
-        kind: Literal["cpu", "cuda"] = "cuda"
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    else:
-        kind, total = "cpu", ram_gb()
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30 if kind == "cuda" else ram_gb()
     # Rounded, so that a machine that reports a few bytes more or less makes the same plans.
     memory = max(1, round(total * USABLE_SHARE[kind])) if memory_gb is None else memory_gb
     return Machine(kind, float(memory), available_cores(), has_bfloat16(device))

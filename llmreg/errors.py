@@ -5,10 +5,9 @@ with which file, and what to do in terms that hold for Python and the command li
 command: :mod:`llmreg.commands.hints` adds those for people who typed one.
 """
 
-from __future__ import annotations
-
+import copyreg
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ class UserError(Exception):
     The command line prints the message, adds a hint where it knows one, and exits with code 2.
     """
 
-    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Processes send each other errors. By default they are rebuilt by calling the class with the message alone.
-        return _rebuild, (type(self), self.args, self.__dict__)
-
-
-def _rebuild(kind: type[UserError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
-    error = kind.__new__(kind, *arguments)
-    error.__dict__.update(attributes)
-    return error
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class MissingFile(UserError):
@@ -66,11 +59,15 @@ class BadTransform(UnreadableFile):
 
 
 class UnclearField(BadTransform):
-    """A displacement field of another format than it is read as, or whose file does not say which format it has."""
+    """A displacement field of a format that does not fit here, or whose file does not say which format it has."""
 
 
 class BadTable(UnreadableFile):
     """A table of pairs or landmarks that cannot be used."""
+
+
+class BadDownload(UnreadableFile):
+    """A download that cannot be converted to a dataset."""
 
 
 class BadModelZip(UnreadableFile):
@@ -117,6 +114,23 @@ class WouldReplaceInput(UserError):
         self.path = path
 
 
+class HoldsPredictions(WouldOverwrite):
+    """A folder holds predictions, which were to be neither replaced nor completed."""
+
+
+class OtherPredictions(UserError):
+    """A folder whose predictions were to be completed holds some of another model, or predicted in another way.
+
+    Attributes:
+        folder: the folder.
+        difference: what differs, with the value in the folder.
+    """
+
+    def __init__(self, folder: Path, difference: str) -> None:
+        super().__init__(f"{folder} holds predictions of another model ({difference}): use that one, or replace them.")
+        self.folder, self.difference = folder, difference
+
+
 class UnknownName(UserError):
     """Something was named that does not exist among a known set.
 
@@ -155,42 +169,6 @@ class Ambiguous(UserError):
     def __init__(self, kind: str, candidates: Sequence[str]) -> None:
         super().__init__(f"Several {kind}s fit: {', '.join(candidates)}. Choose one of them.")
         self.kind, self.candidates = kind, tuple(candidates)
-
-
-class HoldsPredictions(WouldOverwrite):
-    """A folder holds predictions, which were to be neither replaced nor completed."""
-
-
-class OtherPredictions(UserError):
-    """A folder whose predictions were to be completed holds some of another model, or predicted in another way.
-
-    Attributes:
-        folder: the folder.
-        difference: what differs, with the value in the folder.
-    """
-
-    def __init__(self, folder: Path, difference: str) -> None:
-        super().__init__(f"{folder} holds predictions of another model ({difference}): use that one, or replace them.")
-        self.folder, self.difference = folder, difference
-
-
-class TooFewFolds(UserError):
-    """The uncertainty was asked of a single fold.
-
-    Attributes:
-        fold: its name.
-    """
-
-    def __init__(self, fold: str) -> None:
-        super().__init__(f"The uncertainty is the spread over folds, and fold {fold} is alone: use several folds.")
-        self.fold = fold
-
-
-class FieldWithoutGeometry(BadTransform):
-    """A Learn2Reg field, which does not say where its voxels lie."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "is a Learn2Reg field, which keeps no geometry", "convert it to another format")
 
 
 class OtherPlans(UserError):
@@ -280,36 +258,10 @@ class NotEnoughMemory(UserError):
 
     def __init__(self, needed_gb: float, memory_gb: float) -> None:
         super().__init__(
-            f"Not even the smallest network fits into {memory_gb:g} GB (it needs about {needed_gb:.1f}): plan with more "
-            "memory or a smaller language model."
+            f"Not even the smallest network fits into {memory_gb:g} GB (it needs about {needed_gb:.1f}): plan with "
+            "more memory or a smaller language model."
         )
         self.needed_gb, self.memory_gb = needed_gb, memory_gb
-
-
-class DatasetExists(UserError):
-    """A new dataset would have the id of one that exists.
-
-    Attributes:
-        folder: the dataset that exists.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"{folder} exists already: remove it, or choose another dataset id.")
-        self.folder = folder
-
-
-class BadDownload(UserError):
-    """A download cannot be converted to a dataset.
-
-    Attributes:
-        path: the folder or file of the download.
-        problem: what is wrong, a clause that continues the path.
-        remedy: what to do, a clause.
-    """
-
-    def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        super().__init__(f"{path} {problem}: {remedy}.")
-        self.path, self.problem, self.remedy = path, problem, remedy
 
 
 class DeviceUnavailable(UserError):
@@ -366,139 +318,6 @@ class WorkerEnded(UserError):
         self.task = task
 
 
-class BadName(UserError):
-    """A name that cannot be part of a folder's name.
-
-    Attributes:
-        kind: what is named: plans, model ...
-        name: the name.
-    """
-
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(
-            f"'{name}' cannot name {kind}: use letters and digits, with single '_', '-' or '.' between them."
-        )
-        self.kind, self.name = kind, name
-
-
-class UnnamedChanges(UserError):
-    """Plans are changed without a new name, or renamed without a change.
-
-    Attributes:
-        name: the name that was given without changes, None where changes have no name.
-    """
-
-    def __init__(self, name: str | None) -> None:
-        super().__init__("Changed plans need a name of their own, and only changed plans do.")
-        self.name = name
-
-
-class HoldsTraining(UserError):
-    """A folder holds a training already, which was not to be resumed.
-
-    Attributes:
-        folder: the fold's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"{folder} holds a training already: resume it, or remove the folder.")
-        self.folder = folder
-
-
-class NothingToTrainOn(UserError):
-    """A fold has no pair that can be trained on.
-
-    Attributes:
-        fold: its name.
-        problem: which pairs it lacks, a clause.
-    """
-
-    def __init__(self, fold: str, problem: str) -> None:
-        super().__init__(f"Fold {fold} {problem}: add label maps to labelsTr, or train with image similarity.")
-        self.fold, self.problem = fold, problem
-
-
-class NonFiniteLoss(UserError):
-    """The loss or its gradient is not finite.
-
-    Attributes:
-        step: number of the step, from 1.
-        quantity: ``loss`` or ``gradient``.
-        pairs: the pairs of the batch, each as ``moving onto fixed``.
-        batch: the file that the batch is kept in.
-    """
-
-    def __init__(self, step: int, quantity: str, pairs: Sequence[str], values: str, batch: Path) -> None:
-        super().__init__(
-            f"The {quantity} is not finite at step {step}, of {', '.join(pairs)} ({values}; the batch is kept in "
-            f"{batch}): look at these images, or train with a lower learning rate."
-        )
-        self.step, self.quantity, self.pairs, self.batch = step, quantity, tuple(pairs), batch
-
-
-class OtherFrozenWeights(UserError):
-    """A checkpoint was trained with other frozen layers than the network has.
-
-    Attributes:
-        path: the checkpoint.
-        trained_with: hash of the layers it was trained with.
-        loaded: hash of the network's layers.
-    """
-
-    def __init__(self, path: Path, trained_with: str, loaded: str) -> None:
-        super().__init__(
-            f"{path} was trained with other LLM layers (sha256 {trained_with[:12]}, here {loaded[:12]}): use the "
-            "weights it was trained with."
-        )
-        self.path, self.trained_with, self.loaded = path, trained_with, loaded
-
-
-class MissingLayers(UserError):
-    """The layers of a language model are neither in the layer cache nor at their source.
-
-    Attributes:
-        source: the language model.
-        layers: zero-based indices.
-        sha256: digest that they must have.
-        folder: the layer cache.
-        reason: why they cannot be read from their source.
-    """
-
-    def __init__(self, source: str, layers: Sequence[int], sha256: str, folder: Path, reason: str) -> None:
-        super().__init__(
-            f"Layers {', '.join(map(str, layers))} of the language model '{source}' (sha256 {sha256[:12]}) are not in "
-            f"the layer cache {folder}, and not at their source ({reason}): copy their folder into the cache from the "
-            "computer that trained with them, or fetch them again."
-        )
-        self.source, self.layers, self.sha256, self.folder, self.reason = source, tuple(layers), sha256, folder, reason
-
-
-class OtherLayers(UserError):
-    """The layers of a language model are others than the settings' digest says.
-
-    Attributes:
-        source: the language model.
-        layers: zero-based indices.
-        found: digest of the layers at their source.
-        expected: digest of the settings.
-        folder: the layer cache.
-    """
-
-    def __init__(self, source: str, layers: Sequence[int], found: str, expected: str, folder: Path) -> None:
-        super().__init__(
-            f"Layers {', '.join(map(str, layers))} of the language model '{source}' are not those of this plan (sha256 "
-            f"{found[:12]}, not {expected[:12]}): put the same weights there, or their layer cache into {folder}."
-        )
-        self.source, self.layers, self.found, self.expected, self.folder = source, layers, found, expected, folder
-
-
-class DamagedLayers(UnreadableFile):
-    """A folder of the layer cache is damaged, or does not hold the weights that its record names."""
-
-    def __init__(self, folder: Path, problem: str) -> None:
-        super().__init__(folder, problem, "remove it and fetch the layers again")
-
-
 class Interrupted(Exception):
     """Work that was stopped by a signal and can be resumed.
 
@@ -509,16 +328,3 @@ class Interrupted(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"{signal.Signals(number).name}: {message}")
         self.exit_code = 128 + number
-
-
-class TrainingInterrupted(Interrupted):
-    """A training that was stopped by a signal after its state was saved.
-
-    Attributes:
-        done: number of steps that are done.
-        total: number of steps that were planned.
-    """
-
-    def __init__(self, number: int, done: int, total: int) -> None:
-        super().__init__(number, f"{done} of {total} steps are done and saved.")
-        self.done, self.total = done, total

@@ -1,7 +1,5 @@
 """Atomic writes: a file is written beside its place and then renamed, so that it appears whole or not at all."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import io
@@ -79,11 +77,13 @@ def check_writable(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), as a whole or not at all. Raises NotWritable when the folder cannot be written."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, as :func:`write_text` does."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

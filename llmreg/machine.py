@@ -1,7 +1,5 @@
 """Cores and memory of this computer, without importing torch."""
 
-from __future__ import annotations
-
 import os
 import resource
 import sys

@@ -1,7 +1,5 @@
 """The style sheet of this package's HTML pages, and pictures inside a page."""
 
-from __future__ import annotations
-
 import base64
 from importlib.resources import files
 

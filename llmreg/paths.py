@@ -1,50 +1,51 @@
-"""The folders of datasets, results and language models, read from the environment when they are used."""
-
-from __future__ import annotations
+"""The folders of datasets, models, folds and language models, and their names."""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from llmreg.errors import Ambiguous, UnknownDataset, UserError
 
-_FOLDERS = {"llmreg_raw": "raw", "llmreg_preprocessed": "preprocessed", "llmreg_results": "results"}
+
+def _find_folder(variable: str, subfolder: str) -> Path | None:
+    """The folder of a variable, else a subfolder of ``$llmreg_home``; None when neither is set."""
+    for name, below in ((variable, ""), ("llmreg_home", subfolder)):
+        if value := os.environ.get(name):
+            return Path(value).expanduser() / below
+    return None
 
 
-def _folder(variable: str) -> Path:
-    value = os.environ.get(variable)
-    if value:
-        return Path(value).expanduser()
-    home = os.environ.get("llmreg_home")  # noqa: SIM112 (as nnU-Net spells its own)
-    if home:
-        return Path(home).expanduser() / _FOLDERS[variable]
-    raise UserError(
-        f"The environment variable {variable} is not set: type 'export {variable}=/path/to/a/folder', "
-        "or set llmreg_home for all three folders at once."
-    )
+def _get_folder(variable: str) -> Path:
+    folder = _find_folder(variable, variable.removeprefix("llmreg_"))
+    if folder is None:
+        raise UserError(
+            f"The environment variable {variable} is not set: type 'export {variable}=/path/to/a/folder', "
+            "or set llmreg_home for all three folders at once."
+        )
+    return folder
 
 
 def raw_folder() -> Path:
     """``$llmreg_raw``, else ``$llmreg_home/raw``. Raises UserError when neither variable is set."""
-    return _folder("llmreg_raw")
+    return _get_folder("llmreg_raw")
 
 
 def preprocessed_folder() -> Path:
     """``$llmreg_preprocessed``, else ``$llmreg_home/preprocessed``. Raises UserError when neither variable is set."""
-    return _folder("llmreg_preprocessed")
+    return _get_folder("llmreg_preprocessed")
 
 
 def results_folder() -> Path:
     """``$llmreg_results``, else ``$llmreg_home/results``. Raises UserError when neither variable is set."""
-    return _folder("llmreg_results")
+    return _get_folder("llmreg_results")
 
 
 def llm_cache_folder() -> Path:
     """``$llmreg_llm``, else ``$llmreg_home/llm``, else a folder in the user's cache: prediction needs no set-up."""
-    for variable, subfolder in (("llmreg_llm", ""), ("llmreg_home", "llm")):
-        if value := os.environ.get(variable):
-            return Path(value).expanduser() / subfolder
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmreg" / "llm"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return _find_folder("llmreg_llm", "llm") or cache / "llmreg" / "llm"
 
 
 def find_dataset_folder(name_or_id: str | int, root: Path) -> Path:
@@ -68,3 +69,85 @@ def find_dataset_folder(name_or_id: str | int, root: Path) -> Path:
 def preprocessed_dataset(name_or_id: str | int) -> Path:
     """The folder of a dataset's preprocessed cases and plans, named like its raw folder (see find_dataset_folder)."""
     return preprocessed_folder() / find_dataset_folder(name_or_id, raw_folder()).name
+
+
+# What a network, plans or a configuration may be called, so that every file system and shell takes the name.
+WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
+_PORTABLE = re.compile(rf"Dataset[0-9]{{3}}_[^/\\:*?\"<>|]+(?<![. ])/{WORD}__{WORD}__{WORD}")
+# File systems allow 255 bytes in the name of a folder.
+_MOST_BYTES = 240
+_FOLD = "fold_"
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model's name, which is also its folder below the results folder.
+
+    Attributes:
+        dataset: the dataset's whole name, ``Dataset001_Name``.
+        network: name of the registered network.
+        plans: name of the plans.
+        configuration: ``full``, ``half``, or one that the plans add.
+    """
+
+    dataset: str
+    network: str
+    plans: str
+    configuration: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the name from its text. Raises ValueError when the text is not of that form."""
+        dataset, _, folder = text.rpartition("/")
+        words = folder.split("__")
+        if len(words) != 3 or not all(words):
+            raise ValueError(f"'{text}' is not <dataset>/<network>__<plans>__<configuration>")
+        return cls(dataset, *words)
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Read the name from the path of a model folder. Raises ValueError when the folder is not named like one."""
+        return cls.parse(f"{folder.parent.name}/{folder.name}")
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.folder_name}"
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the model's folder inside its dataset's folder."""
+        return f"{self.network}__{self.plans}__{self.configuration}"
+
+    def below(self, root: Path) -> Path:
+        """The model's folder below a results folder."""
+        return root / self.dataset / self.folder_name
+
+    def check_portable(self) -> None:
+        """Check that every computer can have a folder of this name. Raises ValueError when some cannot."""
+        text = str(self)
+        if not text.isprintable() or len(text.encode()) > _MOST_BYTES or not _PORTABLE.fullmatch(text):
+            raise ValueError("a model is called Dataset001_Name/<network>__<plans>__<configuration>")
+
+
+def is_word(name: str) -> bool:
+    """Whether plans, a network or a configuration may be called ``name``."""
+    return re.fullmatch(WORD, name) is not None
+
+
+def find_model_folders(root: Path) -> list[Path]:
+    """All folders below ``root`` that are named like a model's, sorted; ``root`` is a dataset's folder of results."""
+    return sorted(folder for folder in root.glob("*__*__*") if folder.name.count("__") == 2)
+
+
+def fold_folder(model: Path, fold: int | str) -> Path:
+    """The folder of a fold, ``fold_0`` or ``fold_all``, in a model's folder."""
+    return model / f"{_FOLD}{fold}"
+
+
+def find_fold_folders(model: Path) -> dict[str, Path]:
+    """The folders of a model's folds by the fold's name, sorted."""
+    return {fold_name(folder.name): folder for folder in sorted(model.glob(f"{_FOLD}*")) if folder.is_dir()}
+
+
+def fold_name(text: str) -> str:
+    """The bare name, ``0`` or ``all``, of ``0``, ``fold0``, ``fold_0`` or ``fold_all``, whether or not there is one."""
+    return text.removeprefix("fold").removeprefix("_")

@@ -4,10 +4,8 @@ Version 1 of the format has no key that names it. Every key that was ever writte
 is None, or empty, and stays left out when the record is written again.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,10 +22,13 @@ Record = TypeVar("Record", bound=BaseModel)
 class _Record(BaseModel):
     # Keys of later versions are passed over. Keys are written in the order of the attributes.
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+    # Keys that are written only where they have a value.
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset({"failed", "waited"})
 
     def to_json(self) -> dict[str, Any]:
-        """The record with the keys that were given to it, those without a value included."""
-        return self.model_dump(exclude_unset=True)
+        """The record with the keys that were given to it; most of them also where their value is None."""
+        content = self.model_dump(exclude_unset=True)
+        return {key: value for key, value in content.items() if value or key not in self._OPTIONAL}
 
 
 class Placement(_Record):
@@ -60,7 +61,7 @@ class PredictedPair(_Record):
         uncertainty: standard deviation of the displacement over folds, mm.
         transform: the whole mapping as an ITK transform.
         prealignment: its affine part.
-        format: of the fields, one of :data:`llmreg.images.field_formats.FIELD_FORMATS`.
+        format: of the fields, one of :data:`llmreg.images.formats.FIELD_FORMATS`.
         fixed_path: the fixed image.
         moving_path: the moving image.
         fixed_label: label map of the fixed image; landmarks and masks are named alike.
@@ -148,7 +149,7 @@ class Provenance(_Record):
     format: str | None = None
     label_interpolation: str | None = None
 
-    def difference(self, other: Provenance) -> str | None:
+    def difference(self, other: "Provenance") -> str | None:
         """The first thing, but the version, in which this prediction differs from another; None where it does not."""
         names = [name for name in Provenance.model_fields if name not in ("format_version", "llmreg_version")]
         differing = next((name for name in names if getattr(self, name) != getattr(other, name)), None)

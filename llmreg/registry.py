@@ -4,8 +4,6 @@ A part registers itself when its module is imported. A registry imports the modu
 that installed packages name in the registry's entry point group, when it is asked for the first time.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """The base of all settings that files hold."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 

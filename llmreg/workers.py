@@ -1,7 +1,5 @@
 """Work on many cases in several processes, with a progress bar and errors that stay readable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool

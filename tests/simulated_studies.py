@@ -12,8 +12,8 @@ from llmreg.geometry.grid import Grid
 from llmreg.plans.plan_settings import Configuration
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint, PairFingerprint, summarize
-from llmreg.preprocessing.planning.effort import Budget
 from llmreg.preprocessing.planning.planner import PlannerOverrides, make_plans
+from llmreg.preprocessing.planning.sizes import Budget
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -36,33 +36,33 @@ BONE, LUNG = (-50, 50, 400, 1200, 1500), (-990, -940, -850, -500, 0)
 def seen(name: str = "A_0001_0000", grid: Grid | None = None, **changes) -> CaseFingerprint:
     """A case as the fingerprint has it; by default an MR image of a cube."""
     grid = grid or Grid((100, 100, 100), (1.0, 1.0, 1.0), (0.0, 0, 0), RAS)
-    content = dict(
-        case=name,
-        modality=int(name[-4:]),
-        sources={},
-        grid=grid.to_dict(),
-        orientation="RAI",
-        size=list(grid.size),
-        spacing=list(grid.spacing),
-        range=[0.0, 1500.0],
-        intensities=[10.0, 50.0, 300.0, 900.0, 1200.0],
-        structure_intensities={},
-        foreground_centre=[0.0, 0.0, 0.0],
-        foreground_extent=grid.extent.tolist(),
-        label_volumes={},
-        label_centroids={},
-        mirror_overlap=0.95,
-    )
+    content = {
+        "case": name,
+        "modality": int(name[-4:]),
+        "sources": {},
+        "grid": grid.to_dict(),
+        "orientation": "RAI",
+        "size": list(grid.size),
+        "spacing": list(grid.spacing),
+        "range": [0.0, 1500.0],
+        "intensities": [10.0, 50.0, 300.0, 900.0, 1200.0],
+        "structure_intensities": {},
+        "foreground_centre": [0.0, 0.0, 0.0],
+        "foreground_extent": grid.extent.tolist(),
+        "label_volumes": {},
+        "label_centroids": {},
+        "mirror_overlap": 0.95,
+    }
     return CaseFingerprint.model_validate(content | changes)
 
 
 def ct(name: str = "A_0001_0001", structures: Sequence[tuple[float, ...]] = (), grid: Grid | None = None, **changes):
     """A CT of a body, with structures of these percentiles."""
-    content = dict(
-        range=[-1024.0, 2000.0],
-        intensities=[-950.0, -800.0, 20.0, 300.0, 900.0],
-        structure_intensities=dict(enumerate(structures, start=1)),
-    )
+    content = {
+        "range": [-1024.0, 2000.0],
+        "intensities": [-950.0, -800.0, 20.0, 300.0, 900.0],
+        "structure_intensities": dict(enumerate(structures, start=1)),
+    }
     return seen(name, grid, **(content | changes))
 
 

@@ -11,7 +11,6 @@ import torch
 from llmreg import devices
 from llmreg.devices import (
     USABLE_SHARE,
-    Machine,
     autocast,
     choose_device,
     detect_machine,
@@ -99,8 +98,3 @@ def test_a_gpu_is_planned_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch
     machine = detect_machine()
     assert (machine.device, machine.memory_gb, machine.bfloat16) == ("cuda", USABLE_SHARE["cuda"] * 80, True)
     assert detect_machine(24).memory_gb == 24
-
-
-def test_a_machine_is_stored_by_its_fields() -> None:
-    machine = Machine("cpu", 24.0, 8, False)
-    assert Machine(**machine.to_dict()) == machine

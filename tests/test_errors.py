@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,20 @@ from typing import Any
 import pytest
 
 from llmreg import errors
+from llmreg.comparison import benchmark_errors
+from llmreg.networks.language_models import layer_errors
+from llmreg.training import training_errors
 
-CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.UserError)]
+MODULES = (errors, benchmark_errors, layer_errors, training_errors)
+CLASSES = sorted(
+    {
+        kind
+        for module in MODULES
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, errors.UserError)
+    },
+    key=lambda kind: kind.__name__,
+)
 # Something for each type that constructors ask for.
 EXAMPLES: dict[str, Any] = {
     "Path": Path("a/b"),
@@ -26,7 +39,7 @@ def make_example(kind: type[errors.UserError]) -> errors.UserError:
     arguments = []
     if kind.__init__ is not Exception.__init__:
         for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
-            annotation = str(parameter.annotation)
+            annotation = re.sub(r"\w+\.", "", inspect.formatannotation(parameter.annotation)).strip("'")
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if annotation.startswith("Mapping"):

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. Rooms of one line stand on one floor; an import goes to the same floor or down.
 FLOORS = """
-version errors registry settings model_folder text_tables machine files paths devices workers pages
+version errors registry settings text_tables machine files paths devices workers pages
 geometry
 similarity
 images
@@ -47,7 +47,13 @@ CHILD_PROCESSES = {
 }
 MOST_LINES = 400
 # The folders of networks mirror each other, and some rooms have a registry of their own.
-MIRRORED_NAMES = {"network": "networks/*", "settings": "networks/*", "plugin": "networks/*", "registry": "*"}
+MIRRORED_NAMES = {
+    "network": "networks/*",
+    "costs": "networks/*",
+    "settings": "networks/*",
+    "plugin": "networks/*",
+    "registry": "*",
+}
 IRREGULAR_PARTICIPLES = set(
     """begun built chosen come done drawn drunk fallen felt fit found given gone grown had held hidden kept known laid
     learnt led left lent lost made meant met paid risen said seen sent shown spent spoken stolen taken taught thrown

@@ -2,8 +2,8 @@
 
 They lie in ``tests/data``, whose README says what each of them is.
 
-Commands and files are all that these tests know of the package, so that they hold whatever becomes of its modules. The
-one exception is :func:`predict_unmerged`.
+Commands, files and, in :func:`predict_unmerged`, the public :class:`llmreg.Predictor` are all that these tests know of
+the package, so that they hold whatever becomes of its modules.
 
 Fields are compared with those that the earlier version predicted. With ``LLMREG_SAME_MACHINE=1`` in the environment,
 on the machine that wrote them, they must be the same bytes; see :data:`SAME_MACHINE`.
@@ -26,6 +26,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+
+import llmreg
 
 DATA = Path(__file__).parent / "data" / "v0_1"
 # Where version 0.1.0 had the files when it wrote absolute paths into some of them.
@@ -133,16 +135,13 @@ def predict(root: Path, of_model: str, output: Path, *more: object, folds: Seque
     assert run("predict", "-i", pairs, "-o", output, "-m", folder, "-f", *folds, "--device", "cpu", *more) == 0
 
 
-def predict_unmerged(root: Path, of_model: str, output: Path, *more: object) -> None:
-    """As :func:`predict`, with the weights of LoRA and the frozen ones kept apart.
-
-    THE REDESIGN MUST PLUG IN HERE what keeps its code from merging. Until then this is the only place of this file that
-    knows an internal of the package: LoRA stays merged where that changes the first pair's field by less than so many
-    voxels, which no field is at 0.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmreg.inference.ensembling.MERGED_CHANGE", 0.0)
-        predict(root, of_model, output, *more)
+def predict_unmerged(root: Path, of_model: str, output: Path, **options: int) -> None:
+    """As :func:`predict`, with the weights of LoRA and the frozen ones kept apart, which no command does."""
+    folder = root / "home" / "results" / NAME / MODELS[of_model]
+    images = root / "home" / "raw" / NAME / "imagesTs"
+    predictor = llmreg.Predictor.from_folder(folder, [0], "cpu", llmreg.Options(**options), merge_lora=False)
+    registration = predictor.predict(images / f"{FIXED}.nii.gz", images / f"{MOVING}.nii.gz")
+    registration.save(output, PAIR, ("field",))
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -207,8 +206,8 @@ def test_a_model_that_merging_would_change_is_predicted_as_it_was(stored: Path, 
 
 
 def test_refined_and_diffeomorphic_fields_are_the_same(stored: Path, tmp_path: Path) -> None:
-    predict_unmerged(stored, "small", tmp_path / "refined", "--refine", 5)
-    predict_unmerged(stored, "small", tmp_path / "diffeomorphic", "--diffeomorphic")
+    predict_unmerged(stored, "small", tmp_path / "refined", refine=5)
+    predict_unmerged(stored, "small", tmp_path / "diffeomorphic", diffeomorphic=True)
     for name in ("refined", "diffeomorphic"):
         check_field(tmp_path / name / FIELD, stored / "predictions" / name / FIELD, OPTIMISED, same_bytes=True)
 

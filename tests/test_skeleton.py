@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import llmreg
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "llmreg").rglob("*.py"))
@@ -34,10 +37,11 @@ def test_module_keeps_the_rules(path):
     assert not [name for name in called if name.endswith(".cuda")]
 
 
-def test_version_is_the_same_everywhere():
-    import llmreg
-
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == llmreg.__version__
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "llmreg.version.__version__"}
+    assert re.fullmatch(r"\d+\.\d+.*", llmreg.__version__)
 
 
 def test_every_dependency_is_named_once_and_pinned():

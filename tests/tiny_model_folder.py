@@ -10,8 +10,7 @@ import SimpleITK as sitk
 import torch
 from smooth import smooth_noise
 
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import write_image
 from llmreg.networks.factory import build_network
 from llmreg.plans.plans import Plans, write_plans

@@ -11,9 +11,8 @@ import numpy as np
 from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.evaluation.summary import write_results
 from llmreg.files import file_digest
-from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.fields import write_field
 from llmreg.images.image_files import write_image
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from llmreg.engine.templates import Template, write_templates
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import write_image
 from llmreg.plans.plans import Plans, write_plans
 from llmreg.training import checkpoints

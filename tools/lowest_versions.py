@@ -1,7 +1,7 @@
-"""Print the lowest versions that pyproject.toml allows, as constraints for pip: ``torch>=2.13`` becomes ``torch==2.13``.
+"""Print the lowest versions that pyproject.toml allows, as constraints for pip.
 
-The Makefile installs them for ``make test-lowest``. Tools of the extra ``dev`` are left out, apart from those that tests
-import: their newest versions check the code.
+``torch>=2.13`` becomes ``torch==2.13``. The Makefile installs them for ``make test-lowest``. Tools of the extra ``dev``
+are left out, apart from those that tests import: their newest versions check the code.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """llmreg_apply: warp images, label maps and landmarks with fields and affine transforms."""
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shell
@@ -23,6 +20,7 @@ come out in the moving image; images come back that way. --inverse turns both ab
 
 
 def action(options: argparse.Namespace) -> None:
+    """Transform the files and list the results."""
     from llmreg.inference.apply import ApplyInputs, ApplyOptions, apply
 
     inputs = ApplyInputs(tuple(options.input), tuple(options.labels), tuple(options.points))
@@ -41,7 +39,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Apply displacement fields and affine transforms, chained, to images, label maps and points; images are "
         "resampled once.",
@@ -92,10 +89,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

@@ -1,14 +1,11 @@
 """llmreg_benchmark: the paper's tables on a dataset, with every method."""
 
-from __future__ import annotations
-
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shell
+from llmreg.networks.registry import NETWORKS, all_ablations
 
 EXAMPLES = """\
   llmreg_benchmark -d 2
@@ -17,19 +14,16 @@ EXAMPLES = """\
   llmreg_benchmark -d 1 --methods table3 figure4 --llms qwen3-0.6b /models/Llama-3-8B --minutes 60
 
 methods:
-  table1      every method: ants greedy elastix convexadam, voxelmorph-small voxelmorph dual_pyramid transmorph
-              mambamorph, llm_morph llm_morph+refine
-  table2      llm_morph and its ablations: no-blocks vit one-block no-lora random-weights adapters-only
-              no-cost-volume
+  table1      the programs ants, greedy, elastix and convexadam; the networks {networks}
+  table2      the ablations {ablations}
   table3      language models (--llms), without LoRA
   figure4     pairs of the language model's layers, without LoRA
-  or any of these names, initial, transmorph-3, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, a learned
-  method's fields are refined (llmreg_predict --refine 50)
+  or any of these names, initial, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, the fields of a learned
+  method are refined (llmreg_predict --refine 50)
 
 What is trained, predicted or scored already is kept: run the command again to resume. A table has the methods that are
 named together; the report (llmreg_report -d 2) has all.
 """
-log = logging.getLogger(__name__)
 
 
 def action(options: argparse.Namespace) -> None:
@@ -40,8 +34,7 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.comparison.compare_methods import compare_methods
     from llmreg.comparison.methods import select_methods
     from llmreg.comparison.tables import as_markdown
-    from llmreg.model_folder import fold_name
-    from llmreg.paths import preprocessed_dataset
+    from llmreg.paths import fold_name, preprocessed_dataset
 
     settings = BenchmarkSettings(
         dataset=options.dataset,
@@ -64,10 +57,10 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
+    networks = [name for network, plugin in NETWORKS.parts.items() for name in (network, *plugin.variants)]
     parser = shell.create_parser(
         "Compare methods on the validation pairs: train or reuse, predict, score, and write the paper's tables.",
-        EXAMPLES,
+        EXAMPLES.format(networks=" ".join(networks), ablations=" ".join(all_ablations())),
     )
     parser.add_argument("-d", "--dataset", required=True, help="dataset id or whole name")
     parser.add_argument(
@@ -104,10 +97,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

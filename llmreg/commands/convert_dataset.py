@@ -1,16 +1,12 @@
 """llmreg_convert_dataset: a raw dataset from the files of a public download."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from llmreg.commands import shell
-from llmreg.data.converters.converter import CONVERTERS
 
 EXAMPLES = """\
   llmreg_convert_dataset learn2reg-abdomen-mrct downloads/AbdomenMRCT
@@ -20,13 +16,17 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
+    """Convert the download with the chosen converter."""
+    from llmreg.data.converters.converter import CONVERTERS
+
     converter = CONVERTERS.get(options.converter)
     chosen = {name: getattr(options, name) for name in converter.options.model_fields}
     converter.convert(options.path, converter.options(**chosen), options.id)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
+    from llmreg.data.converters.converter import CONVERTERS
+
     parser = shell.create_parser(
         "Make a raw dataset in $llmreg_raw of a public download, with the cases of its protocol held out for testing. "
         "Images are linked where the disk allows it, and never changed.",
@@ -51,10 +51,4 @@ def _argument_type(field: FieldInfo) -> dict[str, Any]:
     return {"metavar": "FILE"} if Path in (field.annotation, *get_args(field.annotation)) else {"metavar": "VALUE"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

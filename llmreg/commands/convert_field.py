@@ -1,10 +1,7 @@
 """llmreg_convert_field: displacement fields from one program's format to another's."""
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shared_options, shell
@@ -24,6 +21,7 @@ formats:
 
 
 def action(options: argparse.Namespace) -> None:
+    """Convert the fields and list the results."""
     from llmreg.images.fields import convert_fields
 
     written = convert_fields(
@@ -40,7 +38,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser("Convert displacement fields between the formats of registration programs.", EXAMPLES)
     parser.add_argument(
         "-i", "--input", nargs="+", action="extend", type=Path, required=True, metavar="FIELD", help="fields"
@@ -72,10 +69,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

@@ -1,15 +1,12 @@
-"""``llmreg_evaluate``: overlap, distances and folding of a predictions folder, before and after."""
-
-from __future__ import annotations
+"""llmreg_evaluate: overlap, distances and folding of a predictions folder, before and after."""
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shell
 
-_EXAMPLES = """
+EXAMPLES = """\
   llmreg_evaluate -i predictions -l $llmreg_raw/Dataset002_BrainMRCT/labelsTr
   llmreg_evaluate -i predictions -l labels -o scores --num_processes 4
   llmreg_evaluate -i predictions -l labels --keypoints landmarks --convention voxel
@@ -17,12 +14,11 @@ _EXAMPLES = """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Compare the label maps and landmarks of every predicted pair before and after registration: Dice, HD95, ASSD "
         "and TRE (mm), share of folded voxels, SDlogJ, and Learn2Reg's figures as it computes them. Writes "
         "metrics.csv, summary.json and learn2reg.json.",
-        _EXAMPLES,
+        EXAMPLES,
     )
     parser.add_argument("-i", "--input", type=Path, required=True, help="folder that llmreg_predict wrote")
     parser.add_argument(
@@ -58,12 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(_evaluate, build_parser(), argv)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
+def action(options: argparse.Namespace) -> None:
+    """Score the predictions and show the summary."""
     from llmreg.evaluation.evaluate import evaluate_folder
     from llmreg.evaluation.table import format_summary
 
@@ -80,5 +72,4 @@ def _evaluate(options: argparse.Namespace) -> None:
     sys.stdout.write(f"\n{format_summary(summary)}\nmetrics.csv, summary.json and learn2reg.json are in {output}\n")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

@@ -1,18 +1,15 @@
-"""``llmreg_export_model``: a trained model as one zip file for others."""
-
-from __future__ import annotations
+"""llmreg_export_model: a trained model as one zip file for others."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shared_options, shell
 
 log = logging.getLogger(__name__)
 
-_EXAMPLES = """
+EXAMPLES = """\
   llmreg_export_model -o model.zip
   llmreg_export_model -d 2 -c half -f 0 1 -o brain.zip
   llmreg_export_model -m results/Dataset001_Name/llm_morph__default__half -o model.zip --overwrite
@@ -20,11 +17,10 @@ _EXAMPLES = """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Put a trained model into one zip file: plans, fingerprint, reference image, templates and the weights of its "
         "folds, without the language model. llmreg_install_model makes a model of it on another computer.",
-        _EXAMPLES,
+        EXAMPLES,
     )
     shared_options.add_model(parser, "export")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="the file to write")
@@ -32,12 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(_export, build_parser(), argv)
-
-
-def _export(options: argparse.Namespace) -> None:
+def action(options: argparse.Namespace) -> None:
+    """Write the zip and say what it holds."""
     from llmreg.networks.language_models.sources import is_local
     from llmreg.plans.plans import PLANS_FILE, read_plans
     from llmreg.sharing.exporting import export_model
@@ -59,5 +51,4 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

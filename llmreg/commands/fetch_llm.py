@@ -1,9 +1,6 @@
 """llmreg_fetch_llm: the few layers of a language model that plans use, into the layer cache."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Sequence
 
 from llmreg.commands import shared_options, shell
 
@@ -16,6 +13,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
+    """Fetch the layers into the cache."""
     from llmreg import paths
     from llmreg.networks.language_models.fetching import fetch, select_layers
 
@@ -23,7 +21,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Put decoder layers of a pretrained language model into the layer cache ($llmreg_home/llm): trained folds then "
         "predict with the cache alone. Nothing else of the model is read.",
@@ -36,10 +33,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

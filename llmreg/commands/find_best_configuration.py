@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmreg.commands import shell
@@ -20,9 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def action(options: argparse.Namespace) -> None:
+    """Compare the models, write the choice and say how to predict with the best one."""
     from llmreg import paths
     from llmreg.evaluation.selection import select_best, write_selection
-    from llmreg.model_folder import fold_name
+    from llmreg.paths import fold_name
 
     results = paths.find_dataset_folder(options.dataset, paths.results_folder())
     folds = [fold_name(fold) for fold in options.folds] if options.folds else None
@@ -42,7 +42,6 @@ def predict_command(selection: Selection, dataset: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Compare the models trained on a dataset by Dice, HD95 and folding on the validation pairs they share.",
         EXAMPLES,
@@ -52,10 +51,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

@@ -4,12 +4,11 @@ A hint that is the same for every error of a class stands in a table; others are
 attributes. A class that has no hint of its own gets that of its base.
 """
 
-from __future__ import annotations
-
 from functools import singledispatch
 
 from llmreg import errors
-from llmreg.comparison import benchmark_errors
+from llmreg.networks.language_models import layer_errors
+from llmreg.training import training_errors
 
 OUT_OF_MEMORY_HINT = (
     "Free some, or do with less: in training with -c half, or a narrower network (--set network.width=8 --as narrow); "
@@ -19,8 +18,6 @@ _HINTS: dict[type[Exception], str] = {
     # Files.
     errors.WouldOverwrite: "Choose another --output, or add --overwrite.",
     errors.WouldReplaceInput: "Choose another --output.",
-    errors.DatasetExists: "Give another id with -d.",
-    errors.FieldWithoutGeometry: "Type: llmreg_convert_field.",
     errors.UnclearField: "llmreg_convert_field converts it; its option --from names the format that the file has.",
     errors.BadDownload: "llmreg_convert_dataset DATASET --help lists its options, such as --protocol and --split.",
     # Planning.
@@ -29,21 +26,15 @@ _HINTS: dict[type[Exception], str] = {
     errors.EditedPlans: "Run llmreg_preprocess to keep it, or plan again with --overwrite.",
     errors.NotEnoughMemory: "Add --memory_gb, or choose a smaller language model with --llm.",
     errors.OtherPlans: "Name the changed plans with --as.",
-    errors.UnnamedChanges: "Change the plans with --set, and name the changed plans with --as.",
     # Training.
-    errors.HoldsTraining: "Add --continue to resume it.",
-    errors.TrainingInterrupted: "Resume with --continue.",
-    errors.NothingToTrainOn: "Image similarity: --set loss.similarity=1 --as NAME.",
-    errors.NonFiniteLoss: "A lower learning rate: --set training.learning_rate=1e-4 --as NAME.",
-    errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
+    training_errors.HoldsTraining: "Add --continue to resume it.",
+    training_errors.TrainingInterrupted: "Resume with --continue.",
+    training_errors.NothingToTrainOn: "Image similarity: --set loss.similarity=1 --as NAME.",
+    training_errors.NonFiniteLoss: "A lower learning rate: --set training.learning_rate=1e-4 --as NAME.",
+    layer_errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
     # Prediction.
     errors.HoldsPredictions: "Choose another --output, or add --overwrite, or --continue for missing pairs.",
     errors.OtherPredictions: "Add --overwrite, or choose another --output.",
-    errors.TooFewFolds: "Name several with --folds, or leave out --uncertainty.",
-    # Comparison.
-    benchmark_errors.NothingScored: "Name methods with --methods.",
-    benchmark_errors.NoSharedPairs: "Name methods with --methods.",
-    benchmark_errors.OtherBenchmark: "Choose another folder with --output.",
     # The computer.
     errors.DeviceUnavailable: "Add --device cpu.",
     errors.WorkerEnded: "Give a smaller --num_processes.",
@@ -79,7 +70,12 @@ def _(error: errors.NotPrepared) -> str:
 
 
 # Options whose names are not those of the arguments that they set.
-_OPTIONS = {"inputs": "-i, --labels or --points", "outputs": "--save"}
+_OPTIONS = {
+    "dataset_id": "-d",
+    "inputs": "-i, --labels or --points",
+    "name": "--as, which names plans that are changed with --set",
+    "outputs": "--save",
+}
 
 
 @hint.register
@@ -100,5 +96,5 @@ def _(error: errors.MissingPackage) -> str:
 
 
 @hint.register
-def _(error: errors.MissingLayers) -> str:
+def _(error: layer_errors.MissingLayers) -> str:
     return f"Type: llmreg_fetch_llm {error.source} --layers {' '.join(map(str, error.layers))}."

@@ -1,11 +1,10 @@
-"""``llmreg_install_model``: a model that somebody exported, among one's own results."""
+"""llmreg_install_model: a model that somebody exported, among one's own results."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from llmreg.commands import shell
 if TYPE_CHECKING:
     from llmreg.sharing.manifest import NeededLayers
 
-_EXAMPLES = """
+EXAMPLES = """\
   llmreg_install_model model.zip
   llmreg_install_model model.zip -o models
   llmreg_install_model model.zip --overwrite
@@ -22,11 +21,10 @@ _EXAMPLES = """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Check a zip that llmreg_export_model wrote, from whomever it comes, and install the model in it under its own "
         "name. Nothing in it is run, and nothing is written when anything in it is not as it must be.",
-        _EXAMPLES,
+        EXAMPLES,
     )
     parser.add_argument("archive", type=Path, metavar="ZIP", help="the file")
     parser.add_argument(
@@ -42,12 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(_install, build_parser(), argv)
-
-
-def _install(options: argparse.Namespace) -> None:
+def action(options: argparse.Namespace) -> None:
+    """Install the model and say how to predict with it."""
     from llmreg import paths
     from llmreg.sharing.installing import install_model
     from llmreg.sharing.manifest import has_layers
@@ -85,5 +79,4 @@ def explain_how_to_get(llm: NeededLayers) -> str:
     return f"llmreg_fetch_llm {shlex.quote(source)} {layers}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

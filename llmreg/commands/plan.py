@@ -1,9 +1,6 @@
 """llmreg_plan: plans.json from a fingerprint."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Sequence
 
 from llmreg.commands import shared_options, shell
 
@@ -15,6 +12,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
+    """Plan every dataset."""
     from llmreg.preprocessing import preparation
 
     overrides = shared_options.read_overrides(options)
@@ -29,7 +27,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shared_options.create_dataset_parser(
         "Derive plans.json (and the paper's plans) from the fingerprint.", EXAMPLES
     )
@@ -37,10 +34,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

@@ -1,9 +1,6 @@
 """llmreg_plan_and_preprocess: fingerprint, plans and preprocessed volumes of datasets."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Sequence
 
 from llmreg.commands import shared_options, shell
 
@@ -35,7 +32,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shared_options.create_dataset_parser(
         "Fingerprint a dataset, plan its training and preprocess its cases.", EXAMPLES
     )
@@ -47,10 +43,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

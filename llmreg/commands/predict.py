@@ -1,10 +1,7 @@
 """llmreg_predict: register pairs of images with a trained model."""
 
-from __future__ import annotations
-
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shared_options, shell
@@ -24,6 +21,7 @@ DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
 
 
 def action(options: argparse.Namespace) -> None:
+    """Predict the pairs, or this process's part of them."""
     from llmreg.devices import choose_device, local_device
     from llmreg.inference.pipeline import OutputOptions
     from llmreg.inference.predict_folder import PredictionOptions, predict_folder
@@ -56,7 +54,6 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Register pairs: displacement fields in each fixed image's own grid (ITK, mm, LPS) and warped moving images.",
         EXAMPLES,
@@ -122,10 +119,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

@@ -1,9 +1,6 @@
 """llmreg_preprocess: the volumes that training reads."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Sequence
 
 from llmreg.commands import shared_options, shell
 
@@ -14,6 +11,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
+    """Preprocess every dataset."""
     from llmreg.preprocessing import preparation
 
     for dataset in options.datasets:
@@ -21,16 +19,9 @@ def action(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shared_options.create_dataset_parser("Bring every case into the plans' common frame.", EXAMPLES)
     parser.add_argument("-p", "--plans", default="default", help="name of the plans (default: default)")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

@@ -1,10 +1,7 @@
-"""``llmreg_report``: one HTML page about a model, predictions or a benchmark."""
-
-from __future__ import annotations
+"""llmreg_report: one HTML page about a model, predictions or a benchmark."""
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmreg.commands import shell
@@ -19,6 +16,7 @@ EXAMPLES = """\
 
 
 def action(options: argparse.Namespace) -> None:
+    """Write the page and say where it is."""
     from llmreg.report.page import write_report
 
     if (options.path is None) == (options.dataset is None):
@@ -39,7 +37,6 @@ def _find_benchmark(dataset: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser(
         "Write one HTML page, which needs no network, about predictions, a model or a benchmark: numbers, box plots, "
         "training curves, and slices with contours, warped grids and maps of the worst and the best pairs.",
@@ -58,10 +55,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    return shell.run(action, build_parser(), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = shell.create_main(build_parser, action)

@@ -75,7 +75,7 @@ def read_overrides(options: argparse.Namespace) -> PlannerOverrides:
 def field_format(text: str) -> str:
     """An argument type: the name of a registered format of displacement fields."""
     # Imported here, because the formats take half a second to import.
-    from llmreg.images.field_formats import FIELD_FORMATS
+    from llmreg.images.formats import FIELD_FORMATS
 
     if text not in FIELD_FORMATS.names:
         raise argparse.ArgumentTypeError(f"'{text}' is none of the formats {', '.join(FIELD_FORMATS.names)}")

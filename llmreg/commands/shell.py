@@ -1,13 +1,12 @@
 """What every command shares: its parser, its log, and one sentence with exit code 2 for a user's mistake."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from llmreg.commands.hints import OUT_OF_MEMORY_HINT, hint
@@ -81,15 +80,30 @@ def positive_number(text: str) -> float:
     return number
 
 
+def create_main(
+    build_parser: Callable[[], argparse.ArgumentParser], action: Callable[[argparse.Namespace], None]
+) -> Callable[..., int]:
+    """Create a command's ``main``: it takes the words of the command line, or None for those of this process."""
+    return partial(run, action, build_parser)
+
+
 def run(
-    action: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    action: Callable[[argparse.Namespace], None],
+    build_parser: Callable[[], argparse.ArgumentParser],
+    argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse ``argv``, call ``action`` with the result and write a :class:`UserError` with its hint as one sentence.
+    """Parse ``argv``, call ``action`` with the result, and write a :class:`UserError` with its hint as one sentence.
+
+    Args:
+        action: does what the options say; they include ``words``, the command line itself.
+        build_parser: builds the command's parser.
+        argv: the command line without the command's name; that of this process when None.
 
     Returns:
         The exit code: 0, 2 for a user's mistake, 130 when interrupted, 143 when terminated after the work was saved.
     """
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    options = build_parser().parse_args(words, argparse.Namespace(words=words))
     level = logging.DEBUG if options.verbose else logging.INFO
     # Only the first of the processes that torchrun starts reports progress.
     is_first = os.environ.get("RANK", "0") == "0"

@@ -1,7 +1,5 @@
 """llmreg_train: train a fold."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -26,20 +24,15 @@ EXAMPLES = """\
 """
 
 
-def action(options: argparse.Namespace, words: Sequence[str]) -> None:
-    """Train the fold that the options name, in several processes where they ask for several GPUs.
-
-    Args:
-        options: the parsed command line.
-        words: the command line itself, which further processes are started with.
-    """
+def action(options: argparse.Namespace) -> None:
+    """Train the fold that the options name, in several processes where they ask for several GPUs."""
     from llmreg.api import train
-    from llmreg.training.finetuning import find_checkpoint
+    from llmreg.training.experiment import PlansChoice
     from llmreg.training.options import TrainingOptions
-    from llmreg.training.plans_choice import PlansChoice
+    from llmreg.training.resuming import find_checkpoint
 
     if options.num_gpus is not None and "WORLD_SIZE" not in os.environ:
-        start_processes(options.num_gpus, options.device, words)
+        start_processes(options.num_gpus, options.device, options.words)
     training_options = TrainingOptions(
         epochs=options.epochs,
         minutes=options.minutes,
@@ -60,7 +53,7 @@ def action(options: argparse.Namespace, words: Sequence[str]) -> None:
     )
 
 
-def start_processes(count: int, device: str | None, arguments: Sequence[str]) -> NoReturn:
+def start_processes(count: int, device: str | None, words: Sequence[str]) -> NoReturn:
     """Become torchrun with that many processes of this command, a GPU for each.
 
     Raises:
@@ -79,11 +72,10 @@ def start_processes(count: int, device: str | None, arguments: Sequence[str]) ->
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "llmreg.commands.train", *arguments])
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "llmreg.commands", "train", *words])
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the command's parser."""
     parser = shell.create_parser("Train a fold of a dataset that llmreg_plan_and_preprocess has prepared.", EXAMPLES)
     parser.add_argument("dataset", help="dataset id or whole name")
     parser.add_argument("fold", help="fold0, fold_0, 0, ... or all")
@@ -133,11 +125,4 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the words of the command line, or with ``argv``."""
-    words = sys.argv[1:] if argv is None else argv
-    return shell.run(lambda options: action(options, words), build_parser(), words)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+main = shell.create_main(build_parser, action)

@@ -1,7 +1,5 @@
 """The records of a comparison: ``benchmark.json`` in its folder, and another in each folder of a learned method."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """The settings that all methods of a comparison share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 The images share a grid, on which each method returns a displacement field.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from llmreg.geometry.arrays import image_to_array
-from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
-from llmreg.geometry.learn2reg import from_learn2reg
+from llmreg.geometry.field import DisplacementField, from_learn2reg
+from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.images.fields import read_field
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import read_image

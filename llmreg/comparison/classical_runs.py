@@ -4,8 +4,6 @@ As a program, this module registers two images on one grid and writes the field;
 and the paths of the fixed image, the moving image and the field.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -75,9 +73,7 @@ def register_pairs(method: str, pairs: Sequence[ClassicalPair], folder: Path, se
                 # Means over the other pairs could not be compared, so that their time would be lost.
                 break
             registered.append(outcome)
-    return write_predictions(
-        folder, Predictions(model=method, pairs=registered, **({"failed": failed} if failed else {}))
-    )
+    return write_predictions(folder, Predictions(model=method, pairs=registered, failed=failed))
 
 
 def _register_or_keep(method: str, pair: ClassicalPair, folder: Path, seconds: float) -> PredictedPair | FailedPair:
@@ -89,7 +85,7 @@ def _register_or_keep(method: str, pair: ClassicalPair, folder: Path, seconds: f
     began = time.monotonic()
     outcome = _register(method, pair, folder, seconds)
     is_late = isinstance(outcome, FailedPair) and time.monotonic() - began >= seconds
-    write_record(folder, pair.name, PairRecord(asked=sources, pair=outcome, **({"waited": seconds} if is_late else {})))
+    write_record(folder, pair.name, PairRecord(asked=sources, pair=outcome, waited=seconds if is_late else None))
     return outcome
 
 
@@ -107,8 +103,8 @@ def _describe_sources(pair: ClassicalPair) -> dict[str, Any]:
 
 
 def _register(method: str, pair: ClassicalPair, folder: Path, seconds: float) -> PredictedPair | FailedPair:
-    names = {"pair_id": pair.name, "fixed": pair.cases.fixed, "moving": pair.cases.moving}
-    files = {output: file_name(output, pair.name, "itk") for output in ("field", "prealignment")}
+    names: dict[str, Any] = {"pair_id": pair.name, "fixed": pair.cases.fixed, "moving": pair.cases.moving}
+    files: dict[str, Any] = {output: file_name(output, pair.name, "itk") for output in ("field", "prealignment")}
     began = time.monotonic()
     fixed, moving = read_image(pair.fixed), read_image(pair.moving)
     with tempfile.TemporaryDirectory() as name:

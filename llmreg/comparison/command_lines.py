@@ -3,8 +3,6 @@
 This is the only file outside ``commands/`` that spells options: they are the words of other processes.
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
@@ -69,7 +67,7 @@ def run_command(words: Sequence[str]) -> None:
         Interrupted: the command was told to stop; what it had done is kept.
     """
     command, *options = words
-    process = subprocess.Popen([sys.executable, "-m", f"llmreg.commands.{command}", *options], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "llmreg.commands", command, *options], stdin=subprocess.DEVNULL)
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:
         while True:

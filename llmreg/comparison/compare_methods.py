@@ -1,7 +1,5 @@
 """Score all methods of all tables, and write the tables."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg.comparison.benchmark_errors import NothingScored, OtherBenchmark
 from llmreg.comparison.benchmark_record import BENCHMARK_FILE, BenchmarkRecord, read_benchmark, write_benchmark
 from llmreg.comparison.benchmark_settings import BenchmarkSettings, identity, load_raw_dataset
 from llmreg.comparison.judged_pairs import all_judged_pairs, scored_from
@@ -18,7 +15,7 @@ from llmreg.comparison.method_scores import read_label_scores, score_method
 from llmreg.comparison.methods import Method
 from llmreg.comparison.score_tables import scores_before_registration
 from llmreg.comparison.tables import TITLES, Table, as_frame, as_latex, as_markdown, build_table
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, UserError
 from llmreg.files import atomic_write, write_text
 
 log = logging.getLogger(__name__)
@@ -49,8 +46,7 @@ def compare_methods(settings: BenchmarkSettings, tables: Mapping[str, Sequence[M
         The tables, in the order of ``tables``.
 
     Raises:
-        NothingScored: no method could be scored.
-        OtherBenchmark: the folder holds a comparison with other settings.
+        BadArgument: no method could be scored, or the folder holds a comparison with other settings.
     """
     dataset = load_raw_dataset(settings)
     record = BenchmarkRecord(
@@ -75,7 +71,8 @@ def compare_methods(settings: BenchmarkSettings, tables: Mapping[str, Sequence[M
         failed = {n: reason for n, reason in (earlier.failed | outcomes.failed).items() if n not in outcomes.scores}
         write_benchmark(output, record.model_copy(update={"methods": titles, "failed": failed}))
     if not outcomes.scores:
-        raise NothingScored(outcomes.failed)
+        reasons = "; ".join(outcomes.failed.values()) or "none was named"
+        raise BadArgument("methods", f"No method could be scored: {reasons}")
     return [
         _write_table(name, row, settings, outcomes, output)
         for name, row in tables.items()
@@ -89,7 +86,8 @@ def _read_earlier(record: BenchmarkRecord, output: Path) -> BenchmarkRecord:
     if earlier is None:
         return record
     if earlier.study != record.study:
-        raise OtherBenchmark(output)
+        problem = f"{output} holds a comparison with other plans, another configuration or other minutes"
+        raise BadArgument("output", f"{problem}: choose another folder, or remove it.")
     if (earlier.judged_by, earlier.folds) != (record.judged_by, record.folds):
         log.warning(
             "%s was made for other folds, or before images or annotations changed: its methods (%s) are left out "

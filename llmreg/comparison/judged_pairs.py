@@ -1,7 +1,5 @@
 """The annotated pairs that methods are judged by, and digests of the files that fields and scores are made from."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ Each step is a command in a process of its own, so that its memory is its own; a
 continues.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time
@@ -24,12 +22,12 @@ from llmreg.data.dataset import Dataset, Pair, pairs_among, pairs_digest
 from llmreg.errors import UserError
 from llmreg.files import file_digest
 from llmreg.inference.pair_inputs import PAIRS_FILE
-from llmreg.paths import preprocessed_dataset
+from llmreg.paths import fold_folder, preprocessed_dataset
 from llmreg.plans.plans import Plans
 from llmreg.predictions import PREDICT_FILE, read_predictions
 from llmreg.training import experiment
 from llmreg.training.checkpoints import checkpoint_path, read_state
-from llmreg.training.plans_choice import PlansChoice, choose_plans
+from llmreg.training.experiment import PlansChoice, choose_plans
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class _Training:
     @property
     def final(self) -> Path:
         """The checkpoint of a finished training."""
-        return checkpoint_path(self.model / f"fold_{self.fold}", "final")
+        return checkpoint_path(fold_folder(self.model, self.fold), "final")
 
 
 def train_and_predict(

@@ -1,7 +1,5 @@
 """Score a method on the pairs of a comparison. What is done is kept: called again, it goes on where it stopped."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from llmreg.data.dataset import Dataset, Pair
 from llmreg.evaluation.evaluate import evaluate_folder, is_scored
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import read_json, write_json
+from llmreg.paths import fold_folder
 from llmreg.predictions import read_predictions
 
 # In a method's folder of predictions: what its scores were made from.
@@ -66,7 +65,7 @@ def read_label_scores(settings: BenchmarkSettings, method: Method, output: Path)
 
 
 def _folder_of(output: Path, method: Method, fold: str) -> Path:
-    return output / method.name / f"fold_{fold}"
+    return fold_folder(output / method.name, fold)
 
 
 def _score(folder: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:

@@ -1,7 +1,5 @@
 """The methods that are compared: what is trained and how, or which program registers instead."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

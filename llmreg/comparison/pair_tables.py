@@ -1,7 +1,5 @@
 """A dataset's pairs as methods need them: a table for learned ones, and files with a start for classical ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

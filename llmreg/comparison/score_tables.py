@@ -1,7 +1,5 @@
 """Scores by pair, read from folders of scored predictions, before and after registration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

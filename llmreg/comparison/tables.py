@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
-from llmreg.comparison.benchmark_errors import NoSharedPairs
+from llmreg.errors import BadArgument
 
 TITLES = {
     "table1": "Comparison of methods (the paper's table 1)",
@@ -109,11 +109,12 @@ def build_table(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[
     those have no distance.
 
     Raises:
-        NoSharedPairs: no pair was scored for all methods.
+        BadArgument: no pair was scored for all methods.
     """
     shared = sorted(set.intersection(*(set(table.index) for table in scores.values()))) if scores else []
     if scores and not shared:
-        raise NoSharedPairs(list(scores))
+        problem = f"No pair was scored for all of {', '.join(scores)}: name methods that belong together."
+        raise BadArgument("methods", problem)
     on_shared = {method: table.loc[shared] for method, table in scores.items()}
     losing = {method for method, table in on_shared.items() if "lost" in table and table["lost"].any()}
     rows: dict[str, dict[str, Cell]] = {method: {} for method in scores}

@@ -1,21 +1,22 @@
-"""Reading a case's image, label map and mask, checked against each other and the dataset's label table."""
+"""A case's image, label map and mask: read, and checked against each other and the dataset's label table."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from llmreg.data.dataset import Case
+from llmreg.data.dataset import Case, Dataset
 from llmreg.errors import UserError
 from llmreg.files import image_digest
-from llmreg.geometry.arrays import image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.images.checks import check_values, format_sizes
 from llmreg.images.image_files import read_image, warn_once
+from llmreg.workers import map_in_processes
 
 Sources = dict[str, str | list[int]]
 
@@ -65,17 +66,12 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[
         check_values(image, case.image)
     except UserError as error:
         problems.append(str(error))
-    grid = Grid.from_image(image)
-    maps: dict[Path, sitk.Image | None] = {}
-    for path in (case.label, case.mask):
-        if path is None:
-            continue
-        other = maps[path] = _open(path, problems)
-        if other is None:
-            continue
-        problems += _grid_problems(Grid.from_image(other), grid, path, case.image.name)
-        if path == case.label:
-            problems += _label_problems(other, case, path, labels)
+    maps = {path: _open(path, problems) for path in dict.fromkeys((case.label, case.mask)) if path is not None}
+    for path, other in maps.items():
+        if other is not None:
+            problems += _grid_problems(Grid.from_image(other), Grid.from_image(image), path, case.image.name)
+            if path == case.label:
+                problems += _label_problems(other, case, path, labels)
     label, mask = (None if path is None else maps[path] for path in (case.label, case.mask))
     return CaseImages(image, label, mask), problems
 
@@ -100,9 +96,15 @@ def _open(path: Path, problems: list[str]) -> sitk.Image | None:
 
 
 def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
-    difference = _describe_difference(grid, expected)
-    if not difference:
+    if grid.same_as(expected):
         return []
+    differences = [
+        f"{name} {format_sizes(value)} instead of {format_sizes(other)}"
+        for name, value, other in (
+            (name, getattr(grid, name), getattr(expected, name)) for name in ("size", "spacing", "origin", "direction")
+        )
+        if not np.allclose(value, other, rtol=0, atol=1e-4)
+    ]
     index = expected.physical_to_index(grid.corners())
     # A flipped map may still share a layer of voxels with its image.
     if np.any(index.max(axis=0) < 0.5) or np.any(index.min(axis=0) > np.subtract(expected.size, 1.5)):
@@ -111,18 +113,7 @@ def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> 
         relation, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
     if grid.size == expected.size:
         remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
-    return [f"{path} {relation} its image {image} ({difference}): {remedy}."]
-
-
-def _describe_difference(grid: Grid, expected: Grid) -> str:
-    """Say what differs between two grids; empty when they agree."""
-    if grid.same_as(expected):
-        return ""
-    for name in ("size", "spacing", "origin", "direction"):
-        value, other = getattr(grid, name), getattr(expected, name)
-        if not np.allclose(value, other, rtol=0, atol=1e-4):
-            return f"{name} {format_sizes(value)} instead of {format_sizes(other)}"
-    return "a slightly different position"
+    return [f"{path} {relation} its image {image} ({(differences or ['a slightly different position'])[0]}): {remedy}."]
 
 
 def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
@@ -133,33 +124,31 @@ def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collectio
         fractions = ", ".join([f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3])
         return [f"{path} holds values that are no label ids ({fractions}): save whole numbers."]
     present = {int(value) for value in values} - {0}
-    problems = []
     if not present and case.annotated_labels is None:
         warn_once(f"{path} holds no label, every voxel is 0: remove it if nothing was annotated in this image.")
-    negative = sorted(label for label in present if label < 0)
-    if negative:
-        problems.append(
-            f"{path} holds the negative label {_abbreviate(negative)}, as if ids above 127 had been stored in signed 8 "
-            "bits: save it in an unsigned type."
-        )
-    unknown = sorted(present - set(labels) - set(negative))
-    if unknown:
-        problems.append(
-            f"{path} holds the label {_abbreviate(unknown)}, which 'labels' in dataset.json does not list: "
-            "add it there or correct the label image."
-        )
-    if case.annotated_labels is not None:
-        unannounced = sorted(present & set(labels) - set(case.annotated_labels))
-        if unannounced:
-            problems.append(
-                f"{path} holds the label {_abbreviate(unannounced)}, which is not among its 'annotated_labels' in "
-                "dataset.json: add it there or clear it from the label image."
-            )
-    return problems
-
-
-def _abbreviate(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+    negative = {label for label in present if label < 0}
+    kinds = (
+        (
+            "negative label",
+            negative,
+            "as if ids above 127 had been stored in signed 8 bits: save it in an unsigned type",
+        ),
+        (
+            "label",
+            present - set(labels) - negative,
+            "which 'labels' in dataset.json does not list: add it there or correct the label image",
+        ),
+        (
+            "label",
+            present & set(labels) - case.annotated_structures(labels),
+            "which is not among its 'annotated_labels' in dataset.json: add it there or clear it from the label image",
+        ),
+    )
+    return [
+        f"{path} holds the {kind} {', '.join(map(str, sorted(ids)[:5]))}{', ...' if len(ids) > 5 else ''}, {problem}."
+        for kind, ids, problem in kinds
+        if ids
+    ]
 
 
 def sources_of(case: Case) -> Sources:
@@ -171,3 +160,22 @@ def sources_of(case: Case) -> Sources:
     files = {"image": case.image, "label": case.label, "mask": case.mask}
     digests: Sources = {role: image_digest(path) for role, path in files.items() if path is not None}
     return digests if case.annotated_labels is None else digests | {"annotated_labels": list(case.annotated_labels)}
+
+
+log = logging.getLogger(__name__)
+
+
+def verify_dataset_integrity(dataset: Dataset, num_processes: int = 2) -> None:
+    """Check every case and log all problems.
+
+    Raises:
+        UserError: tells the first problem with its remedy, and the number of the others in the log.
+    """
+    check = partial(check_case, labels=dataset.labels)
+    problems = [*chain.from_iterable(map_in_processes(check, dataset.cases, num_processes, "Verify"))]
+    for problem in problems:
+        log.error("%s", problem)
+    if problems:
+        others = f" (and {len(problems) - 1} more, see the log)" if len(problems) > 1 else ""
+        raise UserError(problems[0].rstrip(".") + others + ".")
+    log.info("%s: %d cases verified.", dataset.name, len(dataset.cases))

@@ -3,8 +3,6 @@
 ``documentation/raw-data.md`` describes the format for users.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,7 +18,6 @@ from llmreg.data.dataset_json import (
     RawCase,
     RawDataset,
     RawPair,
-    default_direction,
     description_file,
     join,
     label_table,
@@ -150,7 +147,9 @@ def load_dataset(folder: Path) -> Dataset:
     content = read_json(file)
     raw = cast(RawDataset, validate(TypeAdapter(RawDataset), content, file))
     modalities = dict(sorted(raw.modality.items()))
-    direction = raw.registration_direction or default_direction(modalities)
+    # Where the file names no direction, the first modality is fixed, and the second one moving; a single one is both.
+    fixed, moving, *_ = [*modalities, *modalities]
+    direction = raw.registration_direction or Direction(fixed=fixed, moving=moving)
     for role, modality in (("fixed", direction.fixed), ("moving", direction.moving)):
         if modality not in modalities:
             raise UserError(
@@ -159,7 +158,6 @@ def load_dataset(folder: Path) -> Dataset:
             )
     reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file))
     reader.add_training(raw.training)
-
     paired = reader.pairs(raw.training_paired_images, "training_paired_images", direction)
     explicit = reader.pairs(raw.pairings, "pairings", direction) if isinstance(raw.pairings, list) else []
     validation = reader.pairs(raw.registration_val, "registration_val", direction, may_be_missing=True)
@@ -180,7 +178,7 @@ def load_dataset(folder: Path) -> Dataset:
                 f"{file}: modality {modality} ({contrast}) has no cases: list its images under 'training', "
                 "or take it out of 'modality'."
             )
-    pairing = _choose_pairing(raw.pairings, paired, cases, direction, file)
+    pairing = _choose_pairing(raw.pairings, paired, reader.cases, direction, file)
     return Dataset(
         id=int(match["id"]),
         name=folder.name,
@@ -233,10 +231,8 @@ def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
 
 
 def _choose_pairing(
-    raw: object, paired: list[Pair], cases: tuple[Case, ...], direction: Direction, file: Path
+    raw: object, paired: list[Pair], cases: Mapping[str, Case], direction: Direction, file: Path
 ) -> Pairing:
-    subject_of = {case.name: case.subject for case in cases}
-    modality_of = {case.name: case.modality for case in cases}
     if isinstance(raw, list):
         return "explicit"
     if raw in (None, _UNDECIDED):
@@ -244,7 +240,10 @@ def _choose_pairing(
             return "explicit"
         if direction.fixed == direction.moving:
             return "inter_subject"
-        fixed, moving = ({c.subject for c in cases if c.modality == m} for m in (direction.fixed, direction.moving))
+        fixed, moving = (
+            {case.subject for case in cases.values() if case.modality == modality}
+            for modality in (direction.fixed, direction.moving)
+        )
         return "intra_subject" if fixed & moving else "unpaired"
     if not isinstance(raw, str) or raw not in _PAIRINGS:
         raise UserError(
@@ -253,9 +252,8 @@ def _choose_pairing(
     pairing = _PAIRINGS[raw]
     # Learn2Reg lists pairs even where they are only those of each subject.
     implied = all(
-        subject_of[pair.fixed] == subject_of[pair.moving]
-        and (modality_of[pair.fixed], modality_of[pair.moving]) == (direction.fixed, direction.moving)
-        for pair in paired
+        fixed.subject == moving.subject and (fixed.modality, moving.modality) == (direction.fixed, direction.moving)
+        for fixed, moving in ((cases[pair.fixed], cases[pair.moving]) for pair in paired)
     )
     if pairing == "intra_subject" and paired and (not implied or direction.fixed == direction.moving):
         return "explicit"
@@ -282,22 +280,22 @@ class _CaseReader:
         """Add the cases of ``training``, which is a list of cases or one such list for each modality."""
         if isinstance(training, dict):
             tables = validate(TypeAdapter(dict[str, list[RawCase]]), training, self.file, "training")
-            for key, entries in tables.items():
-                if parse_id(key) not in self.modalities:
-                    raise UserError(
-                        f"{self.file}: 'training.{key}' is not among the modalities {join(self.modalities)}: "
-                        "add it to 'modality' or correct the key."
-                    )
-                for position, entry in enumerate(entries):
-                    case = self._add(entry, f"training.{key}.{position}")
-                    if case.modality != parse_id(key):
-                        raise UserError(
-                            f"{self.file}: 'training.{key}.{position}.image' is {entry.image}, an image of modality "
-                            f"{case.modality}: move it to 'training.{case.modality}'."
-                        )
         else:
-            for position, entry in enumerate(validate(TypeAdapter(list[RawCase]), training, self.file, "training")):
-                self._add(entry, f"training.{position}")
+            tables = {"": validate(TypeAdapter(list[RawCase]), training, self.file, "training")}
+        for key, entries in tables.items():
+            listed = f"training.{key}".rstrip(".")
+            if key and parse_id(key) not in self.modalities:
+                raise UserError(
+                    f"{self.file}: '{listed}' is not among the modalities {join(self.modalities)}: add it to "
+                    "'modality' or correct the key."
+                )
+            for position, entry in enumerate(entries):
+                case = self._add(entry, f"{listed}.{position}")
+                if key and case.modality != parse_id(key):
+                    raise UserError(
+                        f"{self.file}: '{listed}.{position}.image' is {entry.image}, an image of modality "
+                        f"{case.modality}: move it to 'training.{case.modality}'."
+                    )
         if not self.cases:
             raise UserError(f"{self.file}: 'training' is empty: list the training images there.")
 
@@ -313,7 +311,9 @@ class _CaseReader:
             elif isinstance(entry, dict) and "fixed" not in entry and str(direction.fixed) in entry:
                 entry = {"fixed": entry[str(direction.fixed)], "moving": entry.get(str(direction.moving))}
             pair = validate(TypeAdapter(RawPair), entry, self.file, where)
-            paths = {role: self._path_in_pair(getattr(pair, role)) for role in ("fixed", "moving")}
+            names = {"fixed": pair.fixed, "moving": pair.moving}
+            files = {role: f if f.endswith(image_endings()) else f + DEFAULT_ENDING for role, f in names.items()}
+            paths = {role: file if "/" in file else f"imagesTr/{file}" for role, file in files.items()}
             absent = [path for path in paths.values() if not (self.folder / path).is_file()]
             if may_be_missing and absent:
                 # Organisers of a challenge keep some of these images secret.
@@ -324,10 +324,6 @@ class _CaseReader:
                 raise UserError(f"{self.file}: '{where}' pairs {fixed.name} with itself: name two different images.")
             pairs.append(Pair(fixed.name, moving.name))
         return pairs
-
-    def _path_in_pair(self, text: str) -> str:
-        name = text if text.endswith(image_endings()) else text + DEFAULT_ENDING
-        return name if "/" in name else f"imagesTr/{name}"
 
     def _add(self, entry: RawCase, where: str) -> Case:
         image = self.folder / entry.image
@@ -358,7 +354,7 @@ class _CaseReader:
                 f"{self.file}: '{where}.label' names {self.folder / entry.label}, which does not exist: add the file "
                 "or drop the key."
             )
-        case = Case(
+        self.cases[name] = Case(
             name=name,
             subject=match["subject"],
             modality=modality,
@@ -368,8 +364,7 @@ class _CaseReader:
             keypoints=self._find_beside(image, "keypoints", entry.keypoints, ".csv"),
             annotated_labels=self._parse_annotated(entry.annotated_labels, where),
         )
-        self.cases[name] = case
-        return case
+        return self.cases[name]
 
     def _find_beside(self, image: Path, kind: str, named: str | None, suffix: str | None = None) -> Path | None:
         """Find the named file, or the one like labelsTr/X for imagesTr/X; None where neither exists."""

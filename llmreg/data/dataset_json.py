@@ -1,7 +1,5 @@
 """The typed entries of ``dataset.json``, and a sentence for the first one that is wrong."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -90,9 +88,9 @@ def validate(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | 
         if first["type"] == "missing":
             raise UserError(f"{file}: the key '{path}' is missing: add it (see documentation/raw-data.md).") from None
         expected = "should be an object" if first["type"] == "model_type" else first["msg"].removeprefix("Input ")
-        value_text = repr(first["input"])
-        value_text = value_text if len(value_text) <= 60 else value_text[:57] + "..."
-        subject = f"'{path}'" if path else "the file"
+        subject, value_text = f"'{path}'" if path else "the file", repr(first["input"])
+        if len(value_text) > 60:
+            value_text = value_text[:57] + "..."
         raise UserError(f"{file}: {subject} {expected} but is {value_text}: correct the entry.") from None
 
 
@@ -101,27 +99,19 @@ def description_file(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"The dataset folder {folder} does not exist.")
     file = folder / "dataset.json"
-    if file.is_file():
-        return file
-    others = sorted(folder.glob("*_dataset.json"))
-    if len(others) == 1:
-        return others[0]
-    if others:
+    files = [file] if file.is_file() else sorted(folder.glob("*_dataset.json"))
+    if not files:
+        raise UserError(f"{file} does not exist: write it as documentation/raw-data.md describes.")
+    if len(files) > 1:
         raise UserError(
-            f"{folder} holds several descriptions ({join(p.name for p in others)}): rename one to dataset.json."
+            f"{folder} holds several descriptions ({join(p.name for p in files)}): rename one to dataset.json."
         )
-    raise UserError(f"{file} does not exist: write it as documentation/raw-data.md describes.")
+    return files[0]
 
 
 def join(values: Iterable[object]) -> str:
     """The values with commas between them, for messages."""
     return ", ".join(str(value) for value in values)
-
-
-def default_direction(modalities: Mapping[int, str]) -> Direction:
-    """The direction where the file names none: the first modality is fixed, the second one moving."""
-    ids = sorted(modalities)
-    return Direction(fixed=ids[0], moving=ids[1] if len(ids) > 1 else ids[0])
 
 
 def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:

@@ -1,14 +1,12 @@
 """Folds: subjects, and never images, are divided into training and validation."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -49,17 +47,7 @@ class Split:
         """Every case that training may use: ``train`` and ``atlas``."""
         return self.train + self.atlas
 
-    def to_dict(self) -> dict[str, Any]:
-        """The split as JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, content: object) -> Split:
-        """Make a split from :meth:`to_dict`. Raises pydantic.ValidationError when a key is missing or mistyped."""
-        return _SPLIT.validate_python(content)
-
-
-_SPLIT = TypeAdapter(Split)
 _SPLITS = TypeAdapter(tuple[Split, ...])
 
 
@@ -79,8 +67,9 @@ def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tupl
     modalities_of: dict[str, set[int]] = defaultdict(set)
     for case in usable:
         modalities_of[case.subject].add(case.modality)
-    explicit = dataset.pairing == "explicit"
-    roles = set(dataset.modalities) if explicit else {dataset.fixed_modality, dataset.moving_modality}
+    roles = (
+        set(dataset.modalities) if dataset.pairing == "explicit" else {dataset.fixed_modality, dataset.moving_modality}
+    )
     counts = {m: sum(m in modalities for modalities in modalities_of.values()) for m in roles}
     shared: set[int] = set()
     if dataset.pairing == "intra_subject":
@@ -125,7 +114,7 @@ def split_all(dataset: Dataset, seed: int = 12345) -> Split:
 
 def write_splits(path: Path, splits: Sequence[Split]) -> None:
     """Write the file of splits."""
-    write_json(path, [split.to_dict() for split in splits])
+    write_json(path, [asdict(split) for split in splits])
 
 
 def read_splits(path: Path) -> tuple[Split, ...]:
@@ -188,7 +177,6 @@ def parse_fold(text: str | int, available: Iterable[int]) -> int | Literal["all"
 
 
 def _usable_cases(dataset: Dataset) -> tuple[Case, ...]:
-    """The cases that are not held out, by name."""
     usable = tuple(sorted((c for c in dataset.cases if c.name not in dataset.held_out), key=lambda case: case.name))
     for modality in {dataset.fixed_modality, dataset.moving_modality}:
         if not any(case.modality == modality for case in usable):
@@ -212,11 +200,10 @@ def _assign_folds(modalities_of: dict[str, set[int]], labelled: set[str], folds:
         if len(subjects) >= folds:
             parts = KFold(folds, shuffle=True, random_state=seed).split(subjects)
             fold_of |= {subjects[i]: fold for fold, (_, held) in enumerate(parts) for i in held}
-            continue
-        order = np.random.default_rng(seed).permutation(len(subjects))
-        for i in order:
-            sizes = [sum(f == fold for f in fold_of.values()) for fold in range(folds)]
-            fold_of[subjects[i]] = sizes.index(min(sizes))
+        else:
+            for i in np.random.default_rng(seed).permutation(len(subjects)):
+                taken_folds = list(fold_of.values())
+                fold_of[subjects[i]] = min(range(folds), key=taken_folds.count)
     return fold_of
 
 
@@ -231,13 +218,12 @@ def _list_validation_pairs(
     dataset: Dataset, train: Sequence[str], validation: Sequence[str], atlas: Sequence[str], rng: np.random.Generator
 ) -> tuple[Pair, ...]:
     """List the pairs among validation and atlas cases that contain a validation case."""
-    held = set(validation)
-    among = _list_evaluable(dataset, [*validation, *atlas])
+    held, among = set(validation), _list_evaluable(dataset, [*validation, *atlas])
     pairs = [pair for pair in among if pair.fixed in held or pair.moving in held]
     if not pairs:
         # The validation cases of a single subject form no pair of different subjects.
-        everyone = _list_evaluable(dataset, [*train, *validation, *atlas])
-        pairs = [pair for pair in everyone if pair.fixed in held or pair.moving in held] or among
+        candidates = _list_evaluable(dataset, [*train, *validation, *atlas])
+        pairs = [pair for pair in candidates if pair.fixed in held or pair.moving in held] or among
         log.info("The cases %s form no validation pair: they are paired with training cases.", ", ".join(validation))
     return _thin(pairs, rng)
 

@@ -5,19 +5,15 @@ images of a subject show the same anatomy, rendered from continuous coordinates 
 orientation and position on the table differ, so a program that confuses axes cannot register them.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from llmreg.files import write_json, write_text
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import write_image
 
@@ -60,8 +56,9 @@ _ORGANS = (
     _Tissue("bladder", (0, -12, -50), (21, 17, 16), mr=1.0, ct=-40),
 )
 
-_LPS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-_RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+# The scanners' grids along LPS and RAS axes; each image has its origin elsewhere.
+_MR_GRID = Grid((64, 60, 40), (3.0, 3.0, 4.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+_CT_GRID = Grid((76, 68, 64), (2.5, 2.5, 2.5), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
 
 # The random displacement is defined on a coarse lattice about the body's centre; lengths in mm.
 _LATTICE_STEP, _LATTICE_POINTS = 8.0, 33
@@ -101,7 +98,16 @@ def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = H
     pairs = ((fixed, moving) for fixed in names for moving in names if fixed != moving)
     lines = [f"{fixed}_0000{DEFAULT_ENDING},{moving}_0001{DEFAULT_ENDING}\n" for fixed, moving in pairs]
     write_text(dataset / "imagesTs" / "pairs.csv", "fixed,moving\n" + "".join(lines))
-    write_json(dataset / "dataset.json", _description(training))
+    description = {
+        "name": DEMO_NAME,
+        "description": "Made-up people, written by llmreg_demo",
+        "modality": {"0": "MR", "1": "CT"},
+        "registration_direction": {"fixed": 0, "moving": 1},
+        "pairings": "inter_subject",
+        "labels": {"background": 0} | {organ.name: label for label, organ in enumerate(_ORGANS, start=1)},
+        "training": training,
+    }
+    write_json(dataset / "dataset.json", description)
     return dataset
 
 
@@ -128,32 +134,12 @@ def render(
     Returns:
         The image and its labels (z, y, x), and their grid.
     """
+    grid = (_MR_GRID, _CT_GRID)[modality]
     centre = np.round(generator.uniform(-5, 5, 3), 2)
-    grid = _scanner_grid(modality, centre)
-    body = _body_coordinates(grid, generator)
-    labels, tissue = _render_anatomy(body, displacement)
+    grid = replace(grid, origin=tuple((centre - grid.centre).tolist()))
+    labels, tissue = _render_anatomy(_body_coordinates(grid, generator), displacement)
     image = _render_mr(tissue, grid, generator) if modality == 0 else _render_ct(tissue, grid, generator)
     return image, labels, grid
-
-
-def _description(training: dict[str, list[dict[str, str]]]) -> dict[str, Any]:
-    return {
-        "name": DEMO_NAME,
-        "description": "Made-up people, written by llmreg_demo",
-        "modality": {"0": "MR", "1": "CT"},
-        "registration_direction": {"fixed": 0, "moving": 1},
-        "pairings": "inter_subject",
-        "labels": {"background": 0} | {organ.name: label for label, organ in enumerate(_ORGANS, start=1)},
-        "training": training,
-    }
-
-
-def _scanner_grid(modality: int, centre: Array) -> Grid:
-    size, spacing, direction = (
-        ((64, 60, 40), (3.0, 3.0, 4.0), _LPS) if modality == 0 else ((76, 68, 64), (2.5, 2.5, 2.5), _RAS)
-    )
-    at_origin = Grid(size, spacing, (0.0, 0.0, 0.0), direction)
-    return Grid(size, spacing, tuple((centre - at_origin.centre).tolist()), direction)
 
 
 def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
@@ -166,8 +152,7 @@ def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
         turn[first, first] = turn[second, second] = np.cos(angle)
         turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
         rotation = rotation @ turn
-    shift = generator.uniform(-_SHIFT_MM, _SHIFT_MM, 3)
-    return (grid.physical_points() - shift) @ rotation.T
+    return (grid.physical_points() - generator.uniform(-_SHIFT_MM, _SHIFT_MM, 3)) @ rotation.T
 
 
 def _render_anatomy(body: Array, displacement: Array) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
@@ -178,9 +163,7 @@ def _render_anatomy(body: Array, displacement: Array) -> tuple[NDArray[np.uint8]
     tissue = np.zeros(body.shape[:3], np.intp)
     for index, ellipsoid in enumerate((*_UNLABELLED, *_ORGANS), start=1):
         inside = (((common - ellipsoid.centre) / ellipsoid.radii) ** 2).sum(axis=-1) < 1
-        if index > 1:
-            inside &= tissue > 0
-        tissue[inside] = index
+        tissue[inside & (tissue > 0) if index > 1 else inside] = index
     return np.maximum(tissue - len(_UNLABELLED), 0).astype(np.uint8), tissue
 
 

@@ -4,11 +4,9 @@ The case transform maps points of the frame to points of the case (pull-back), s
 ``resample_image(case, frame, transform)``. Methods register themselves in :data:`PREALIGNMENTS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -32,7 +30,7 @@ class CaseTransform:
         stage: identity, centre, search, rigid, affine, template, or given by the user.
         score: Mattes mutual information with the reference, or correlation with the template (higher is better); None
             when not compared.
-        uncertainty_mm: how far along the body other places lie that look about as good; None where nobody searched.
+        uncertainty_mm: the distance along the body to other shifts that are about as good; None without a search.
     """
 
     matrix: NDArray[np.float64]
@@ -42,7 +40,7 @@ class CaseTransform:
     uncertainty_mm: float | None = None
 
     @classmethod
-    def from_sitk(cls, transform: sitk.Transform, stage: str, score: float | None = None) -> CaseTransform:
+    def from_sitk(cls, transform: sitk.Transform, stage: str, score: float | None = None) -> Self:
         """Make a case transform from a linear one of SimpleITK."""
         origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
         columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
@@ -63,10 +61,9 @@ class CaseTransform:
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> CaseTransform:
+    def from_dict(cls, content: dict[str, Any]) -> Self:
         """Make a case transform from :meth:`to_dict`."""
-        content = content | {key: np.array(content[key]) for key in ("matrix", "translation")}
-        return cls(**content)
+        return cls(**content | {key: np.array(content[key]) for key in ("matrix", "translation")})
 
 
 @dataclass(frozen=True, eq=False)

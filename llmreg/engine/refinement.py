@@ -1,22 +1,54 @@
 """Refinement: a displacement is fitted further to its own two images, without labels."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from monai.losses import BendingEnergyLoss
 from torch import Tensor
 from torch.nn import functional
 
-from llmreg.engine.descent import descend
 from llmreg.geometry import warping
 from llmreg.similarity.loss_settings import LossSettings
 from llmreg.similarity.masks import comparable_voxels
 from llmreg.similarity.mind import mind_ssc
-from llmreg.similarity.regularity import gradient_l2
+from llmreg.similarity.terms import gradient_l2
+
+# Adam's learning rates: the first one, and the one below which the descent ends.
+FIRST_RATE, LEAST_RATE = 0.4, 0.025
+# The rate is halved when the objective has not fallen by the share GAIN for PATIENCE steps.
+GAIN, PATIENCE = 1e-3, 2
+
+
+def descend(objective: Callable[[Tensor], Tensor], start: Tensor, limit: int) -> tuple[Tensor, int]:
+    """Minimise an objective.
+
+    Args:
+        objective: a scalar, which can be differentiated by the values.
+        start: the first values.
+        limit: the most steps to take.
+
+    Returns:
+        The values with the lowest objective among all that were met, and the number of steps that were taken.
+    """
+    values = start.clone().requires_grad_()
+    adam = torch.optim.Adam([values], FIRST_RATE)
+    rate = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=0.5, patience=PATIENCE, threshold=GAIN)
+    best, lowest = start, math.inf
+    for step in range(limit + 1):
+        value = objective(values)
+        if value.item() < lowest:
+            best, lowest = values.detach().clone(), value.item()
+        rate.step(value.item())
+        if step == limit or adam.param_groups[0]["lr"] < LEAST_RATE:
+            break
+        adam.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    return best, step
+
 
 # These numbers were chosen by measurement, see documentation/refinement.md.
 
@@ -59,23 +91,6 @@ class _Side:
 
     descriptors: Tensor
     seen: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """The parts of the objective.
-
-    Attributes:
-        flow: the displacement that was given, (1, 3, z, y, x), a vector a block, in blocks.
-        fixed: the fixed image.
-        moving: the moving image.
-        loss: the plan's weights.
-    """
-
-    flow: Tensor
-    fixed: _Side
-    moving: _Side
-    loss: LossSettings
 
 
 def refine(
@@ -122,50 +137,52 @@ def refine(
         # A copy is no tensor of inference mode, even where the displacement that was given is one.
         start = flow.clone().float()
         padded = _pad(start, "replicate")
-        problem = _Problem(_shrink_flow(padded), _describe(fixed, fixed_seen), _describe(moving, moving_seen), loss)
-        nodes, steps = _optimise(problem, iterations)
+        objective = partial(
+            _objective,
+            flow=_shrink_flow(padded),
+            fixed=_describe(fixed, fixed_seen),
+            moving=_describe(moving, moving_seen),
+            loss=loss,
+        )
+        nodes, steps = _optimise(objective, padded, iterations)
         with torch.no_grad():
             correction = _interpolate_nodes(nodes, padded.shape[2:])
-            before = _objective(problem, torch.zeros_like(problem.flow)).item()
-            after = _objective(problem, _shrink_flow(correction)).item()
+            before = objective(torch.zeros_like(_shrink_flow(padded))).item()
+            after = objective(_shrink_flow(correction)).item()
         if not after < before:
             return Refined(start, before, before, steps)
         z, y, x = size
         return Refined(start + correction[..., :z, :y, :x], before, after, steps)
 
 
-def _objective(problem: _Problem, correction: Tensor) -> Tensor:
-    """The objective of the displacement with a correction (1, 3, z, y, x), a vector a block, in blocks."""
-    loss, flow = problem.loss, problem.flow + correction
+def _objective(correction: Tensor, *, flow: Tensor, fixed: _Side, moving: _Side, loss: LossSettings) -> Tensor:
+    """The objective of a flow with a correction, both (1, 3, z, y, x), a vector a block, in blocks."""
+    flow = flow + correction
     folding = functional.relu(_LEAST_DETERMINANT - warping.jacobian_determinant(flow)).mean()
-    value = _dissimilarity(problem.fixed, problem.moving, flow)
-    value = value + max(loss.smoothness, _LEAST_SMOOTHNESS) * gradient_l2(correction)
-    value = value + max(loss.folding, _LEAST_FOLDING) * folding
-    return value + loss.bending * BendingEnergyLoss()(correction) if loss.bending else value
-
-
-def _dissimilarity(fixed: _Side, moving: _Side, flow: Tensor) -> Tensor:
-    """Mean squared difference of descriptors, over the channels and the blocks that are comparable."""
+    # The mean squared difference of descriptors, over the channels and the blocks that are comparable.
     counted = comparable_voxels(moving.seen, fixed.seen, flow)[:, None]
     looked_up = warping.warp(torch.cat((moving.descriptors, moving.seen[:, None].float()), dim=1), flow)
     # Where the field of view covers a part of the sample, the mean of that part; outside, 0, unlike any descriptor.
     warped = looked_up[:, :-1] / looked_up[:, -1:].clamp(min=0.5)
     difference = (warped - fixed.descriptors).square().mean(dim=1, keepdim=True)
-    return torch.where(counted, difference, 0.0).sum() / counted.sum().clamp(min=1)
+    value = torch.where(counted, difference, 0.0).sum() / counted.sum().clamp(min=1)
+    value = value + max(loss.smoothness, _LEAST_SMOOTHNESS) * gradient_l2(correction)
+    value = value + max(loss.folding, _LEAST_FOLDING) * folding
+    return value + loss.bending * BendingEnergyLoss()(correction) if loss.bending else value
 
 
-def _optimise(problem: _Problem, iterations: int) -> tuple[Tensor, int]:
-    """Find the best correction: its nodes (1, 3, z, y, x), in voxels, and how many steps were taken."""
+def _optimise(objective: Callable[[Tensor], Tensor], padded: Tensor, iterations: int) -> tuple[Tensor, int]:
+    """Find the best correction of a padded flow: its nodes (1, 3, z, y, x), in voxels, and the steps taken."""
 
-    def objective(nodes: Tensor) -> Tensor:
-        return _objective(problem, _interpolate_nodes(nodes, blocks) / _BLOCK)
+    def objective_of_nodes(nodes: Tensor) -> Tensor:
+        return objective(_interpolate_nodes(nodes, blocks) / _BLOCK)
 
-    blocks = problem.flow.shape[2:]
-    nodes, steps = problem.flow.new_zeros(1, 3, 1, 1, 1), 0
+    blocks = [n // _BLOCK for n in padded.shape[2:]]
+    nodes, steps = padded.new_zeros(1, 3, 1, 1, 1), 0
     for stage, spacing in enumerate(_NODE_SPACINGS):
         nodes = _resize(nodes, [n * _BLOCK // spacing for n in blocks])
         share = iterations * (stage + 1) // len(_NODE_SPACINGS) - iterations * stage // len(_NODE_SPACINGS)
-        nodes, taken = descend(objective, nodes, share)
+        nodes, taken = descend(objective_of_nodes, nodes, share)
         steps += taken
     return nodes, steps
 
@@ -173,10 +190,8 @@ def _optimise(problem: _Problem, iterations: int) -> tuple[Tensor, int]:
 def _describe(image: Tensor, seen: Tensor) -> _Side:
     inside = seen > 0
     # The padding beyond the frame is not seen.
-    hidden = functional.max_pool3d(1 - _pad(inside[:, None].float(), "constant"), _BLOCK)[:, 0]
-    whole = hidden < 0.5
-    descriptors = _pad(mind_ssc(image, mask=inside[:, None]), "constant")
-    means = warping.downsample_image(descriptors, _BLOCK)
+    whole = functional.max_pool3d(1 - _pad(inside[:, None].float(), "constant"), _BLOCK)[:, 0] < 0.5
+    means = warping.downsample_image(_pad(mind_ssc(image, mask=inside[:, None]), "constant"), _BLOCK)
     return _Side(torch.where(whole[:, None], means, 0.0), whole)
 
 

@@ -1,7 +1,5 @@
 """Pre-alignment by mutual information with the reference case (Mattes et al. 2003): shifts, rigid, affine."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -69,10 +67,9 @@ def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[C
         if method == "search":
             candidate = _search_shifts(reference, case.image, transform)
             score = _similarity(*judged, candidate)
-            uncertainty = candidate.uncertainty_mm
             if score > best:
                 best, transform = score, replace(candidate, score=score)
-            transform = replace(transform, uncertainty_mm=uncertainty)
+            transform = replace(transform, uncertainty_mm=candidate.uncertainty_mm)
             yield transform
             continue
         start = _build_initial_transform(method, transform, case.frame.centre)
@@ -107,12 +104,16 @@ def _search_shifts(reference: sitk.Image, image: sitk.Image, start: CaseTransfor
     """
     fixed, moving = (coarse(volume, SEARCH_STEP_MM) for volume in (reference, image))
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
-    candidates = []
-    for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM):
-        shifted = replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search")
-        if _overlap(fixed_grid, moving_grid, shifted) >= LEAST_OVERLAP:
-            candidates.append((_similarity(fixed, moving, shifted), float(offset), shifted))
-    candidates = [row for row in candidates if np.isfinite(row[0])]
+    shifts = {
+        float(offset): replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search")
+        for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM)
+    }
+    scored = [
+        (_similarity(fixed, moving, shifted), offset, shifted)
+        for offset, shifted in shifts.items()
+        if _overlap(fixed_grid, moving_grid, shifted) >= LEAST_OVERLAP
+    ]
+    candidates = [row for row in scored if np.isfinite(row[0])]
     if not candidates:
         return start
     scores, offsets = (np.array(column) for column in list(zip(*candidates, strict=True))[:2])
@@ -189,8 +190,7 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) 
     )
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetMetricSamplingStrategy(registration.REGULAR)
-    voxels = fixed.GetNumberOfPixels()
-    shares = [min(1.0, SAMPLES * shrink**3 / voxels) for shrink in (4, 2, 1)]
+    shares = [min(1.0, SAMPLES * shrink**3 / fixed.GetNumberOfPixels()) for shrink in (4, 2, 1)]
     registration.SetMetricSamplingPercentagePerLevel(shares, seed=1)
     registration.SetShrinkFactorsPerLevel([4, 2, 1])
     registration.SetSmoothingSigmasPerLevel([2, 1, 0])

@@ -7,10 +7,10 @@ is placed where its image correlates best with the template of its own modality,
 training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ from llmreg.engine.prealignment import (
 from llmreg.engine.rigid_alignment import LARGEST_SCALE, coarse
 from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import read_image, write_image
@@ -129,18 +128,19 @@ def place_by_centroids(centroids: Sequence[Mapping[int, Point]]) -> list[Placeme
         A placement for each case, None where it shares no structure with the others.
     """
     # The case with the most structures is the first mean; others are fitted once they share a structure with the mean.
-    mean = dict(max(centroids, key=len)) if centroids else {}
+    mean: Mapping[int, Point] = max(centroids, key=len, default={})
     fits: list[Placement | None] = []
     for _ in range(_ROUNDS):
         fits = [_fit_to_mean(points, mean) for points in centroids]
         size = np.exp(np.mean([np.log(fit.scale) for fit in fits if fit is not None] or [0.0]))
         fits = [None if fit is None else Placement(fit.scale / size, fit.shift / size) for fit in fits]
-        placed: dict[int, list[Point]] = {}
-        for points, fit in zip(centroids, fits, strict=True):
-            if fit is not None:
-                for label, point in points.items():
-                    placed.setdefault(label, []).append(fit.apply(point))
-        mean = {label: np.mean(several, axis=0) for label, several in placed.items()}
+        placed = [
+            {label: fit.apply(point) for label, point in points.items()}
+            for points, fit in zip(centroids, fits, strict=True)
+            if fit is not None
+        ]
+        labels = dict.fromkeys(chain.from_iterable(placed))
+        mean = {label: np.mean([points[label] for points in placed if label in points], axis=0) for label in labels}
     return fits
 
 
@@ -152,9 +152,8 @@ def _fit_to_mean(centroids: Mapping[int, Point], mean: Mapping[int, Point]) -> P
     source, target = (np.array([points[label] for label in shared]) for points in (centroids, mean))
     source_size, target_size = (float(np.sqrt(((p - p.mean(axis=0)) ** 2).sum())) for p in (source, target))
     # A single structure tells the shift but not the scale.
-    scale = 1.0
-    if min(source_size, target_size) > 0:
-        scale = float(np.clip(target_size / source_size, 1 / LARGEST_SCALE, LARGEST_SCALE))
+    ratio = target_size / source_size if min(source_size, target_size) > 0 else 1.0
+    scale = float(np.clip(ratio, 1 / LARGEST_SCALE, LARGEST_SCALE))
     return Placement(scale, target.mean(axis=0) - scale * source.mean(axis=0))
 
 
@@ -224,7 +223,8 @@ def _average(placed: Sequence[tuple[PlacementExample, Placement]]) -> Template:
     total, weight = np.zeros(grid.shape), np.zeros(grid.shape)
     for example, fit in placed:
         transform = fit.case_transform("template").to_sitk()
-        share = image_to_array(resample_image(_volume_of_ones(Grid.from_image(example.image)), grid, transform))
+        inside = array_to_image(np.ones(example.image.GetSize()[::-1], np.float32), Grid.from_image(example.image))
+        share = image_to_array(resample_image(inside, grid, transform))
         total += share * image_to_array(resample_image(example.image, grid, transform))
         weight += share
     mean = (total / np.maximum(weight, 1e-6)).astype(np.float32)
@@ -249,7 +249,7 @@ def match_template(image: sitk.Image, centre: Point, template: Template) -> tupl
     """
     grid, frame = Grid.from_image(image), Grid.from_image(template.image)
     spread = np.maximum(template.spread, LEAST_SPREAD_MM)
-    best: tuple[float, float, Placement] | None = None
+    candidates = []
     for scale in SCALES:
         # A voxel of this grid becomes as large as a voxel of the template when the case is scaled.
         size = [max(2, round(n * s * scale / TEMPLATE_MM)) for n, s in zip(grid.size, grid.spacing, strict=True)]
@@ -261,10 +261,9 @@ def match_template(image: sitk.Image, centre: Point, template: Template) -> tupl
         deviation = (shifts + scale * centre - template.centre) / spread
         value = correlation - PRIOR_WEIGHT * (deviation**2).sum(axis=-1)
         index = np.unravel_index(int(value.argmax()), value.shape)
-        if best is None or value[index] > best[0]:
-            best = float(value[index]), float(correlation[index]), Placement(scale, shifts[index])
-    assert best is not None
-    return best[2], best[1]
+        candidates.append((float(value[index]), float(correlation[index]), Placement(scale, shifts[index])))
+    _, best_correlation, placement = max(candidates, key=itemgetter(0))
+    return placement, best_correlation
 
 
 def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
@@ -282,17 +281,12 @@ def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
     return np.where(values == 0, -1.0, values)
 
 
-def _volume_of_ones(grid: Grid) -> sitk.Image:
-    return array_to_image(np.ones(grid.shape, np.float32), grid)
-
-
 def write_templates(folder: Path, templates: Mapping[int, Template]) -> None:
     """Write an image and a mask of its field of view for each modality, and ``templates.json`` last."""
     record: dict[str, Any] = {}
     for modality, template in templates.items():
         write_image(template.image, folder / f"template_{modality:04d}{DEFAULT_ENDING}")
-        grid = Grid.from_image(template.image)
-        seen = array_to_image(template.seen.astype(np.uint8), grid)
+        seen = array_to_image(template.seen.astype(np.uint8), Grid.from_image(template.image))
         write_image(seen, folder / f"seen_{modality:04d}{DEFAULT_ENDING}")
         record[str(modality)] = {"centre": template.centre.tolist(), "spread": template.spread.tolist()}
     write_json(folder / RECORD_FILE, record)

@@ -3,8 +3,6 @@
 Column names of the table are listed in ``documentation/evaluation.md``. Dice is a fraction, distances are in mm.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from functools import partial
@@ -12,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from llmreg.errors import BadImage, UserError
-from llmreg.evaluation import learn2reg
+from llmreg.evaluation import learn2reg_scores
 from llmreg.evaluation.inputs import PairFiles, find_inputs
 from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
 from llmreg.evaluation.pair_scores import STAGED_METRICS, Row, evaluate_pair, score_unlabelled
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, make_table, write_results
 from llmreg.files import check_writable, read_json, write_text
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import LabelInterpolation
-from llmreg.images.fields import read_field
+from llmreg.geometry.resampling import LabelInterpolation
+from llmreg.images.fields import read_field, read_transform
 from llmreg.images.image_files import read_image
 from llmreg.images.landmarks import Convention
-from llmreg.images.transforms import read_transform
 from llmreg.predictions import PREDICT_FILE, predictions_digest
 from llmreg.workers import map_in_processes
 
@@ -81,7 +78,7 @@ def evaluate_folder(
         # The mean after pre-alignment is over all pairs, so that it compares with the other means: a pair that has no
         # pre-alignment counts as it lay.
         rows = [_copy_initial_scores(row) | row for row in rows]
-    challenge_results = learn2reg.make_results(make_table(rows), inputs.name, landmark_errors)
+    challenge_results = learn2reg_scores.make_results(make_table(rows), inputs.name, landmark_errors)
     write_text(output / LEARN2REG_FILE, json.dumps(challenge_results, indent=4) + "\n")
     details = {
         "label_interpolation": label_interpolation,

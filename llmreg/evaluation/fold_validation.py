@@ -1,7 +1,5 @@
 """A fold's validation: its pairs predicted like any other and scored in the fixed images' own grids."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from llmreg.inference.case_reader import ImageInput
 from llmreg.inference.models import load_model
 from llmreg.inference.predictor import Predictor
 from llmreg.machine import available_cores
-from llmreg.model_folder import fold_folder
+from llmreg.paths import fold_folder
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ def validate_fold(
         registration = predictor.predict(
             ImageInput(fixed.image, fixed.modality, fixed.mask), ImageInput(moving.image, moving.modality, moving.mask)
         )
-        annotated = fixed.annotated_structures(dataset.labels) & moving.annotated(dataset.labels)
+        annotated = fixed.annotated_structures(dataset.labels) & moving.annotated_structures(dataset.labels)
         scores = evaluate_pair(
             read_image(fixed.label),
             read_image(moving.label),

@@ -1,7 +1,5 @@
 """What is needed to score a folder of predictions: fields, label maps, names of labels, annotated labels, landmarks."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ class PairFiles:
         frames: of the fixed and of the moving image, their label maps, or the images where there are landmarks alone.
         labelled: whether these are label maps.
         prealignment: file of the affine part of the field, where there is one.
-        format: of the field, one of :data:`llmreg.images.field_formats.FIELD_FORMATS`.
+        format: of the field, one of :data:`llmreg.images.formats.FIELD_FORMATS`.
         labels: id -> name; those of the two label maps when None.
         annotated: the ids that both images have; all of them when None.
         keypoints: files of the fixed and of the moving image's landmarks.
@@ -178,7 +176,7 @@ def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, dataset
     if folder is not None:
         cases = () if dataset is None else dataset.cases
         candidates = [folder / f"{case}{DEFAULT_ENDING}"]
-        candidates += [known.label for known in cases if known.name == case and known.label is not None]
+        candidates += [entry.label for entry in cases if entry.name == case and entry.label is not None]
         candidates.append(folder / "labelsTr" / f"{case}{DEFAULT_ENDING}")
     recorded = pair.path(f"{role}_label")
     if recorded is not None:
@@ -189,8 +187,7 @@ def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, dataset
     if path is None:
         raise BadArgument(
             "labels",
-            f"{case} has no label map in {PREDICT_FILE}: name the folder that holds {case}{DEFAULT_ENDING}, or a folder "
-            "of landmarks.",
+            f"{case} has no label map in {PREDICT_FILE}: name a folder with {case}{DEFAULT_ENDING}, or landmarks.",
         )
     return path
 

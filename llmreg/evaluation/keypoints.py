@@ -1,7 +1,5 @@
 """Landmarks of both images of a pair, and their target registration error."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from llmreg.errors import BadTable
-from llmreg.evaluation import learn2reg
+from llmreg.evaluation import learn2reg_scores
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.points import Points, transform_points
@@ -70,4 +68,4 @@ def keypoint_errors(
         mapped["prealigned_tre_mm"] = transform_points(keypoints.fixed, initial)
     mapped["tre_mm"] = transform_points(keypoints.fixed, field)
     errors = {name: np.linalg.norm(points - keypoints.moving, axis=1) for name, points in mapped.items()}
-    return errors | {"tre_l2r": learn2reg.point_errors(keypoints.fixed, keypoints.moving, field, moving_grid)}
+    return errors | {"tre_l2r": learn2reg_scores.point_errors(keypoints.fixed, keypoints.moving, field, moving_grid)}

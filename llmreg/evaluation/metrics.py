@@ -4,8 +4,6 @@ Label arrays hold whole numbers and lie on the fixed image's grid. ``documentati
 definitions with those of Learn2Reg (https://github.com/MDL-UzL/L2R, ``evaluation/evaluation.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,14 +1,12 @@
 """Scores of one registered pair, before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from llmreg.evaluation import learn2reg
+from llmreg.evaluation import learn2reg_scores
 from llmreg.evaluation.metrics import (
     Array,
     dice_per_label,
@@ -17,10 +15,9 @@ from llmreg.evaluation.metrics import (
     sd_log_jacobian_learn2reg,
 )
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
-from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
-from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import LabelInterpolation, resample_labels
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
+from llmreg.geometry.resampling import LabelInterpolation, resample_labels
 
 Row = dict[str, Any]
 # Prefixes of a metric's name: before registration, after pre-alignment alone, and after registration.
@@ -53,7 +50,7 @@ def evaluate_pair(
         annotated: ids that were annotated in both images; all of them when None.
         initial: pre-alignment that is part of ``field``, fixed points -> moving points; it adds the columns
             ``prealigned_...``.
-        interpolation: how the moving label map is warped, see :func:`llmreg.geometry.labels.resample_labels`;
+        interpolation: how the moving label map is warped, see :func:`llmreg.geometry.resampling.resample_labels`;
             ``dice_l2r`` and ``hd95_l2r`` are always of nearest neighbours, as in Learn2Reg.
         threads: labels scored at the same time.
 
@@ -83,7 +80,7 @@ def evaluate_pair(
         columns[stage + "hd95_mm"] = {i: distance.hd95 for i, distance in distances.items()}
         columns[stage + "assd_mm"] = {i: distance.assd for i, distance in distances.items()}
         if stage == "":
-            warped = learn2reg.warp_labels(moving, field, moving_grid)
+            warped = learn2reg_scores.warp_labels(moving, field, moving_grid)
             columns["dice_l2r"] = dice_per_label(warped, fixed, ids, unwarped=moving)
         elif interpolation != "nearest":
             warped = image_to_array(resample_labels(image, grid, transform, "nearest"))

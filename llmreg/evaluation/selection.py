@@ -1,7 +1,5 @@
 """Which of the models trained on a dataset is best: by Dice, HD95 and folding together."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -13,7 +11,7 @@ from scipy.stats import wilcoxon
 from llmreg.errors import BadArgument, NotPrepared, UserError
 from llmreg.evaluation.summary import METRICS_FILE
 from llmreg.files import write_json
-from llmreg.model_folder import ModelName, find_fold_folders, find_model_folders
+from llmreg.paths import ModelName, find_fold_folders, find_model_folders
 from llmreg.text_tables import format_table
 from llmreg.training.checkpoints import checkpoint_path
 

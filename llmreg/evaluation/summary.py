@@ -1,7 +1,5 @@
 """The table of the scores of all pairs, and their summary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ def make_table(rows: Iterable[Row]) -> pd.DataFrame:
     return table[first + [column for column in table if column not in first]]
 
 
-def is_lost(table: pd.DataFrame, stage: str = "") -> pd.Series[bool]:
+def is_lost(table: pd.DataFrame, stage: str = "") -> "pd.Series[bool]":
     """Tell by row whether the structure left the image or vanished in warping: Dice is 0, and no distance is known.
 
     Args:

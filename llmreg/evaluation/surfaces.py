@@ -4,8 +4,6 @@ There are two definitions of a surface: its voxels, as in MONAI and medpy (HD95 
 voxels that are weighted by their area, as in Google's surface-distance and Learn2Reg (HD95 in voxels).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,16 +1,13 @@
-"""Displacement fields in physical space: millimetres, LPS, pull-back, as in ITK."""
-
-from __future__ import annotations
+"""Displacement fields in physical space (millimetres, LPS, pull-back, as in ITK), to and from other conventions."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from llmreg.geometry.arrays import image_to_array, place_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, image_to_array, place_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class DisplacementField:
             )
 
     @classmethod
-    def from_flow(cls, flow: NDArray[Any], grid: Grid) -> DisplacementField:
+    def from_flow(cls, flow: NDArray[Any], grid: Grid) -> Self:
         """From a network's flow (3, z, y, x), components (x, y, z), in voxels of ``grid``."""
         return cls((np.moveaxis(flow, 0, -1) @ grid.matrix.T).astype(np.float32), grid)
 
@@ -46,12 +43,12 @@ class DisplacementField:
         return np.ascontiguousarray(np.moveaxis(flow, -1, 0), dtype=np.float32)
 
     @classmethod
-    def from_image(cls, image: sitk.Image) -> DisplacementField:
+    def from_image(cls, image: sitk.Image) -> Self:
         """From an ITK vector image (mm, LPS)."""
         return cls(image_to_array(image).astype(np.float32, copy=False), Grid.from_image(image))
 
     @classmethod
-    def from_transform(cls, transform: sitk.Transform, grid: Grid) -> DisplacementField:
+    def from_transform(cls, transform: sitk.Transform, grid: Grid) -> Self:
         """The displacement of any SimpleITK transform at the voxels of a grid."""
         return cls.from_image(sample_transform(transform, grid))
 
@@ -133,3 +130,40 @@ def _determinant_of_slices(field: DisplacementField, first: int, last: int) -> N
     a, e, i = a + 1, e + 1, i + 1
     # The formula is written out, because numpy.linalg.det takes many times longer on millions of small matrices.
     return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), dtype=np.float32)
+
+
+def to_learn2reg(field: DisplacementField, moving_grid: Grid | None = None) -> NDArray[np.float32]:
+    """Learn2Reg's array (X, Y, Z, 3): voxel steps along the array's axes, added to the fixed index.
+
+    Reference: Hering et al., Learn2Reg, IEEE TMI 2023, and the challenge's evaluation code.
+
+    Args:
+        field: on the fixed image's grid.
+        moving_grid: the moving image's grid; the fixed one when the images share it, as the challenge assumes.
+    """
+    moving = field.grid if moving_grid is None else moving_grid
+    if moving == field.grid:
+        # Where nothing moves the step is exactly zero; a rounding error could lead just outside the image.
+        return field.to_flow().transpose(3, 2, 1, 0)
+    steps = np.empty_like(field.vectors)
+    for part, slab in field.grid.slabs():
+        target = moving.physical_to_index(slab.physical_points() + field.vectors[part])
+        steps[part] = target - slab.indices() - (0, 0, part.start)
+    return steps.transpose(2, 1, 0, 3)
+
+
+def from_learn2reg(array: NDArray[Any], grid: Grid, moving_grid: Grid | None = None) -> DisplacementField:
+    """The inverse of :func:`to_learn2reg`.
+
+    Args:
+        array: (X, Y, Z, 3), voxel steps.
+        grid: the fixed image's grid, of size (X, Y, Z).
+        moving_grid: the moving image's grid; the fixed one when None.
+    """
+    moving = grid if moving_grid is None else moving_grid
+    steps = array.transpose(2, 1, 0, 3)
+    vectors = np.empty((*grid.shape, 3), np.float32)
+    for part, slab in grid.slabs():
+        target = moving.index_to_physical(steps[part] + slab.indices() + (0, 0, part.start))
+        vectors[part] = target - slab.physical_points()
+    return DisplacementField(vectors, grid)

@@ -1,10 +1,8 @@
-"""Grids: the positions of an image's voxels in space."""
-
-from __future__ import annotations
+"""Grids, the positions of an image's voxels in space, and arrays of those voxels; LPS to and from RAS."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -41,19 +39,18 @@ class Grid:
             raise ValueError(f"direction is singular: {self.direction}")
 
     @classmethod
-    def from_image(cls, image: sitk.Image) -> Grid:
+    def from_image(cls, image: sitk.Image) -> Self:
         """The grid of a 3-D SimpleITK image."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     @classmethod
-    def from_centre(cls, size: Sequence[int], spacing: Sequence[float], centre: ArrayLike) -> Grid:
+    def from_centre(cls, size: Sequence[int], spacing: Sequence[float], centre: ArrayLike) -> Self:
         """A grid along the LPS axes around ``centre`` (mm, LPS); size and spacing (mm) in x, y, z order."""
-        half = (np.asarray(size) - 1) / 2 * np.asarray(spacing)
-        origin = np.asarray(centre, dtype=float) - half
+        origin = np.asarray(centre, dtype=float) - (np.asarray(size) - 1) / 2 * np.asarray(spacing)
         return cls(tuple(int(n) for n in size), tuple(float(s) for s in spacing), tuple(origin.tolist()))
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Grid:
+    def from_dict(cls, content: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`."""
         return cls(
             tuple(int(n) for n in content["size"]),
@@ -84,10 +81,7 @@ class Grid:
     @property
     def affine(self) -> NDArray[np.float64]:
         """4x4: voxel index (x, y, z) to LPS mm."""
-        affine = np.eye(4)
-        affine[:3, :3] = self.matrix
-        affine[:3, 3] = self.origin
-        return affine
+        return np.vstack((np.column_stack((self.matrix, self.origin)), (0, 0, 0, 1)))
 
     @property
     def centre(self) -> NDArray[np.float64]:
@@ -105,8 +99,7 @@ class Grid:
 
     def physical_to_index(self, points: ArrayLike) -> NDArray[np.float64]:
         """LPS mm (..., 3) to voxel indices in x, y, z order."""
-        offset = np.asarray(points, dtype=float) - np.asarray(self.origin)
-        return np.asarray(offset @ np.linalg.inv(self.matrix).T)
+        return np.asarray((np.asarray(points, dtype=float) - np.asarray(self.origin)) @ np.linalg.inv(self.matrix).T)
 
     def indices(self) -> NDArray[np.float64]:
         """The index (x, y, z) of every voxel, as an array (z, y, x, 3)."""
@@ -121,7 +114,7 @@ class Grid:
         """LPS mm of the eight outermost voxels, (8, 3)."""
         return self.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3))
 
-    def share_inside(self, other: Grid, samples: int = 16) -> float:
+    def share_inside(self, other: Self, samples: int = 16) -> float:
         """Share of this grid's volume that lies inside another's, estimated by ``samples`` points along each axis."""
         return float(other.contains(self.points_inside(samples)).mean())
 
@@ -130,7 +123,7 @@ class Grid:
         steps = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.size]
         return self.index_to_physical(np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3))
 
-    def slabs(self, voxels: int | None = None) -> Iterator[tuple[slice, Grid]]:
+    def slabs(self, voxels: int | None = None) -> Iterator[tuple[slice, Self]]:
         """Parts of whole slices with about ``voxels`` each (:data:`SLAB_VOXELS`): their slices along z, their grids."""
         depth = max(1, (voxels or SLAB_VOXELS) // (self.size[0] * self.size[1]))
         for start in range(0, self.size[2], depth):
@@ -142,15 +135,51 @@ class Grid:
         index = self.physical_to_index(points)
         return np.asarray(((index >= -0.5) & (index <= np.asarray(self.size) - 0.5)).all(axis=-1))
 
-    def same_as(self, other: Grid, tolerance: float = SAME_GRID_VOXELS) -> bool:
+    def same_as(self, other: Self, tolerance: float = SAME_GRID_VOXELS) -> bool:
         """Whether every corner lies within ``tolerance`` voxels of the other's."""
-        if self.size != other.size:
-            return False
-        distance = np.abs(self.corners() - other.corners()).max()
-        return bool(distance <= tolerance * min(self.spacing))
+        limit = tolerance * min(self.spacing)
+        return self.size == other.size and bool(np.abs(self.corners() - other.corners()).max() <= limit)
 
-    def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+    def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Self:
         """The grid with voxels added (removed where negative) before and after each axis, in x, y, z order."""
         size = tuple(n + int(a) + int(b) for n, a, b in zip(self.size, lower, upper, strict=True))
         origin = self.index_to_physical([-int(a) for a in lower])
-        return Grid(size, self.spacing, tuple(origin.tolist()), self.direction)
+        return replace(self, size=size, origin=tuple(origin.tolist()))
+
+
+def image_to_array(image: sitk.Image) -> NDArray[Any]:
+    """The voxels as an array (z, y, x), in which vectors have their components on a last axis."""
+    return np.asarray(sitk.GetArrayFromImage(image))
+
+
+def array_to_image(array: NDArray[Any], grid: Grid) -> sitk.Image:
+    """An image with the voxels of an array (z, y, x) on a grid.
+
+    Raises:
+        ValueError: the array does not fit the grid.
+    """
+    if array.shape != grid.shape:
+        raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {grid.shape}")
+    return place_image(sitk.GetImageFromArray(np.ascontiguousarray(array)), grid)
+
+
+def place_image(image: sitk.Image, grid: Grid) -> sitk.Image:
+    """Give an image the spacing, origin and direction of a grid, and return it."""
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
+    return image
+
+
+def orient_to_lps(image: sitk.Image) -> sitk.Image:
+    """The same voxels, with axes permuted and flipped to run as nearly as possible to left, posterior, superior."""
+    result: sitk.Image = sitk.DICOMOrient(image, "LPS")
+    return result
+
+
+def lps_to_ras(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Points or vectors (..., 3), mm, from LPS to RAS. The same change of signs leads from RAS to LPS."""
+    return np.asarray(vectors * np.array([-1, -1, 1], dtype=vectors.dtype))
+
+
+ras_to_lps = lps_to_ras

@@ -1,13 +1,17 @@
-"""Points through transforms, in both directions."""
+"""Points through transforms and through chains of them, in both directions."""
 
-from __future__ import annotations
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from llmreg.geometry.field import DisplacementField
+from llmreg.geometry.field import DisplacementField, chain_transforms
+from llmreg.geometry.grid import Grid
 
 Points = NDArray[np.float64]
 
@@ -31,8 +35,9 @@ def transform_points(points: ArrayLike, transform: sitk.Transform | Displacement
         index = transform.grid.physical_to_index(start)
         return start + _interpolate_vectors(index, transform) * transform.grid.contains(start)[:, None]
     if transform.IsLinear():
-        matrix, offset = _affine_of_transform(transform)
-        return start @ matrix.T + offset
+        offset = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+        ends = np.array([transform.TransformPoint(axis) for axis in np.eye(3).tolist()])
+        return np.asarray(start @ (ends - offset) + offset)
     return np.array([transform.TransformPoint(point) for point in start.tolist()]).reshape(-1, 3)
 
 
@@ -78,20 +83,14 @@ def _interpolate_vectors(index: Points, field: DisplacementField) -> Points:
             [map_coordinates(field.vectors[..., k], zyx, float, order=1, mode="nearest") for k in range(3)], axis=1
         )
     import torch
-    from torch.nn.functional import grid_sample
 
     # grid_sample takes coordinates between -1 and 1.
     unit = torch.from_numpy((index * (2 / np.maximum(np.asarray(field.grid.size) - 1, 1)) - 1).astype(np.float32))
     volume = torch.from_numpy(field.vectors).permute(3, 0, 1, 2)[None]
-    vectors = grid_sample(volume, unit.view(1, 1, 1, -1, 3), padding_mode="border", align_corners=True)
+    vectors = torch.nn.functional.grid_sample(
+        volume, unit.view(1, 1, 1, -1, 3), padding_mode="border", align_corners=True
+    )
     return vectors[0, :, 0, 0].T.numpy().astype(np.float64)
-
-
-def _affine_of_transform(transform: sitk.Transform) -> tuple[Points, Points]:
-    """Matrix and offset of a linear transform."""
-    offset = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    ends = np.array([transform.TransformPoint(axis) for axis in np.eye(3).tolist()])
-    return (ends - offset).T, offset
 
 
 def _affine_of_field(field: DisplacementField) -> tuple[Points, Points]:
@@ -105,3 +104,104 @@ def _affine_of_field(field: DisplacementField) -> tuple[Points, Points]:
     if np.linalg.det(matrix) <= 0:
         matrix = np.eye(3)
     return matrix, ends.mean(axis=0) - matrix @ middle
+
+
+# An inverse is valid where the field leads from it back to the start within this part of a voxel.
+INVERSE_TOLERANCE = 0.1
+# Voxels per slab; each takes some 300 bytes while a chain is merged.
+SLAB_VOXELS = 2**19
+
+
+@dataclass(frozen=True, eq=False)
+class InverseField:
+    """A field as a step from the moving to the fixed image."""
+
+    field: DisplacementField
+
+
+Step = sitk.Transform | DisplacementField | InverseField
+
+
+def split_transform(transform: sitk.Transform) -> tuple[Step, ...]:
+    """A transform's parts in the order in which points go through them; its fields in single precision."""
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        # ITK applies the last one first.
+        numbers = reversed(range(transform.GetNumberOfTransforms()))
+        return tuple(step for number in numbers for step in split_transform(transform.GetNthTransform(number)))
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return (DisplacementField.from_image(transform.GetDisplacementField()),)
+    return (transform,)
+
+
+def invert_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The chain in the opposite direction: each step inverted, the last one first.
+
+    Raises:
+        ValueError: a transform has no inverse.
+    """
+    return tuple(_invert_step(step) for step in reversed(steps))
+
+
+def map_points(points: ArrayLike, steps: Sequence[Step]) -> tuple[Points, NDArray[np.bool_]]:
+    """Map points (N, 3), LPS mm, through all steps.
+
+    Returns:
+        The mapped points (N, 3), LPS mm, and whether (N,) every field is defined there: the point lies in the field's
+        grid; for an inverse field, the mapped point does, and the field leads from it back (it does not in folds).
+    """
+    mapped = np.asarray(points, dtype=float).reshape(-1, 3)
+    is_defined = np.ones(len(mapped), bool)
+    for step in steps:
+        start, mapped = mapped, _apply_step(mapped, step)
+        if isinstance(step, DisplacementField):
+            is_defined &= step.grid.contains(start)
+        elif isinstance(step, InverseField):
+            error = np.linalg.norm(transform_points(mapped, step.field) - start, axis=1)
+            tolerance = INVERSE_TOLERANCE * min(step.field.grid.spacing)
+            is_defined &= step.field.grid.contains(mapped) & (error <= tolerance)
+    return mapped, is_defined
+
+
+def merge_steps(steps: Sequence[Step], grid: Grid) -> sitk.Transform | DisplacementField:
+    """Merge a chain into what resampling onto a grid needs: one transform, or its displacement at the grid's voxels.
+
+    Memory holds only the result and the fields, in single precision; everything else is computed in slabs.
+    """
+    transforms = [step for step in steps if isinstance(step, sitk.Transform)]
+    if len(transforms) == len(steps):
+        return chain_transforms(*transforms)
+    first = steps[0]
+    if len(steps) == 1 and isinstance(first, DisplacementField) and first.grid.same_as(grid, 1e-4):
+        return DisplacementField(first.vectors, grid)
+    vectors = np.empty((*grid.shape, 3), np.float32)
+
+    def fill_slab(slab: tuple[slice, Grid]) -> None:
+        part, slab_grid = slab
+        start = slab_grid.physical_points()
+        mapped = start.reshape(-1, 3)
+        for step in steps:
+            mapped = _apply_step(mapped, step)
+        vectors[part] = mapped.reshape(start.shape) - start
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:
+        list(workers.map(fill_slab, grid.slabs(SLAB_VOXELS)))
+    return DisplacementField(vectors, grid)
+
+
+def _apply_step(points: Points, step: Step) -> Points:
+    if isinstance(step, InverseField):
+        return inverse_transform_points(points, step.field)
+    return transform_points(points, step)
+
+
+def _invert_step(step: Step) -> Step:
+    if isinstance(step, InverseField):
+        return step.field
+    if isinstance(step, DisplacementField):
+        return InverseField(step)
+    try:
+        inverse: sitk.Transform = step.GetInverse()
+    except RuntimeError as error:
+        raise ValueError(f"{step.GetName()} has no inverse") from error
+    return inverse

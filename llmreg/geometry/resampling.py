@@ -1,15 +1,13 @@
-"""Images on other grids, looked up through transforms."""
+"""Images and label maps on other grids, looked up through transforms."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
-from llmreg.geometry.arrays import array_to_image, image_to_array, place_image
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array, place_image
 
 Interpolator = Literal["linear", "nearest", "bspline"]
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
@@ -50,10 +48,11 @@ def resample_image(
     pixel_type, outside = (sitk.sitkFloat64, np.nan) if computes_new_values else (image.GetPixelID(), default)
     result = np.empty(grid.shape, values.dtype)
     for part, slab in grid.slabs():
-        if isinstance(transform, DisplacementField):
-            slab_transform: sitk.Transform | None = DisplacementField(transform.vectors[part], slab).to_transform()
-        else:
-            slab_transform = transform
+        slab_transform = (
+            DisplacementField(transform.vectors[part], slab).to_transform()
+            if isinstance(transform, DisplacementField)
+            else transform
+        )
         array = image_to_array(_resample_with_itk(source, slab, slab_transform, method, outside, pixel_type))
         if computes_new_values:
             array = np.where(np.isnan(array), default, np.clip(array, lowest, highest))
@@ -65,15 +64,8 @@ def resample_image(
 
 def resample_with_edge(image: sitk.Image, grid: Grid, transform: sitk.Transform) -> sitk.Image:
     """Resample linearly as :func:`resample_image` does, but continue the outermost voxels outside the image."""
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetSize(grid.size)
-    resampler.SetOutputOrigin(grid.origin)
-    resampler.SetOutputSpacing(grid.spacing)
-    resampler.SetOutputDirection(grid.direction)
-    resampler.SetTransform(transform)
-    resampler.UseNearestNeighborExtrapolatorOn()
-    result: sitk.Image = resampler.Execute(image)
-    return result
+    geometry = grid.origin, grid.spacing, grid.direction
+    return sitk.Resample(image, grid.size, transform, sitk.sitkLinear, *geometry, useNearestNeighborExtrapolator=True)
 
 
 def ones_on(grid: Grid) -> sitk.Image:
@@ -89,3 +81,81 @@ def _resample_with_itk(
     return sitk.Resample(
         image, grid.size, transform, method, grid.origin, grid.spacing, grid.direction, default, pixel_type
     )
+
+
+LabelInterpolation = Literal["nearest", "linear"]
+# Labels whose weights differ by no more than this are level; the lowest label wins, as with arg max.
+_LEVEL = 1e-6
+
+
+def resample_labels(
+    labels: sitk.Image,
+    grid: Grid,
+    transform: sitk.Transform | DisplacementField | None = None,
+    interpolation: LabelInterpolation = "nearest",
+) -> sitk.Image:
+    """A label map at the voxels of a grid; 0 outside.
+
+    Args:
+        labels: the label map; its pixel type is kept.
+        grid: the grid of the result.
+        transform: maps points of the grid to points of the label map; the identity when None.
+        interpolation: ``nearest``, or ``linear``: the label with the largest linearly interpolated one-hot map, whose
+            surfaces are less jagged. The label of a point depends on the eight voxels around it alone, so that no
+            one-hot map is made and the time does not depend on the number of labels.
+    """
+    if interpolation == "nearest":
+        return resample_image(labels, grid, transform, "nearest")
+    if isinstance(transform, DisplacementField) and transform.grid != grid:
+        transform = transform.to_transform()
+    values, source = image_to_array(labels), Grid.from_image(labels)
+    borders = _find_borders(values)
+    result = np.empty(grid.shape, values.dtype)
+    for part, slab in grid.slabs():
+        points = slab.physical_points()
+        if isinstance(transform, DisplacementField):
+            points += transform.vectors[part]
+        elif transform is not None:
+            points += DisplacementField.from_transform(transform, slab).vectors
+        index = source.physical_to_index(points).reshape(-1, 3)
+        result[part] = _interpolate_labels(values, borders, index).reshape(slab.shape)
+    return array_to_image(result, grid)
+
+
+def _find_borders(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the eight voxels from a voxel to its next ones along the axes hold several labels, (z, y, x)."""
+    lowest, highest = labels.copy(), labels.copy()
+    for axis in range(3):
+        for extreme, choose in ((lowest, np.minimum), (highest, np.maximum)):
+            here, next_ = (extreme[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
+            choose(here, next_, out=here)
+    return np.asarray(lowest != highest)
+
+
+def _interpolate_labels(labels: NDArray[Any], borders: NDArray[np.bool_], index: NDArray[np.float64]) -> NDArray[Any]:
+    """The label (n,) of the largest summed weight among the eight voxels around each index (n, 3), (x, y, z)."""
+    size = np.array(labels.shape[::-1])
+    # Distances in memory between neighbours along x, y and z.
+    strides = np.array((1, size[0], size[0] * size[1]))
+    result = np.zeros(len(index), labels.dtype)
+    inside = np.flatnonzero(((index >= -0.5) & (index < size - 0.5)).all(axis=1))
+    index = index[inside]
+    offset = np.clip(index, 0, None).astype(np.int64) @ strides
+    flat = labels.ravel()
+    result[inside] = flat[offset]
+    mixed = borders.ravel()[offset]
+    inside, index = inside[mixed], index[mixed]
+    low = np.floor(index).astype(np.int64)
+    share = index - low
+    # Beyond the centres of the outermost voxels those voxels continue.
+    ends = [np.clip(low + up, 0, size - 1) * strides for up in (0, 1)]
+    corners = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    corner_labels = np.stack([flat[ends[x][:, 0] + ends[y][:, 1] + ends[z][:, 2]] for x, y, z in corners])
+    weights = np.stack([np.prod(np.where(np.array(corner, bool), share, 1 - share), axis=1) for corner in corners])
+    best, largest = corner_labels[0].copy(), np.full(len(inside), -1.0)
+    for label in corner_labels:
+        total = np.where(corner_labels == label, weights, 0).sum(axis=0)
+        better = (total > largest + _LEVEL) | ((np.abs(total - largest) <= _LEVEL) & (label < best))
+        best[better], largest[better] = label[better], total[better]
+    result[inside] = best
+    return result

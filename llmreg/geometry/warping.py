@@ -1,12 +1,9 @@
-"""Warping with flows, differentiable, always in float32.
+"""Flows, the displacements that networks compute: warping with them, composing, inverting and unfolding them."""
 
-Images are (B, C, z, y, x); flows are (B, 3, z, y, x) with components (x, y, z) in voxels of their own grid, pull-back:
-the image is sampled at index + flow.
-"""
-
-from __future__ import annotations
+import logging
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,10 +42,7 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "ze
     with torch.autocast(flow.device.type, enabled=False):
         size = torch.tensor(shape[::-1], dtype=torch.float32, device=flow.device).view(1, 3, 1, 1, 1)
         points = (identity_grid(shape, flow.device) + flow.float()) * (2 / (size - 1).clamp(min=1)) - 1
-        warped: Tensor = F.grid_sample(
-            image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True
-        )
-        return warped
+        return F.grid_sample(image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -143,5 +137,53 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
             derivative + unit.to(flow.device).view(1, 3, 1, 1, 1)
             for derivative, unit in zip((x, y, z), torch.eye(3), strict=True)
         )
-        determinant: Tensor = (a * torch.linalg.cross(b, c, dim=1)).sum(1)
-        return determinant
+        return torch.sum(a * torch.linalg.cross(b, c, dim=1), 1)
+
+
+log = logging.getLogger(__name__)
+
+# Widths of the smoothing that are tried, in voxels, until nothing folds.
+SIGMAS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+ROUNDS = 12
+# A flow counts as folding where a determinant is lower than this, which leaves linear interpolation between voxels
+# some distance from 0.
+LEAST_DETERMINANT = 0.02
+
+
+@torch.no_grad()
+def nearest_velocity(flow: Tensor) -> Tensor:
+    """A velocity whose exponential follows ``flow`` as closely as smoothness without folding allows.
+
+    The difference between the flow and the exponential is added to the velocity, which is then smoothed, repeatedly,
+    as in log-demons (Vercauteren et al., MICCAI 2008); the least smoothing that folds nowhere is kept.
+
+    Args:
+        flow: displacement (1, 3, z, y, x), voxels.
+
+    Returns:
+        The velocity (1, 3, z, y, x), voxels (see :func:`llmreg.geometry.warping.exponential`). Where even the
+        strongest smoothing folds, a warning is logged.
+    """
+    for sigma in SIGMAS:
+        velocity = _smooth(flow.float(), sigma)
+        for _ in range(ROUNDS):
+            result = exponential(velocity)
+            # An exponential that folds in an early round still folds in the last one.
+            if _folds(result):
+                break
+            velocity = _smooth(velocity + flow - result, sigma)
+        else:
+            if not _folds(exponential(velocity)):
+                return velocity
+    log.warning("A field folds even when it is smoothed over %.1f voxels: the result may still fold.", sigma)
+    return velocity
+
+
+def _folds(flow: Tensor) -> bool:
+    return bool(jacobian_determinant(flow).min() <= LEAST_DETERMINANT)
+
+
+def _smooth(flow: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing in which the edge continues outside."""
+    smooth_values = gaussian_filter(flow.cpu().numpy(), (0, 0, sigma, sigma, sigma), mode="nearest")
+    return torch.from_numpy(smooth_values).to(flow.device)

@@ -1,7 +1,5 @@
 """What an image must be to be registered: one 3-D scalar volume of plausible size, with plausible values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +39,19 @@ def to_scalar_volume(image: sitk.Image, name: Path | str) -> sitk.Image:
         BadImage: it has other dimensions, several components, sheared axes or an implausible spacing.
     """
     volume = _drop_components(_drop_axes(image, name), name)
-    _check_geometry(volume, name)
+    spacing, axes = np.array(volume.GetSpacing()), np.reshape(volume.GetDirection(), (3, 3))
+    if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=SHEAR):
+        raise skewed_grid(name)
+    edges = spacing * volume.GetSize()
+    shortest, longest = LONGEST_EDGE
+    coarsest = min(COARSEST_SPACING, STRONGEST_ANISOTROPY * spacing.min())
+    if not shortest <= edges.max() <= longest or spacing.max() > coarsest:
+        raise BadImage(
+            name,
+            f"has voxels of {format_sizes(spacing)} mm and measures {format_sizes(edges)} mm, as if its spacing were "
+            "in metres or micrometres",
+            "correct the spacing, or its unit, in the header",
+        )
     return volume
 
 
@@ -93,22 +103,6 @@ def _drop_components(image: sitk.Image, name: Path | str) -> sitk.Image:
     return sitk.VectorIndexSelectionCast(image, 0) if kind.startswith("vector") else image
 
 
-def _check_geometry(image: sitk.Image, name: Path | str) -> None:
-    spacing, axes = np.array(image.GetSpacing()), np.reshape(image.GetDirection(), (3, 3))
-    if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=SHEAR):
-        raise skewed_grid(name)
-    edges = spacing * image.GetSize()
-    shortest, longest = LONGEST_EDGE
-    coarsest = min(COARSEST_SPACING, STRONGEST_ANISOTROPY * spacing.min())
-    if not shortest <= edges.max() <= longest or spacing.max() > coarsest:
-        raise BadImage(
-            name,
-            f"has voxels of {format_sizes(spacing)} mm and measures {format_sizes(edges)} mm, as if its spacing were "
-            "in metres or micrometres",
-            "correct the spacing, or its unit, in the header",
-        )
-
-
 def skewed_grid(name: Path | str) -> BadImage:
     """The error of an image whose axes are not at right angles."""
     return BadImage(
@@ -133,23 +127,27 @@ def check_values(image: sitk.Image, name: Path | str) -> None:
         raise BadImage(name, "holds NaN or infinite values", "replace them with a number, for example 0")
     if values.min() == values.max():
         raise BadImage(name, f"is empty, every voxel is {values.min()}", "export the image again")
-    if overflow := _describe_overflow(values):
-        raise BadImage(name, *overflow)
+    _check_overflow(values, name)
 
 
-def _describe_overflow(values: NDArray[Any]) -> tuple[str, str] | None:
-    """How numbers left the range of their type, and what to do; None where the values leave any doubt.
+def _check_overflow(values: NDArray[Any], name: Path | str) -> None:
+    """Raise BadImage where numbers left the range of their type, and the values leave no doubt about it.
 
     Numbers that wrapped around lie at the far end of the 16 bits, several of them, and the middle is empty. An image
     that was scaled to the full range has values in the middle; a single far value may be a padding.
     """
     lowest, highest = float(values.min()), float(values.max())
     if max(-lowest, highest) >= 2**31:
-        return f"holds values up to {max(-lowest, highest):.3g}, beyond what scans measure", "export the image again"
+        raise BadImage(
+            name,
+            f"holds values up to {max(-lowest, highest):.3g}, beyond what scans measure",
+            "export the image again",
+        )
     if lowest >= 0 and WRAPPED_HU <= highest < 2**16:
         far = values[values >= 2**15]
         if WRAPPED_HU <= far.min() < highest and far.size > MANY * values.size:
-            return (
+            raise BadImage(
+                name,
                 f"holds values from {far.min():g} to {highest:g}, as if negative numbers had been stored in an "
                 "unsigned type",
                 "export it again as signed 16-bit",
@@ -157,9 +155,9 @@ def _describe_overflow(values: NDArray[Any]) -> tuple[str, str] | None:
     if -(2**15) <= lowest < -(2**14) and highest >= BRIGHT:
         far = values[values < 0]
         if lowest < far.max() < -(2**14):
-            return (
+            raise BadImage(
+                name,
                 f"holds values from {lowest:g} to {far.max():g}, as if numbers above {2**15 - 1} had been stored in a "
                 "signed type",
                 "export it again as unsigned 16-bit",
             )
-    return None

@@ -1,45 +1,219 @@
-"""The registry of file formats of displacement fields."""
+"""The formats of displacement fields: vectors in mm (ITK's LPS, NIfTI's RAS), Learn2Reg's voxel steps, and .npz."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
+import gzip
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from llmreg.registry import Registry
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from llmreg.geometry.field import DisplacementField
-    from llmreg.geometry.grid import Grid
+from llmreg.errors import BadArgument, BadTransform, MissingFile, UnclearField
+from llmreg.files import atomic_write
+from llmreg.geometry.field import DisplacementField, from_learn2reg, to_learn2reg
+from llmreg.geometry.grid import Grid, image_to_array, lps_to_ras, ras_to_lps
+from llmreg.images.checks import format_sizes
+from llmreg.images.formats import FIELD_FORMATS, FieldFormat
+from llmreg.images.image_files import read_stored, write_image
+from llmreg.images.itk import DISPLACEMENT_VECTOR, NIFTI_ENDINGS, write_with_itk
+
+# nifti1.h: the position of intent_code.
+_INTENT_OFFSET = 68
 
 
-@dataclass(frozen=True)
-class FieldFormat:
-    """A file format of displacement fields.
+def read_finite(path: Path) -> sitk.Image:
+    """The image in a field's file, as it is stored. Raises BadTransform when it holds NaN or infinite values."""
+    image = read_stored(path, "a displacement field")
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadTransform(path, "holds NaN or infinite values", "replace them by numbers")
+    return image
 
-    Attributes:
-        endings: the endings of its files' names, the preferred one first.
-        read: from a path, the fixed grid and the moving grid (which only formats without geometry look at).
-        write: a field to a path, with the moving grid.
+
+def _read_itk(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
+    image = read_finite(path)
+    kind, components = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() != 3 or components != 3:
+        size = format_sizes((*image.GetSize(), *([components] if components > 1 else [])))
+        raise UnclearField(
+            path,
+            f"holds numbers of size {size} instead of a 3-D field of vectors as ITK has them",
+            "convert it if it is a field of another format",
+        )
+    if "float" not in kind:
+        raise BadTransform(path, f"holds a {kind}, as colour images do, and no displacements", "give another file")
+    return DisplacementField.from_image(image)
+
+
+def _write_itk(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
+    """Write float32 vectors, mm, LPS; NIfTI files get dimension 5 and intent 1007."""
+    write_image(field.to_image(), path)
+
+
+def _read_ras(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
+    """Read NIfTI files of five dimensions, or of four as NiBabel's users write them."""
+    image = read_finite(path)
+    size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
+    shape = (*size, components) if components > 1 else size
+    if len(shape) not in (4, 5) or shape[-1] != 3 or (len(shape) == 5 and shape[3] != 1):
+        raise BadTransform(
+            path, f"holds numbers of size {format_sizes(shape)}, but a field has three components in mm (RAS)"
+        )
+    has_intent = image.GetMetaData("intent_code") == str(DISPLACEMENT_VECTOR)
+    if has_intent and components == 1:
+        # ITK takes its numbers for vectors and changes the sign of the wrong ones.
+        raise BadTransform(
+            path,
+            f"is marked as a field (intent {DISPLACEMENT_VECTOR}) but has the size {format_sizes(shape)}",
+            f"save it with five dimensions ({format_sizes((*shape[:3], 1, 3))}), or with intent 0",
+        )
+    values = image_to_array(image)
+    if values.dtype.kind != "f":
+        raise BadTransform(
+            path, f"holds whole numbers of type {values.dtype}, and no displacements", "give another file"
+        )
+    if components == 1:
+        volume = image[(slice(None),) * 3 + (0,) * (len(size) - 3)]
+        values = np.moveaxis(values.reshape(3, *volume.GetSize()[::-1]), 0, -1)
+        grid = Grid.from_image(volume)
+    else:
+        grid = Grid.from_image(image)
+        if has_intent:
+            return DisplacementField(values.astype(np.float32, copy=False), grid)
+    return DisplacementField(ras_to_lps(values.astype(np.float32)), grid)
+
+
+def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
+    ras = DisplacementField(lps_to_ras(field.vectors), field.grid)
+    with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        uncompressed = Path(folder) / "field.nii"
+        write_with_itk(ras.to_image(), uncompressed)
+        with uncompressed.open("r+b") as stream:
+            stream.seek(_INTENT_OFFSET)
+            stream.write(struct.pack("=h", DISPLACEMENT_VECTOR))
+        if path.suffix == ".gz":
+            with uncompressed.open("rb") as source, gzip.open(temporary, "wb", compresslevel=6) as target:
+                shutil.copyfileobj(source, target, 2**20)
+        else:
+            shutil.copyfile(uncompressed, temporary)
+
+
+FIELD_FORMATS.register("itk", FieldFormat((*NIFTI_ENDINGS, ".nrrd", ".mha"), _read_itk, _write_itk))
+FIELD_FORMATS.register("nifti-ras", FieldFormat(NIFTI_ENDINGS, _read_ras, _write_ras))
+
+
+_NPZ_KEYS = ("vectors", "size", "spacing", "origin", "direction")
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file; Python objects, which could run code, are refused.
+
+    Raises:
+        MissingFile: there is no such file.
+        BadTransform: the file is no .npz file, or holds Python objects.
     """
+    damaged = BadTransform(path, "is damaged or no .npz file", "write it anew")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except FileNotFoundError:
+        raise MissingFile(path, "check its name") from None
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise damaged from error
+        raise BadTransform(path, "holds Python objects, which are not loaded", "save its arrays as numbers") from error
+    except (OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise damaged from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise damaged
+    return arrays
 
-    endings: tuple[str, ...]
-    read: Callable[[Path, Grid | None, Grid | None], DisplacementField]
-    write: Callable[[DisplacementField, Path, Grid | None], None]
 
-    @property
-    def ending(self) -> str:
-        """The ending of files whose names are not chosen by the user."""
-        return self.endings[0]
-
-
-FIELD_FORMATS: Registry[FieldFormat] = Registry(
-    "field format", "llmreg.field_formats", ["llmreg.images.vector_fields", "llmreg.images.array_fields"]
-)
+def _check_numbers(path: Path, array: NDArray[Any], shape: tuple[int, ...], misfit: str, remedy: str) -> None:
+    """Raise BadTransform where an array holds no finite floating-point numbers, or its shape is another."""
+    if array.dtype.kind != "f":
+        raise BadTransform(path, f"holds numbers of type {array.dtype}", "displacements must be floating-point numbers")
+    if array.shape != shape:
+        raise BadTransform(
+            path, f"holds numbers of size {format_sizes(array.shape)}, but {misfit} {format_sizes(shape)}", remedy
+        )
+    if not np.isfinite(array).all():
+        raise BadTransform(path, "holds NaN or infinite values", "replace them by numbers")
 
 
-def field_endings() -> tuple[str, ...]:
-    """The endings of files of fields in any format."""
-    formats = FIELD_FORMATS.parts.values()
-    return tuple(dict.fromkeys(ending for field_format in formats for ending in field_format.endings))
+def _read_learn2reg(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
+    if fixed_grid is None:
+        raise BadArgument(
+            "fixed", f"{path} is a Learn2Reg field, which keeps no geometry: give the fixed image as well."
+        )
+    if path.suffix == ".npz":
+        arrays = load_arrays(path)
+        if len(arrays) != 1:
+            raise BadTransform(path, f"holds the arrays {', '.join(arrays)}, but a Learn2Reg file has a single one")
+        array = next(iter(arrays.values()))
+    else:
+        image = read_finite(path)
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise BadTransform(
+                path,
+                "is a vector image, as ITK writes its fields (mm), and not Learn2Reg's array of voxels",
+                "read it as itk or nifti-ras",
+            )
+        array = image_to_array(image).T
+    is_components_first = array.ndim == 4 and array.shape[0] == 3 != array.shape[-1]
+    _check_numbers(
+        path,
+        array,
+        (*fixed_grid.size, 3),
+        "a Learn2Reg field of this fixed image has",
+        "bring the array into that order (components last, at full resolution)"
+        if is_components_first
+        else "give the fixed image that it was made for",
+    )
+    return from_learn2reg(array, fixed_grid, moving_grid)
+
+
+def _write_learn2reg(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
+    """Write ``displacements`` in an .npz file, or a plain four-dimensional NIfTI file.
+
+    The NIfTI file has the identity as its affine, since the challenge's evaluation reads the voxels alone.
+    """
+    array = to_learn2reg(field, moving_grid)
+    if path.suffix == ".npz":
+        _write_arrays(path, displacements=array)
+        return
+    volumes = [sitk.GetImageFromArray(np.ascontiguousarray(array[..., k].T)) for k in range(3)]
+    write_image(sitk.JoinSeries(volumes), path)
+
+
+def _read_npz(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
+    arrays = load_arrays(path)
+    for key in _NPZ_KEYS:
+        if key not in arrays:
+            raise BadTransform(path, f"has no array '{key}'", f"a field needs {', '.join(_NPZ_KEYS)}")
+    try:
+        grid = Grid.from_dict({key: arrays[key].tolist() for key in _NPZ_KEYS[1:]})
+    except (TypeError, ValueError) as error:
+        raise BadTransform(path, f"holds a grid that is none ({error})", "write it anew") from error
+    vectors = arrays["vectors"]
+    _check_numbers(path, vectors, (*grid.shape, 3), "its grid needs", "vectors are (z, y, x, components)")
+    return DisplacementField(vectors.astype(np.float32, copy=False), grid)
+
+
+def _write_npz(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
+    """Write ``vectors`` (z, y, x, 3) with components x, y, z in mm, LPS, and the grid as in :class:`Grid`."""
+    _write_arrays(path, vectors=field.vectors, **{key: np.array(value) for key, value in field.grid.to_dict().items()})
+
+
+def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+FIELD_FORMATS.register("learn2reg", FieldFormat((*NIFTI_ENDINGS, ".npz"), _read_learn2reg, _write_learn2reg))
+FIELD_FORMATS.register("npz", FieldFormat((".npz",), _read_npz, _write_npz))

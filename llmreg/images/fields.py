@@ -1,6 +1,4 @@
-"""Displacement fields from and to files, in any registered format."""
-
-from __future__ import annotations
+"""Displacement fields, in any registered format, and ITK transforms from and to files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ from llmreg.errors import BadArgument, BadTransform, MissingFile, UnclearField
 from llmreg.files import check_outputs
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.images.array_fields import load_arrays
-from llmreg.images.field_formats import FIELD_FORMATS, FieldFormat, field_endings
-from llmreg.images.image_files import read_image
-from llmreg.images.nifti import DISPLACEMENT_VECTOR, NIFTI_ENDINGS
+from llmreg.images.field_formats import load_arrays
+from llmreg.images.formats import FIELD_FORMATS, FieldFormat, field_endings, strip_ending
+from llmreg.images.image_files import read_header, read_image
+from llmreg.images.itk import DISPLACEMENT_VECTOR, NIFTI_ENDINGS
 
 
 def write_field(field: DisplacementField, path: Path, format: str = "itk", moving_grid: Grid | None = None) -> None:
@@ -72,10 +70,8 @@ def detect_field_format(path: Path) -> str:
         return "npz" if "vectors" in load_arrays(path) else "learn2reg"
     if not path.name.endswith(NIFTI_ENDINGS):
         return "itk"
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        reader = read_header(path)
     except RuntimeError:
         return "itk"  # Its reader says what is wrong.
     if reader.GetDimension() == 3:
@@ -123,7 +119,9 @@ def convert_fields(
     for path in paths:
         if path in targets:
             raise BadArgument("input", f"{path} is given twice: leave one out.")
-        result = output if is_file else output / (_strip_ending(path) + FIELD_FORMATS.get(target).ending)
+        result = (
+            output if is_file else output / (strip_ending(path, field_endings()) + FIELD_FORMATS.get(target).endings[0])
+        )
         if result in targets.values():
             raise BadArgument(
                 "output", f"Two results would be called {result}: rename a field, or convert them one by one."
@@ -137,11 +135,6 @@ def convert_fields(
             field = read_field(path, source or detect_field_format(path), *grids)
             write_field(field, result, target, grids[1])
     return list(targets.values())
-
-
-def _strip_ending(path: Path) -> str:
-    ending = next((ending for ending in field_endings() if path.name.endswith(ending)), path.suffix)
-    return path.name.removesuffix(ending)
 
 
 def _get_format(path: Path, name: str) -> FieldFormat:
@@ -160,3 +153,30 @@ def _has_identity_affine(reader: sitk.ImageFileReader) -> bool:
         and all(value == 1 for value in reader.GetSpacing()[:3])
         and np.array_equal(np.abs(np.reshape(reader.GetDirection(), (4, 4))), np.eye(4))
     )
+
+
+def read_transform(path: Path) -> sitk.Transform:
+    """An ITK transform in three dimensions (.tfm, .txt, .mat, .h5 ...).
+
+    Raises:
+        MissingFile: there is no such file.
+        BadTransform: the file holds no such transform.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(path, "check its name")
+    try:
+        transform: sitk.Transform = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        raise BadTransform(path, "cannot be read as an ITK transform", "save it as .tfm or .h5") from error
+    if transform.GetDimension() != 3:
+        raise BadTransform(path, f"is a transform in {transform.GetDimension()} dimensions", "give one in 3")
+    return transform
+
+
+def read_linear_transform(path: Path) -> sitk.Transform:
+    """A linear ITK transform, with the errors of :func:`read_transform`."""
+    transform = read_transform(path)
+    if not transform.IsLinear():
+        raise BadTransform(path, "is not a linear 3-D transform", "give a rigid or affine one")
+    return transform

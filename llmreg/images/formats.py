@@ -1,18 +1,14 @@
-"""The registry of image formats, and what file names say."""
+"""The registries of file formats of images and of displacement fields, and what file names say."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import SimpleITK as sitk
+
+from llmreg.geometry.field import DisplacementField
+from llmreg.geometry.grid import Grid
 from llmreg.registry import Registry
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
-
-    from llmreg.geometry.grid import Grid
 
 # The ending of images that llmreg writes.
 DEFAULT_ENDING = ".nii.gz"
@@ -62,8 +58,12 @@ def image_endings(*, writable: bool = False) -> tuple[str, ...]:
     Args:
         writable: only those of formats that can be written.
     """
-    formats = [image_format for image_format in IMAGE_FORMATS.parts.values() if image_format.write or not writable]
-    return tuple(ending for image_format in formats for ending in image_format.endings)
+    return tuple(
+        ending
+        for image_format in IMAGE_FORMATS.parts.values()
+        if image_format.write or not writable
+        for ending in image_format.endings
+    )
 
 
 def find_image_format(path: Path) -> ImageFormat:
@@ -73,7 +73,35 @@ def find_image_format(path: Path) -> ImageFormat:
     return next((image_format for image_format in formats if ending in image_format.endings), IMAGE_FORMATS.get("ITK"))
 
 
-def strip_ending(path: Path) -> str:
-    """A file's name without its image ending, or without its last suffix when it has none: the case's name."""
-    ending = max(filter(path.name.endswith, image_endings()), key=len, default=path.suffix)
+def strip_ending(path: Path, endings: Iterable[str] | None = None) -> str:
+    """A file's name without its ending, or without its last suffix when it has none of them: the case's name.
+
+    Args:
+        path: the file.
+        endings: those of images when None.
+    """
+    ending = max(filter(path.name.endswith, endings or image_endings()), key=len, default=path.suffix)
     return path.name.removesuffix(ending)
+
+
+@dataclass(frozen=True)
+class FieldFormat:
+    """A file format of displacement fields.
+
+    Attributes:
+        endings: the endings of its files' names; the first is given to files whose names the user does not choose.
+        read: from a path, the fixed grid and the moving grid (which only formats without geometry look at).
+        write: a field to a path, with the moving grid.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[Path, Grid | None, Grid | None], DisplacementField]
+    write: Callable[[DisplacementField, Path, Grid | None], None]
+
+
+FIELD_FORMATS: Registry[FieldFormat] = Registry("field format", "llmreg.field_formats", ["llmreg.images.field_formats"])
+
+
+def field_endings() -> tuple[str, ...]:
+    """The endings of files of fields in any format."""
+    return tuple(dict.fromkeys(ending for part in FIELD_FORMATS.parts.values() for ending in part.endings))

@@ -1,9 +1,6 @@
 """Images from and to files of any registered format."""
 
-from __future__ import annotations
-
 import logging
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -63,12 +60,12 @@ def read_stored(path: Path, kind: str) -> sitk.Image:
         ) from error
 
 
-def count_voxels(path: Path) -> int:
-    """The number of voxels that a file's header announces. Raises RuntimeError when ITK cannot tell."""
+def read_header(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read a file's header, and holds size and metadata. Raises RuntimeError when ITK cannot."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return math.prod(reader.GetSize())
+    return reader
 
 
 @cache

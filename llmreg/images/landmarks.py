@@ -1,7 +1,5 @@
 """Landmarks from and to files: tables (.csv), and 3D Slicer's .fcsv and .mrk.json."""
 
-from __future__ import annotations
-
 import copy
 import csv
 import io
@@ -16,8 +14,7 @@ from numpy.typing import ArrayLike
 
 from llmreg.errors import BadTable, MissingFile
 from llmreg.files import read_json, write_json, write_text
-from llmreg.geometry.arrays import lps_to_ras, ras_to_lps
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, lps_to_ras, ras_to_lps
 from llmreg.geometry.points import Points
 
 Convention = Literal["lps", "ras", "voxel"]
@@ -118,7 +115,7 @@ def write_landmarks(
     if isinstance(table, SlicerMarkups):
         content = copy.deepcopy(table.content)
         for (markup, number), point in zip(table.positions, points, strict=True):
-            convention = _get_system(content["markups"][markup])
+            convention = _get_convention(content["markups"][markup].get("coordinateSystem", "LPS"), path)
             value = point if convention == "lps" else lps_to_ras(point)
             content["markups"][markup]["controlPoints"][number]["position"] = value.round(6).tolist()
         write_json(path, content)
@@ -164,22 +161,21 @@ def _read_table(path: Path, convention: Convention) -> LandmarkTable:
     # Comments stand at the top: further down, a # may begin a name.
     preamble = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     lines = lines[len(preamble) :]
+    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), ",")
+    rows = [tuple(row) for row in csv.reader(lines, delimiter=delimiter)]
     header = None
     if path.suffix == ".fcsv":
         pairs = ([text.strip() for text in line.strip("# ").split("=", 1)] for line in preamble)
         settings = dict(pair for pair in pairs if len(pair) == 2)
-        convention = _find_slicer_convention(settings.get("CoordinateSystem", "RAS"), path)
+        convention = _get_convention(settings.get("CoordinateSystem", "RAS"), path)
         names = tuple(name.strip() for name in settings.get("columns", "id,x,y,z").split(","))
-    elif not lines:
+    elif not rows:
         raise no_landmark
-    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), ",")
-    rows = [tuple(row) for row in csv.reader(lines, delimiter=delimiter)]
-    if path.suffix != ".fcsv":
-        if sum(_to_number(cell) is not None for cell in rows[0]) < 3:
-            header, names = rows[0], tuple(name.strip().casefold() for name in rows[0])
-            rows = rows[1:]
-        else:
-            names = _name_columns(rows[0], path)
+    elif sum(_to_number(cell) is not None for cell in rows[0]) < 3:
+        header, *rows = rows
+        names = tuple(name.strip().casefold() for name in header)
+    else:
+        names = _name_columns(rows[0], path)
     if any(names.count(axis) != 1 for axis in _AXES):
         raise BadTable(path, "has no columns x, y and z between commas", "name them in its first line")
     columns = tuple(names.index(axis) for axis in _AXES)
@@ -203,15 +199,11 @@ def _name_columns(row: Sequence[str], path: Path) -> tuple[str, ...]:
     return tuple(_AXES[numbers.index(k)] if k in numbers else "" for k in range(len(row)))
 
 
-def _find_slicer_convention(system: str, path: Path) -> Convention:
-    convention = _SLICER_SYSTEMS.get(system.casefold())
+def _get_convention(system: Any, path: Path) -> Convention:
+    convention = _SLICER_SYSTEMS.get(str(system).casefold())
     if convention is None:
         raise BadTable(path, f"is in the coordinate system '{system}'", "save it in LPS or RAS")
     return convention
-
-
-def _get_system(markup: dict[str, Any]) -> str:
-    return str(markup.get("coordinateSystem", "LPS")).casefold()
 
 
 def _read_markups(path: Path) -> tuple[SlicerMarkups, Points]:
@@ -219,7 +211,7 @@ def _read_markups(path: Path) -> tuple[SlicerMarkups, Points]:
     positions, points = [], []
     try:
         for number, markup in enumerate(content["markups"]):
-            convention = _find_slicer_convention(_get_system(markup), path)
+            convention = _get_convention(markup.get("coordinateSystem", "LPS"), path)
             for control_number, control_point in enumerate(markup["controlPoints"]):
                 if control_point.get("positionStatus", "defined") != "defined":
                     continue

@@ -1,12 +1,10 @@
 """Fields and affine transforms, applied to images, label maps and landmarks in files."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,19 +12,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from llmreg.errors import BadArgument, FieldWithoutGeometry, MissingFile, UserError
+from llmreg.errors import BadArgument, MissingFile, UnclearField, UserError
 from llmreg.files import check_outputs
-from llmreg.geometry.chain import Step, invert_steps, map_points, merge_steps, split_transform
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import resample_labels
-from llmreg.geometry.resampling import resample_image
-from llmreg.images.field_formats import field_endings
-from llmreg.images.fields import detect_field_format, read_field
-from llmreg.images.formats import image_endings, strip_ending
+from llmreg.geometry.points import Step, invert_steps, map_points, merge_steps, split_transform
+from llmreg.geometry.resampling import resample_image, resample_labels
+from llmreg.images.fields import detect_field_format, read_field, read_transform
+from llmreg.images.formats import field_endings, image_endings, strip_ending
 from llmreg.images.image_files import read_image, write_image
 from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention, read_landmarks, write_landmarks
-from llmreg.images.transforms import read_transform
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +32,6 @@ INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "bspline", "nearest", "la
 _LABEL_MAP_SHARE = 0.7
 # Points along each axis by which is checked that the chain leads into an image at all.
 _SAMPLES = 24
-# Grids of the images at the start and at the end of the chain, where they are known.
-Ends: TypeAlias = tuple[Grid | None, Grid | None]
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,10 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
     if not inputs.all:
         raise BadArgument("inputs", "There is nothing to transform: give images, label maps or landmarks.")
     if options.interpolation in ("linear", "bspline") and not inputs.images and inputs.labels:
-        problem = f"'{options.interpolation}' would mix labels into others: choose nearest or label for label maps."
-        raise BadArgument("interpolation", problem)
+        raise BadArgument(
+            "interpolation",
+            f"'{options.interpolation}' would mix labels into others: choose nearest or label for label maps.",
+        )
     targets = _name_targets(inputs, output)
     check_outputs(targets.values(), (*inputs.all, *transforms), overwrite=options.overwrite)
     steps = read_chain(transforms)
@@ -111,15 +106,19 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
         try:
             steps = invert_steps(steps)
         except ValueError as error:
-            problem = f"The transforms cannot be inverted ({error}): register the images the other way."
-            raise BadArgument("inverse", problem) from error
+            raise BadArgument(
+                "inverse", f"The transforms cannot be inverted ({error}): register the images the other way."
+            ) from error
     grid = _choose_grid(options, start) if inputs.images or inputs.labels else None
     with logging_redirect_tqdm(), tqdm(total=len(targets), desc="Apply", unit="file") as progress:
         # Landmarks come first, since they take no time and show whether the direction is right.
-        ends = _find_ends(options, start) if inputs.points else (None, None)
-        for path in inputs.points:
-            _transform_points(path, targets[path], steps, ends, options)
-            progress.update()
+        if inputs.points:
+            images = (options.fixed, options.moving)
+            fixed, moving = (None if path is None else Grid.from_image(read_image(path)) for path in images)
+            ends = (moving, fixed or start) if options.inverse else (fixed or start, moving)
+            for path in inputs.points:
+                _transform_points(path, targets[path], steps, ends, options)
+                progress.update()
         if grid is not None:
             transform = merge_steps(steps, grid)
             mapped, _ = map_points(grid.points_inside(_SAMPLES), steps)
@@ -131,29 +130,28 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
                         "they belong to, their order, and whether the inverse is meant.",
                         path,
                     )
-                write_image(_warp(image, path, transform, grid, options, path in inputs.labels), targets[path])
+                write_image(_warp(image, path, transform, grid, options, is_label=path in inputs.labels), targets[path])
                 progress.update()
     return list(targets.values())
 
 
 def read_chain(paths: Sequence[Path]) -> tuple[Step, ...]:
     """Read the steps of several files, one after the other. Raises UserError when one is no transform."""
-    return tuple(step for path in paths for step in _read_steps(Path(path)))
-
-
-def _read_steps(path: Path) -> tuple[Step, ...]:
-    if not path.is_file():
-        raise MissingFile(path, "check the transform's name")
-    if not path.name.endswith(field_endings()):
-        return split_transform(read_transform(path))
-    format = detect_field_format(path)
-    if format == "learn2reg":
-        raise FieldWithoutGeometry(path)
-    return (read_field(path, format),)
+    steps: list[Step] = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise MissingFile(path, "check the transform's name")
+        if not path.name.endswith(field_endings()):
+            steps += split_transform(read_transform(path))
+            continue
+        field_format = detect_field_format(path)
+        if field_format == "learn2reg":
+            raise UnclearField(path, "is a Learn2Reg field, which keeps no geometry", "convert it to another format")
+        steps.append(read_field(path, field_format))
+    return tuple(steps)
 
 
 def _choose_grid(options: ApplyOptions, start: Grid | None) -> Grid:
-    """The grid of the results. ``start``: that of the chain's first field."""
     if options.like is not None:
         return Grid.from_image(read_image(options.like))
     if options.inverse:
@@ -169,7 +167,6 @@ def _choose_grid(options: ApplyOptions, start: Grid | None) -> Grid:
 
 
 def _name_targets(inputs: ApplyInputs, output: Path) -> dict[Path, Path]:
-    """The file of each input's result."""
     endings = (*image_endings(writable=True), *LANDMARK_ENDINGS)
     has_several = len(inputs.all) > 1
     is_file = not output.is_dir() and (output.name.endswith(endings) or (output.suffix and not has_several))
@@ -185,8 +182,9 @@ def _name_targets(inputs: ApplyInputs, output: Path) -> dict[Path, Path]:
         name = path.name if path.name.endswith(fitting) else strip_ending(path) + fitting[0]
         target = output if is_file else output / name
         if not target.name.endswith(fitting):
-            problem = f"{target} is no name for the result of {path}: end it in {' or '.join(fitting)}."
-            raise BadArgument("output", problem)
+            raise BadArgument(
+                "output", f"{target} is no name for the result of {path}: end it in {' or '.join(fitting)}."
+            )
         if target in targets.values():
             raise UserError(f"Two results would be called {target}: rename a file, or transform them one by one.")
         targets[path] = target
@@ -197,38 +195,32 @@ def _landmark_ending(path: Path) -> str:
     return next((ending for ending in LANDMARK_ENDINGS if path.name.endswith(ending)), ".csv")
 
 
-def _find_ends(options: ApplyOptions, start: Grid | None) -> Ends:
-    fixed, moving = (path and Grid.from_image(read_image(path)) for path in (options.fixed, options.moving))
-    return (moving, fixed or start) if options.inverse else (fixed or start, moving)
-
-
-def _transform_points(path: Path, target: Path, steps: Sequence[Step], ends: Ends, options: ApplyOptions) -> None:
+def _transform_points(
+    path: Path,
+    target: Path,
+    steps: Sequence[Step],
+    ends: tuple[Grid | None, Grid | None],
+    options: ApplyOptions,
+) -> None:
+    """Transform a file of landmarks. ``ends``: the grids of the images at both ends of the chain, where known."""
     if options.convention == "voxel" and _landmark_ending(path) == ".csv":
         roles = ("moving", "fixed") if options.inverse else ("fixed", "moving")
         for grid, role in zip(ends, roles, strict=True):
             if grid is None:
                 raise BadArgument(role, f"{path} is in voxels of the {role} image, whose grid is unknown: name it.")
-    start, end = ends
-    table, points = read_landmarks(path, options.convention, start)
+    table, points = read_landmarks(path, options.convention, ends[0])
     mapped, is_defined = map_points(points, steps)
     undefined = int((~is_defined).sum())
-    if undefined and options.inverse:
-        log.warning(
-            "%s: %d of %d points lie where the field has no inverse, beyond what it reaches or in a fold: check them, "
-            "their convention, and whether the inverse is meant.",
-            path,
-            undefined,
-            len(points),
+    if undefined:
+        reason = (
+            "where the field has no inverse, beyond what it reaches or in a fold: check them, their convention, and "
+            "whether the inverse is meant"
+            if options.inverse
+            else "outside the field's grid, where it moves nothing: check their convention, and whether they belong to "
+            "the fixed image (points of the moving image need the inverse)"
         )
-    elif undefined:
-        log.warning(
-            "%s: %d of %d points lie outside the field's grid, where it moves nothing: check their convention, and "
-            "whether they belong to the fixed image (points of the moving image need the inverse).",
-            path,
-            undefined,
-            len(points),
-        )
-    write_landmarks(table, mapped, target, end)
+        log.warning("%s: %d of %d points lie %s.", path, undefined, len(points), reason)
+    write_landmarks(table, mapped, target, ends[1])
 
 
 def _warp(
@@ -237,6 +229,7 @@ def _warp(
     transform: sitk.Transform | DisplacementField,
     grid: Grid,
     options: ApplyOptions,
+    *,
     is_label: bool,
 ) -> sitk.Image:
     if is_label or options.interpolation == "label":
@@ -250,10 +243,10 @@ def _warp(
     if values.dtype.kind in "iu":
         limits = np.iinfo(values.dtype)
         if not (limits.min <= options.default <= limits.max and float(options.default).is_integer()):
-            problem = (
-                f"The default {options.default:g} is no {values.dtype}, as the values of {path} are: give another."
+            raise BadArgument(
+                "default",
+                f"The default {options.default:g} is no {values.dtype}, as the values of {path} are: give another.",
             )
-            raise BadArgument("default", problem)
     return resample_image(image, grid, transform, method, options.default)
 
 

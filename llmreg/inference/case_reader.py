@@ -1,7 +1,6 @@
 """Images as a user gives them, read and brought into the common frame."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,16 +13,14 @@ from numpy.typing import NDArray
 from llmreg.data.case_images import check_mask
 from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import UserError
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.checks import check_values, to_scalar_volume
-from llmreg.images.image_files import count_voxels, read_image
+from llmreg.images.image_files import read_header, read_image
 from llmreg.inference.models import Model
 from llmreg.plans.plan_settings import Normalization
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame, read_reference
-from llmreg.preprocessing.dataset_templates import EVERYONE, name_template_set, read_template_set
-from llmreg.preprocessing.normalization import safe_default
+from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame, read_reference, safe_default
+from llmreg.preprocessing.dataset_alignment import ALL_CASES, name_template_set, read_template_set
 
 # Pairs share images, so that a few cases are kept; images with more voxels than this are not.
 CACHED_CASES, LARGE = 4, 2**25
@@ -63,8 +60,8 @@ class CaseReader:
         self._plans, self._warn = plans, warn
         self._reference = read_reference(model.folder, plans)
         # A single fold is used with its own templates, which were learned without the cases that it holds out.
-        templates = name_template_set(next(iter(model.folds))) if len(model.folds) == 1 else EVERYONE
-        has_templates = plans.prealignment.method == "template"
+        templates = name_template_set(next(iter(model.folds))) if len(model.folds) == 1 else ALL_CASES
+        has_templates = plans.prealignment.uses_templates
         self._templates = read_template_set(model.folder, templates) if has_templates else {}
         self._read_files = lru_cache(maxsize=CACHED_CASES)(self._read_stamped_files)
 
@@ -155,7 +152,7 @@ class CaseReader:
 def is_large(path: Path) -> bool:
     """Whether an image has so many voxels that few fit into memory; False when its header cannot be read."""
     try:
-        return count_voxels(path) > LARGE
+        return math.prod(read_header(path).GetSize()) > LARGE
     except RuntimeError:
         return False  # Reading the image raises the error that says what is wrong.
 

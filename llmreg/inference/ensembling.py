@@ -1,7 +1,5 @@
 """The folds of a model, and how far their predictions lie apart."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

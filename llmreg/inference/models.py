@@ -1,14 +1,12 @@
 """Finding trained models among the results."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg import paths
 from llmreg.errors import Ambiguous, NotPrepared, UnknownName, UnreadableFile
-from llmreg.model_folder import ModelName, find_fold_folders, find_model_folders, fold_name
+from llmreg.paths import ModelName, find_fold_folders, find_model_folders, fold_name
 from llmreg.plans.plans import PLANS_FILE
 from llmreg.training.checkpoints import checkpoint_path, read_state
 

@@ -1,14 +1,12 @@
 """Figures of a registered pair, and a table and a sentence about many of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from llmreg.geometry.arrays import image_to_array
 from llmreg.geometry.field import jacobian_determinant
+from llmreg.geometry.grid import image_to_array
 from llmreg.inference.registration import FADE, Registration
 from llmreg.predictions import FailedPair, PredictedPair
 from llmreg.text_tables import format_table

@@ -1,7 +1,5 @@
 """Which pairs to predict: from the names in a folder, or from a table."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -61,7 +59,7 @@ class PairInput:
     initial_transform: Path | None = None
 
 
-def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[PairInput]:
+def find_pairs(source: Path, plans: Plans, *, all_pairs: bool = False) -> list[PairInput]:
     """Find the pairs of a folder or of a ``pairs.csv``.
 
     Args:
@@ -80,7 +78,7 @@ def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[Pair
     elif (source / PAIRS_FILE).is_file():
         pairs = _from_table(source / PAIRS_FILE, plans)
     elif source.is_dir():
-        pairs = _from_names(source, plans, all_pairs)
+        pairs = _from_names(source, plans, all_pairs=all_pairs)
     else:
         raise MissingFile(source, "give a folder of images, or a table of pairs (pairs.csv)")
     seen: set[str] = set()
@@ -93,7 +91,7 @@ def find_pairs(source: Path, plans: Plans, all_pairs: bool = False) -> list[Pair
     return pairs
 
 
-def _from_names(folder: Path, plans: Plans, all_pairs: bool) -> list[PairInput]:
+def _from_names(folder: Path, plans: Plans, *, all_pairs: bool) -> list[PairInput]:
     images: dict[int, dict[str, Path]] = {plans.fixed_modality: {}, plans.moving_modality: {}}
     for path in sorted(folder.glob(f"*{DEFAULT_ENDING}")):
         match = _NAME.fullmatch(path.name)

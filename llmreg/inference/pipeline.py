@@ -1,7 +1,5 @@
 """Registering many pairs: while the network works on one, another is read and a third one written."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmreg.errors import UserError
-from llmreg.geometry.labels import LabelInterpolation
+from llmreg.geometry.resampling import LabelInterpolation
 from llmreg.images.formats import strip_ending
 from llmreg.images.image_files import read_image
 from llmreg.inference.case_reader import ImageInput, is_large
@@ -36,7 +34,7 @@ class OutputOptions:
 
     Attributes:
         outputs: any of :data:`llmreg.inference.registration.OUTPUTS`.
-        format: of the fields, one of :data:`llmreg.images.field_formats.FIELD_FORMATS`.
+        format: of the fields, one of :data:`llmreg.images.formats.FIELD_FORMATS`.
         label_interpolation: how label maps are warped.
     """
 
@@ -113,18 +111,19 @@ def _write(
         files = registration.save(
             folder, pair.name, options.outputs, options.format, label, options.label_interpolation
         )
-    return PredictedPair(
+    content = {
         **_names(pair),
         **files,
-        format=options.format,
-        fixed_path=_absolute(pair.fixed),
-        moving_path=_absolute(pair.moving),
+        "format": options.format,
+        "fixed_path": _absolute(pair.fixed),
+        "moving_path": _absolute(pair.moving),
         **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
-        fixed_transform=registration.fixed_transform.to_dict(),
-        moving_transform=registration.moving_transform.to_dict(),
+        "fixed_transform": registration.fixed_transform.to_dict(),
+        "moving_transform": registration.moving_transform.to_dict(),
         **measure(registration),
-        seconds=round(stopwatch.seconds, 2),
-    )
+        "seconds": round(stopwatch.seconds, 2),
+    }
+    return PredictedPair.model_validate(content)
 
 
 def _finish(pair: PairInput, outcome: Future[PredictedPair]) -> tuple[PairInput, Outcome]:

@@ -1,7 +1,5 @@
 """Predicting the pairs of a folder or table into another folder."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -84,7 +82,7 @@ def predict_folder(
         OtherPredictions: those that are to be completed are of another model.
     """
     plans = read_plans(model.folder / PLANS_FILE)
-    pairs = [_add_label(pair, options) for pair in find_pairs(source, plans, options.all_pairs)]
+    pairs = [_add_label(pair, options) for pair in find_pairs(source, plans, all_pairs=options.all_pairs)]
     part = pairs[options.part :: options.parts]
     _check_file_names(pairs, options.output.format)
     if not (options.overwrite or options.resume) and _holds_predictions(folder, part):
@@ -139,9 +137,8 @@ def _report(
     if missing:
         log.info("%d of %d pairs are left to other parts, or to a run that resumes this one.", missing, len(pairs))
     else:
-        content = provenance.model_dump(exclude_unset=True) | _largest_memory(list(records.values())) | {"pairs": done}
-        listed = {"failed": list(failed.values())} if failed else {}
-        write_predictions(folder, Predictions(**content, **listed))
+        content = provenance.to_json() | _largest_memory(list(records.values())) | {"pairs": done}
+        write_predictions(folder, Predictions.model_validate(content | {"failed": list(failed.values())}))
     problem = format_failures([failed[pair] for pair in part if pair in failed], len(part))
     if problem and options.launched:
         log.error("%s", problem)

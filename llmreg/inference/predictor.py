@@ -1,7 +1,5 @@
 """A trained model that registers images."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,12 +16,12 @@ from torch import Tensor
 
 from llmreg.devices import choose_device
 from llmreg.engine.prealignment import CaseTransform
-from llmreg.errors import TooFewFolds
+from llmreg.errors import BadArgument
 from llmreg.geometry import warping
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.diffeomorphism import nearest_velocity
 from llmreg.geometry.field import DisplacementField, chain_transforms, fade_outside, jacobian_determinant
-from llmreg.images.transforms import read_linear_transform
+from llmreg.geometry.grid import array_to_image
+from llmreg.geometry.warping import nearest_velocity
+from llmreg.images.fields import read_linear_transform
 from llmreg.inference.case_reader import CaseReader, ImageInput, ImageLike
 from llmreg.inference.ensembling import Ensemble, deviation
 from llmreg.inference.models import Model, load_model
@@ -83,7 +81,7 @@ class Predictor:
 
     Raises:
         UserError: the checkpoints, plans and LLM weights do not belong together.
-        TooFewFolds: the uncertainty of a single fold is asked for.
+        BadArgument: the uncertainty of a single fold is asked for.
     """
 
     def __init__(
@@ -91,7 +89,11 @@ class Predictor:
     ) -> None:
         self.options = options or RegistrationOptions()
         if self.options.uncertainty and len(model.folds) == 1:
-            raise TooFewFolds(next(iter(model.folds)))
+            raise BadArgument(
+                "folds",
+                f"The uncertainty is the spread over folds, and fold {next(iter(model.folds))} is alone: use several "
+                "folds, or leave the uncertainty out.",
+            )
         self.plans: Plans = read_plans(model.folder / PLANS_FILE)
         self.configuration = self.plans.configuration(model.configuration)
         self.device = device
@@ -110,7 +112,7 @@ class Predictor:
         options: RegistrationOptions | None = None,
         *,
         merge_lora: bool = True,
-    ) -> Predictor:
+    ) -> Self:
         """Load the model of a folder.
 
         Args:
@@ -166,8 +168,8 @@ class Predictor:
             fixed_image, fixed_case = self._cases.read(fixed, roles[0])
             affine = initial if isinstance(initial, sitk.Transform) else read_linear_transform(Path(initial))
             # The user knows how the images lie to each other, so that the fixed image's place gives the moving one's.
-            place = CaseTransform.from_sitk(chain_transforms(fixed_case.transform.to_sitk(), affine), "given")
-            moving_image, moving_case = self._cases.read(moving, roles[1], place)
+            placement = CaseTransform.from_sitk(chain_transforms(fixed_case.transform.to_sitk(), affine), "given")
+            moving_image, moving_case = self._cases.read(moving, roles[1], placement)
         return PreparedPair(fixed_image, moving_image, fixed_case, moving_case)
 
     def register(self, pair: PreparedPair) -> Registration:
@@ -220,7 +222,7 @@ class Predictor:
         fields = [DisplacementField.from_flow(flow[0].cpu().numpy(), frame).vectors for flow in displacements]
         return array_to_image(deviation(fields, placement.matrix), frame)
 
-    def _refine(self, pair: PreparedPair, flow: Tensor) -> Refined:
+    def _refine(self, pair: PreparedPair, flow: Tensor) -> "Refined":
         # Imported here, since its dependencies take seconds to import.
         from llmreg.engine.refinement import refine
 

@@ -1,7 +1,5 @@
 """A registered pair, which warps images and label maps and maps landmarks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from llmreg.engine.prealignment import CaseTransform, between
 from llmreg.errors import BadArgument, UnknownName
 from llmreg.files import atomic_write
-from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.field import (
     DisplacementField,
     chain_transforms,
@@ -23,13 +20,18 @@ from llmreg.geometry.field import (
     jacobian_determinant,
     sample_transform,
 )
-from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import LabelInterpolation, resample_labels
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.geometry.points import transform_points
-from llmreg.geometry.resampling import Interpolator, ones_on, resample_image, resample_with_edge
-from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.geometry.resampling import (
+    Interpolator,
+    LabelInterpolation,
+    ones_on,
+    resample_image,
+    resample_labels,
+    resample_with_edge,
+)
 from llmreg.images.fields import write_field
-from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.formats import DEFAULT_ENDING, FIELD_FORMATS
 from llmreg.images.image_files import write_image
 from llmreg.images.itk import write_with_itk
 
@@ -126,12 +128,12 @@ class Registration:
         """
         return None if self.spread is None else resample_with_edge(self.spread, self.grid, self._to_frame)
 
-    def inverse(self) -> Registration:
+    def inverse(self) -> "Registration":
         """The registration in the other direction: its field lies on the moving image's grid."""
         return self._inverse
 
     @cached_property
-    def _inverse(self) -> Registration:
+    def _inverse(self) -> "Registration":
         backward = invert_field(self.deformation, self.inverse_guess)
         inverse = Registration(self.moving, self.fixed, self.moving_transform, self.fixed_transform, backward)
         # The inverse of the inverse is this registration, and not searched for.
@@ -183,7 +185,7 @@ class Registration:
             folder: the folder to write to.
             name: of the pair, in file names.
             outputs: any of :data:`OUTPUTS`.
-            format: of the fields, one of :data:`llmreg.images.field_formats.FIELD_FORMATS`.
+            format: of the fields, one of :data:`llmreg.images.formats.FIELD_FORMATS`.
             label: the moving image's label map, for the output ``labels``.
             label_interpolation: how it is warped.
 
@@ -241,11 +243,11 @@ def file_name(output: str, name: str, format: str) -> str:
     if output not in ("field", "inverse"):
         return f"{prefix}_{name}{suffix}"
     if format != "learn2reg":
-        return f"{prefix}_{name}{FIELD_FORMATS.get(format).ending}"
+        return f"{prefix}_{name}{FIELD_FORMATS.get(format).endings[0]}"
     numbers = _CASES.fullmatch(name)
     if numbers is not None:
         fixed, fixed_modality, moving, moving_modality = numbers.groups()
         # The challenge's evaluation looks for files of these names.
         short = (fixed_modality, moving_modality) == ("0000", "0001")
         name = f"{fixed}_{moving}" if short else f"{fixed}_{fixed_modality}_{moving}_{moving_modality}"
-    return f"learn2reg/{prefix}_{name}{FIELD_FORMATS.get(format).ending}"
+    return f"learn2reg/{prefix}_{name}{FIELD_FORMATS.get(format).endings[0]}"

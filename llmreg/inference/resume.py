@@ -1,7 +1,5 @@
 """Which pairs of a folder have been predicted: their records, and what they were predicted with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,7 @@ def describe_sources(pair: PairInput) -> dict[str, str]:
 def make_record(pair: PairInput, outcome: Outcome, provenance: Provenance, memory: dict[str, float]) -> PairRecord:
     """The record of a pair that was just predicted."""
     content: dict[str, Any] = {"asked": describe_sources(pair), "pair": outcome, "memory": memory}
-    return PairRecord(**provenance.model_dump(exclude_unset=True), **content)
+    return PairRecord(**provenance.to_json(), **content)
 
 
 def find_pending(

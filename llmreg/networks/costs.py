@@ -10,8 +10,8 @@ from llmreg.networks.registry import NetworkSettings, StepSize, plugin_of
 
 # Bytes of a trained parameter: weight, gradient and Adam's two moments, in float32.
 TRAINED_BYTES = 16
-# Memory (GiB) of Python, PyTorch and its libraries, or of a GPU's context.
-BASE_GB = 0.83
+# Memory (GiB) of Python and PyTorch, or of a GPU's context.
+BASE_GB = 0.5
 # Memory (GiB) of warping and Dice for a million voxels of the grid.
 GRID_GB = 0.045
 
@@ -21,7 +21,7 @@ def training_memory_gb(settings: NetworkSettings, size: StepSize) -> float:
     cost = plugin_of(settings).step_cost(settings, size)
     loss = GRID_GB * size.grid_voxels / 1e6 + size.loss_gb * size.megavoxels
     weights = TRAINED_BYTES * cost.trained_parameters + cost.frozen_bytes
-    return BASE_GB + weights / 2**30 + size.pairs * (cost.activations_gb + loss)
+    return BASE_GB + cost.libraries_gb + weights / 2**30 + size.pairs * (cost.activations_gb + loss)
 
 
 def step_seconds(settings: NetworkSettings, size: StepSize) -> float:

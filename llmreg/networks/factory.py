@@ -14,7 +14,7 @@ from llmreg.networks.registry import NetworkSettings, plugin_of
 
 
 def build_network(
-    settings: NetworkSettings, shape: Sequence[int], device: torch.device | None = None, recompute: bool = False
+    settings: NetworkSettings, shape: Sequence[int], device: torch.device | None = None, *, recompute: bool = False
 ) -> RegistrationNetwork:
     """Build the network for images of one shape, with pretrained frozen layers where it has some.
 

@@ -23,7 +23,7 @@ class Conv3d(nn.Conv3d):
     """``torch.nn.Conv3d`` without groups, dilation and other padding than zeros, fast for small volumes too."""
 
     def __init__(
-        self, incoming: int, outgoing: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True
+        self, incoming: int, outgoing: int, kernel: int, stride: int = 1, padding: int = 0, *, bias: bool = True
     ) -> None:
         super().__init__(incoming, outgoing, kernel, stride, padding, bias=bias)
 

@@ -2,7 +2,7 @@
 
 A network is one folder with a module that calls :func:`register`, here or in another package, which names that module
 in the entry point group ``llmreg.networks``. The module must not import torch before :meth:`NetworkPlugin.build` is
-called, since commands list the networks in ``--help``.
+called, since commands list the networks in their help.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import PlainValidator, SerializeAsAny
@@ -85,12 +86,41 @@ class StepCost:
         activations_gb: memory (GiB) of what the forward pass keeps for the backward pass, for one pair.
         core_seconds: time of one CPU core for one pair, forward and backward.
         frozen_bytes: memory of weights that are not trained.
+        libraries_gb: memory (GiB) of the libraries that the network needs beside PyTorch.
     """
 
     trained_parameters: float
     activations_gb: float
     core_seconds: float
     frozen_bytes: float = 0.0
+    libraries_gb: float = 0.0
+
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """What was measured of a network, for a million voxels.
+
+    Attributes:
+        parameters: how many are trained.
+        activations_gb: memory (GiB) of activations in float32 and in bfloat16.
+        core_seconds: time of one CPU core in float32 and in bfloat16.
+        libraries_gb: as in :class:`StepCost`.
+    """
+
+    parameters: int
+    activations_gb: tuple[float, float]
+    core_seconds: tuple[float, float]
+    libraries_gb: float = 0.0
+
+    def scale_to(self, size: StepSize) -> StepCost:
+        """The cost of a step: activations and time grow with the voxels."""
+        precision = int(size.machine.bfloat16)
+        return StepCost(
+            self.parameters,
+            self.activations_gb[precision] * size.megavoxels,
+            self.core_seconds[precision] * size.megavoxels,
+            libraries_gb=self.libraries_gb,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +148,9 @@ class NetworkPlugin(ABC, Generic[S]):
         title: what tables call it.
         summary: a line for the command line's help and the documentation.
         settings_type: the class of its settings.
+        network: module and class of the network, ``package.module:Class``, which is imported when it is built.
         sizes: values of ``size_setting``, largest first, that the planner may lower it to where memory is short.
+        coarsest: what :meth:`coarsest_stride` returns, where it is more than the stride.
         size_setting: the setting that makes the network smaller; empty where none does.
         variants: by name, networks with other settings that a comparison has as rows of their own.
         ablations: by name, what is left out; for the command line's help.
@@ -128,14 +160,15 @@ class NetworkPlugin(ABC, Generic[S]):
     title: ClassVar[str]
     summary: ClassVar[str]
     settings_type: type[S]
+    network: ClassVar[str]
+    coarsest: ClassVar[int] = 0
     size_setting: ClassVar[str] = ""
     sizes: ClassVar[tuple[int, ...]] = ()
     variants: ClassVar[Mapping[str, Variant]] = {}
     ablations: ClassVar[Mapping[str, str]] = {}
 
-    @abstractmethod
     def build(self, settings: S, shape: Sequence[int], device: torch.device) -> RegistrationNetwork:
-        """Build the network.
+        """Build the network, by default by calling the class ``network`` with settings and shape.
 
         Args:
             settings: its settings.
@@ -146,6 +179,9 @@ class NetworkPlugin(ABC, Generic[S]):
             UserError: frozen weights are missing.
             ValueError: the shape does not fit.
         """
+        module, _, name = self.network.partition(":")
+        network: RegistrationNetwork = getattr(import_module(module), name)(settings, shape)
+        return network
 
     @abstractmethod
     def step_cost(self, settings: S, size: StepSize) -> StepCost:
@@ -165,7 +201,7 @@ class NetworkPlugin(ABC, Generic[S]):
 
     def coarsest_stride(self, settings: S) -> int:
         """How many voxels one voxel or token of the network's coarsest features spans along an axis."""
-        return self.stride(settings)
+        return self.coarsest or self.stride(settings)
 
     def token_grid(self, settings: S, shape: Sequence[int]) -> tuple[int, ...] | None:
         """The grid of tokens that the network's weights depend on, for images of a shape; None without such a grid."""

@@ -54,8 +54,8 @@ class GridNetwork(nn.Module):
         """What the network itself predicts, a displacement or a velocity, (B, 3, z, y, x) on the grid."""
         return self._enlarge(self.network.raw(self._reduce(moving), self._reduce(fixed)))
 
-    def unmoved(self, images: Tensor) -> Flows:
-        """The displacement zero for images (B, 1, z, y, x), at both resolutions."""
+    def zero_flows(self, images: Tensor) -> Flows:
+        """Make the displacement zero for images (B, 1, z, y, x), at both resolutions."""
         full = images.new_zeros(len(images), 3, *self.shape)
         return Flows(full.new_zeros(len(images), 3, *self.network.shape), full)
 
@@ -76,5 +76,5 @@ def pad_to_shape(array: NDArray[Any], shape: Sequence[int]) -> tuple[NDArray[Any
     Returns:
         The padded array, and the slices that cut the original out of it.
     """
-    padded, crop = pad_nd_image(array, tuple(shape), "constant", {"constant_values": 0}, True)
+    padded, crop = pad_nd_image(array, tuple(shape), "constant", {"constant_values": 0}, return_slicer=True)
     return padded, tuple(crop)

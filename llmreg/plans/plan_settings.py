@@ -3,17 +3,17 @@
 Sizes and spacings are in x, y, z order, as image viewers show them; lengths are in mm.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from llmreg.settings import Settings
 
-Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
-Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Voxels = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+Size = tuple[Voxels, Voxels, Voxels]
+Spacing = tuple[Positive, Positive, Positive]
 
 
 def _check_order(values: tuple[float, float]) -> tuple[float, float]:
@@ -22,17 +22,11 @@ def _check_order(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
-def _check_positive(values: tuple[float, float]) -> tuple[float, float]:
-    if values[0] <= 0:
-        raise ValueError("both numbers must be above 0")
-    return values
-
-
 # The name is part of a model folder's name, whose parts are divided by two underscores.
 ConfigurationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Range = Annotated[tuple[float, float], AfterValidator(_check_order)]
-PositiveRange = Annotated[Range, AfterValidator(_check_positive)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
 
 
 class AugmentationSettings(Settings):
@@ -80,7 +74,7 @@ class Normalization(Settings):
     upper: float
 
     @model_validator(mode="after")
-    def _check_limits(self) -> Normalization:
+    def _check_limits(self) -> Self:
         if self.lower >= self.upper:
             raise ValueError("lower must be below upper")
         if self.scheme == "percentiles" and not 0 <= self.lower < self.upper <= 100:
@@ -110,7 +104,7 @@ class Configuration(Settings):
     memory_gb: float
 
     @model_validator(mode="after")
-    def _check_shapes(self) -> Configuration:
+    def _check_shapes(self) -> Self:
         if any(n != padded / self.downsampling for n, padded in zip(self.network_shape, self.padded_size, strict=True)):
             raise ValueError(f"network_shape must be padded_size / {self.downsampling}")
         if self.token_length != math.prod(self.token_grid):

@@ -1,17 +1,14 @@
-"""``plans.json``: what training and prediction need to know about a dataset; typed, versioned, edited by people.
+"""``plans.json``: what training and prediction need to know about a dataset; typed, versioned, edited by people."""
 
-Sizes and spacings are in x, y, z order, as image viewers show them; lengths are in mm.
-"""
-
-from __future__ import annotations
-
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from llmreg.engine.prealignment import PreAlignment
-from llmreg.errors import BadPlans, NotPrepared, UnknownName
+from llmreg.errors import BadAssignment, BadPlans, NotPrepared, UnknownName
 from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid
 from llmreg.networks.registry import AnyNetworkSettings, plugin_of, unnamed_settings
@@ -90,7 +87,7 @@ class Plans(Settings):
     planned: Planned | None = None
 
     @model_validator(mode="after")
-    def _check_configurations(self) -> Plans:
+    def _check_configurations(self) -> Self:
         for name, configuration in self.configurations.items():
             if any(n > padded for n, padded in zip(self.size, configuration.padded_size, strict=True)):
                 raise ValueError(f"size {self.size} does not fit into configurations.{name}.padded_size")
@@ -178,8 +175,46 @@ def find_plans(folder: Path, name: str) -> Plans:
     """
     path = plans_path(folder, name)
     if not path.exists():
-        raise NotPrepared(path, "plan", plans=name)
+        raise NotPrepared(path, "plan", dataset=folder.name)
     plans = read_plans(path)
     if plans.plans_name != name:
         raise BadPlans(path, "plans_name", f"it is '{plans.plans_name}', but must be '{name}' as in the file's name")
     return plans
+
+
+# The digest in the plans is that of the layers that these keys choose: other layers have another digest.
+_LAYER_KEYS = tuple(f"network.llm.{key}=" for key in ("source", "layers", "weights"))
+
+
+def override(plans: Plans, assignments: Sequence[str], name: str) -> Plans:
+    """Copy plans under another name with some keys changed.
+
+    Args:
+        plans: the plans to start from.
+        assignments: ``key.path=value`` each; values are JSON, or text where they are not.
+        name: the copy's name.
+
+    Raises:
+        BadAssignment: an assignment has no value, or names a key that plans do not have.
+        BadPlans: the changed plans are not valid.
+    """
+    content = plans.model_dump(mode="json") | {"plans_name": name}
+    if "llm" in content["network"] and any(assignment.startswith(_LAYER_KEYS) for assignment in assignments):
+        content["network"]["llm"]["sha256"] = None
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise BadAssignment(assignment, "is not an assignment: write key=value, as in loss.smoothness=0.2")
+        if path == "plans_name":
+            raise BadAssignment(assignment, "names the plans, which is not done by an assignment")
+        *parents, last = path.split(".")
+        section: Any = content
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise BadAssignment(assignment, "names a key that the plans do not have: see plans.json for its keys")
+        try:
+            section[last] = json.loads(text)
+        except json.JSONDecodeError:
+            section[last] = text
+    return parse_plans(content, "The changed plans")

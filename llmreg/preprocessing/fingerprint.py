@@ -1,7 +1,5 @@
 """The dataset's fingerprint: everything that the planner needs to know about images and labels."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -15,14 +13,12 @@ from pydantic import ValidationError
 
 from llmreg.data.case_images import Sources, read_case, sources_of
 from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
-from llmreg.data.modalities import is_ct
 from llmreg.errors import UnreadableFile
-from llmreg.files import read_json, write_json
-from llmreg.geometry.arrays import image_to_array, orient_to_lps
-from llmreg.geometry.grid import Grid
+from llmreg.files import read_json
+from llmreg.geometry.grid import Grid, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import read_image
-from llmreg.preprocessing.foreground import find_foreground
+from llmreg.preprocessing.common_frame import find_foreground, is_ct
 from llmreg.settings import Settings
 from llmreg.workers import map_in_processes
 
@@ -68,15 +64,6 @@ class CaseFingerprint(Settings):
     label_volumes: dict[int, float]
     label_centroids: dict[int, list[float]]
     mirror_overlap: float
-
-    @property
-    def anisotropy(self) -> float:
-        """The ratio of a voxel's longest to its shortest edge."""
-        return max(self.spacing) / min(self.spacing)
-
-    def voxels(self, label: int) -> float:
-        """The size of a structure in the image's own voxels."""
-        return 1000 * self.label_volumes[label] / float(np.prod(self.spacing))
 
 
 class PairFingerprint(Settings):
@@ -208,16 +195,17 @@ def measure_pair(
         fingerprints: their fingerprints by name.
         label_table: ids of the dataset's label table.
     """
+    fixed_case, moving_case = cases[pair.fixed], cases[pair.moving]
     fixed, moving = fingerprints[pair.fixed], fingerprints[pair.moving]
     fixed_grid, moving_grid = Grid.from_dict(fixed.grid), Grid.from_dict(moving.grid)
-    fixed_label, moving_label = cases[pair.fixed].label, cases[pair.moving].label
     shared = sorted(fixed.label_centroids.keys() & moving.label_centroids.keys())
     shifts = np.array([np.subtract(moving.label_centroids[k], fixed.label_centroids[k]) for k in shared])
     dice = None
-    if fixed_label is not None and moving_label is not None:
-        both = cases[pair.fixed].annotated_structures(label_table) & cases[pair.moving].annotated(label_table)
-        maps = (resample_image(read_image(path), fixed_grid, None, "nearest") for path in (fixed_label, moving_label))
-        dice = label_dice(*maps, both)
+    if fixed_case.label is not None and moving_case.label is not None:
+        label_maps = (read_image(path) for path in (fixed_case.label, moving_case.label))
+        fixed_map, moving_map = (resample_image(label_map, fixed_grid, None, "nearest") for label_map in label_maps)
+        both = fixed_case.annotated_structures(label_table) & moving_case.annotated_structures(label_table)
+        dice = label_dice(fixed_map, moving_map, both)
     return PairFingerprint(
         fixed=pair.fixed,
         moving=pair.moving,
@@ -249,28 +237,22 @@ def extract_fingerprint(dataset: Dataset, num_processes: int = 2, earlier: Finge
     Raises:
         UserError: an image cannot be used.
     """
-    if earlier is not None and (earlier.modalities, earlier.labels) != (dataset.modalities, dataset.labels):
-        earlier = None
-    cases = {} if earlier is None else {case.case: case for case in earlier.cases}
-    current = {
-        case.name for case in dataset.cases if case.name in cases and cases[case.name].sources == sources_of(case)
-    }
-    outdated = [case for case in dataset.cases if case.name not in current]
-    measure = partial(measure_case, modalities=dataset.modalities, label_table=dataset.labels)
-    for measured in map_in_processes(measure, outdated, num_processes, "Fingerprint"):
-        cases[measured.case] = measured
-    pairs = sample_pairs(dataset)
-    old = {} if earlier is None else {(p.fixed, p.moving): p for p in earlier.pairs}
-    kept = {pair for pair in pairs if {pair.fixed, pair.moving} <= current and (pair.fixed, pair.moving) in old}
+    cases: dict[str, CaseFingerprint] = {}
+    compared: dict[Pair, PairFingerprint] = {}
     by_name = {case.name: case for case in dataset.cases}
+    if earlier is not None and (earlier.modalities, earlier.labels) == (dataset.modalities, dataset.labels):
+        for case in earlier.cases:
+            if case.case in by_name and case.sources == sources_of(by_name[case.case]):
+                cases[case.case] = case
+        compared = {Pair(p.fixed, p.moving): p for p in earlier.pairs if {p.fixed, p.moving} <= cases.keys()}
+    outdated = [case for case in dataset.cases if case.name not in cases]
+    measure = partial(measure_case, modalities=dataset.modalities, label_table=dataset.labels)
+    cases |= {case.case: case for case in map_in_processes(measure, outdated, num_processes, "Fingerprint")}
+    pairs = sample_pairs(dataset)
+    new = [pair for pair in pairs if pair not in compared]
     compare = partial(measure_pair, cases=by_name, fingerprints=cases, label_table=dataset.labels)
-    new = [pair for pair in pairs if pair not in kept]
-    compared = dict(zip(new, map_in_processes(compare, new, num_processes, "Compare", "pair"), strict=True))
-    return summarize(
-        dataset,
-        [cases[case.name] for case in dataset.cases],
-        [old[pair.fixed, pair.moving] if pair in kept else compared[pair] for pair in pairs],
-    )
+    compared |= zip(new, map_in_processes(compare, new, num_processes, "Compare", "pair"), strict=True)
+    return summarize(dataset, [cases[case.name] for case in dataset.cases], [compared[pair] for pair in pairs])
 
 
 def sample_pairs(dataset: Dataset) -> list[Pair]:
@@ -290,9 +272,9 @@ def summarize(dataset: Dataset, cases: Sequence[CaseFingerprint], pairs: Sequenc
     voxels: dict[int, list[float]] = defaultdict(list)
     for case, measured in zip(dataset.cases, cases, strict=True):
         subjects[case.modality].add(case.subject)
-        anisotropy[case.modality].append(measured.anisotropy)
-        for label in measured.label_volumes:
-            voxels[label].append(measured.voxels(label))
+        anisotropy[case.modality].append(max(measured.spacing) / min(measured.spacing))
+        for label, millilitres in measured.label_volumes.items():
+            voxels[label].append(1000 * millilitres / float(np.prod(measured.spacing)))
     # Labels of held-out cases do not count, since these cases are not trained on.
     usable = [case for case in dataset.cases if case.name not in dataset.held_out]
     annotated = [case.annotated_structures(dataset.labels) for case in usable if case.label is not None]
@@ -311,11 +293,6 @@ def summarize(dataset: Dataset, cases: Sequence[CaseFingerprint], pairs: Sequenc
         cases=list(cases),
         pairs=list(pairs),
     )
-
-
-def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
-    """Write a fingerprint's file."""
-    write_json(path, fingerprint.model_dump(mode="json"))
 
 
 def read_fingerprint(path: Path) -> Fingerprint:

@@ -1,37 +1,33 @@
-"""Preparing a dataset for training: its fingerprint, its plans and its preprocessed volumes.
-
-Each step names the dataset by its id or whole name, reads it from the folder ``llmreg_raw`` and writes to the folder
-``llmreg_preprocessed``.
-"""
-
-from __future__ import annotations
+"""Preparing a dataset for training: its fingerprint, its plans and its preprocessed volumes."""
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from llmreg import paths
+from llmreg.data.case_images import verify_dataset_integrity
 from llmreg.data.dataset import Dataset, load_dataset
-from llmreg.data.splits import SPLITS_FILE, check_splits, make_splits, read_splits, write_splits
-from llmreg.data.verification import verify_dataset_integrity
-from llmreg.devices import detect_machine
-from llmreg.errors import NotPrepared, UserError
+from llmreg.data.splits import SPLITS_FILE, Split, check_splits, make_splits, read_splits, write_splits
+from llmreg.devices import Machine, detect_machine
+from llmreg.errors import EditedPlans, NotPrepared, UserError
+from llmreg.files import json_digest, write_json
 from llmreg.networks.registry import NetworkSettings, default_settings, plugin_of
-from llmreg.plans.plans import find_plans, plans_path, write_plans
-from llmreg.preprocessing import replanning
-from llmreg.preprocessing.alignment_choice import choose_prealignment
+from llmreg.plans.plan_settings import Configuration
+from llmreg.plans.plans import Planned, Plans, find_plans, parse_plans, plans_path, read_plans, write_plans
+from llmreg.preprocessing.dataset_alignment import choose_prealignment
 from llmreg.preprocessing.fingerprint import (
     FINGERPRINT_FILE,
+    Fingerprint,
     extract_fingerprint,
     read_fingerprint,
-    write_fingerprint,
 )
 from llmreg.preprocessing.plan_report import REPORT_FILE, write_report
-from llmreg.preprocessing.planning.effort import Budget
-from llmreg.preprocessing.planning.paper import paper_plans
-from llmreg.preprocessing.planning.planner import PlannerOverrides, make_plans
+from llmreg.preprocessing.planning.planner import CONFIGURATIONS, PlannerOverrides, make_plans, paper_plans
+from llmreg.preprocessing.planning.sizes import Budget
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder, write_volumes
+from llmreg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +52,7 @@ def fingerprint_dataset(dataset_id: str, num_processes: int, *, clean: bool = Fa
             earlier = read_fingerprint(path)
         except UserError as error:
             log.info("All cases are read again: %s", error)
-    write_fingerprint(path, extract_fingerprint(dataset, num_processes, earlier))
+    write_json(path, extract_fingerprint(dataset, num_processes, earlier).model_dump(mode="json"))
     return path
 
 
@@ -95,34 +91,30 @@ def plan_dataset(
     overrides = overrides or PlannerOverrides()
     machine = detect_machine(memory_gb)
     # Templates are learned by these splits, so plans depend on them.
-    if (folder / SPLITS_FILE).exists():
-        splits = read_splits(folder / SPLITS_FILE)
-    else:
-        splits = make_splits(dataset)
-        write_splits(folder / SPLITS_FILE, splits)
-    inputs = replanning.digest_inputs(dataset, fingerprint, splits, machine, overrides)
+    if not (folder / SPLITS_FILE).exists():
+        write_splits(folder / SPLITS_FILE, make_splits(dataset))
+    splits = read_splits(folder / SPLITS_FILE)
+    inputs = digest_inputs(dataset, fingerprint, splits, machine, overrides)
     default, paper = plans_path(folder, "default"), plans_path(folder, "paper")
     existing = {
-        path: plans
-        for path in (default, paper)
-        if (plans := replanning.read_existing(path, replace=overwrite)) is not None
+        path: plans for path in (default, paper) if (plans := read_existing(path, replace=overwrite)) is not None
     }
     if default in existing and not overwrite:
-        changes = replanning.list_changes(existing[default], inputs)
+        changes = list_changes(existing[default], inputs)
         if not changes:
             log.info("%s is kept: nothing that it was planned from has changed.", default)
             if paper not in existing:
-                write_plans(paper, replanning.complete_plans(paper, paper_plans(existing[default]), None, inputs))
+                write_plans(paper, complete_plans(paper, paper_plans(existing[default]), None, inputs))
             if not (folder / REPORT_FILE).exists():
                 write_report(folder / REPORT_FILE, dataset, fingerprint, existing[default])
             return default
-        replanning.check_unedited(existing, changes)
+        check_unedited(existing, changes)
         log.info("%s is planned again, since this changed: %s.", default, changes)
     plans = make_plans(dataset, fingerprint, Budget(machine), overrides)
     plans = choose_prealignment(dataset, plans, num_processes, splits)
     # All plans are completed before the first is written: a configuration of the user may not fit to a new grid.
     completed = {
-        path: replanning.complete_plans(path, content, existing.get(path), inputs)
+        path: complete_plans(path, content, existing.get(path), inputs)
         for path, content in ((default, plans), (paper, paper_plans(plans)))
     }
     for path, content in completed.items():
@@ -141,11 +133,10 @@ def fetch_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSetti
     Raises:
         UserError: there is no such model or layer.
     """
-    network = default_settings()
-    if llm is None and layers is None:
-        return network
-    changed: NetworkSettings = plugin_of(network).with_language_model(network, llm, layers)
-    return changed
+    network: NetworkSettings = default_settings()
+    if llm is not None or layers is not None:
+        network = plugin_of(network).with_language_model(network, llm, layers)
+    return network
 
 
 def preprocess_dataset(dataset_id: str, plans_name: str, num_processes: int, *, clean: bool = False) -> Path:
@@ -158,3 +149,78 @@ def preprocess_dataset(dataset_id: str, plans_name: str, num_processes: int, *, 
     if clean:
         shutil.rmtree(volumes_folder(folder, plans), ignore_errors=True)
     return write_volumes(dataset, plans, folder, num_processes, splits)
+
+
+def digest_inputs(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    splits: Sequence[Split],
+    machine: Machine,
+    overrides: PlannerOverrides,
+) -> dict[str, str]:
+    """Digests of everything that plans depend on, by names for messages."""
+    # What plans depend on in dataset.json beside what the fingerprint holds.
+    facts = [
+        [dataset.fixed_modality, dataset.moving_modality, dataset.pairing],
+        [[case.name, case.annotated_labels] for case in dataset.cases],
+        [[pair.fixed, pair.moving] for pair in dataset.explicit_pairs],
+        sorted(dataset.held_out),
+    ]
+    options = [overrides.network.model_dump(mode="json"), overrides.configuration, overrides.spacing]
+    return {
+        "the fingerprint": json_digest(fingerprint.model_dump(mode="json")),
+        "dataset.json": json_digest(facts),
+        "splits.json": json_digest([asdict(split) for split in splits]),
+        "the memory to plan for": json_digest(asdict(machine)),
+        "the options": json_digest(options),
+        "the version of llmreg": json_digest(__version__),
+    }
+
+
+def read_existing(path: Path, *, replace: bool) -> Plans | None:
+    """Read the plans of a file; None where there is none, or one that cannot be read and is to be replaced anyway."""
+    try:
+        return read_plans(path) if path.exists() else None
+    except UserError:
+        if not replace:
+            raise
+        return None
+
+
+def list_changes(plans: Plans, inputs: Mapping[str, str]) -> str:
+    """Name the inputs that changed since plans were made; empty when none did."""
+    # Digests are compared whatever their names, which earlier versions spelled otherwise.
+    before = set() if plans.planned is None else set(plans.planned.inputs.values())
+    return ", ".join(name for name, digest in inputs.items() if digest not in before)
+
+
+def check_unedited(existing: Mapping[Path, Plans], changes: str) -> None:
+    """Raise EditedPlans when a file was edited since it was planned."""
+    for path, plans in existing.items():
+        if plans.planned is None or plans.planned.result != _digest_decisions(plans):
+            raise EditedPlans(path, changes)
+
+
+def complete_plans(path: Path, plans: Plans, existing: Plans | None, inputs: dict[str, str]) -> Plans:
+    """Add the configurations that the user had added, and the record of what the plans were planned from.
+
+    Raises:
+        BadPlans: a configuration of the user does not fit to the new grid.
+    """
+    added = {} if existing is None else _added_configurations(existing)
+    planned = Planned(inputs=inputs, result=_digest_decisions(plans))
+    content = plans.model_dump() | {"planned": planned, "configurations": plans.configurations | added}
+    return parse_plans(content, f"{path} with the configurations that were added to it")
+
+
+def _added_configurations(plans: Plans) -> dict[str, Configuration]:
+    return {name: settings for name, settings in plans.configurations.items() if name not in CONFIGURATIONS}
+
+
+def _digest_decisions(plans: Plans) -> str:
+    # Defaults are left out: keys that a later version adds are no edits.
+    content = plans.model_dump(mode="json", exclude={"planned"}, exclude_defaults=True)
+    for name in _added_configurations(plans):
+        del content["configurations"][name]
+    # It is a list in the plans that were written by earlier versions.
+    return json_digest([content])

@@ -1,7 +1,5 @@
 """The preprocessed volumes of a dataset: written case by case where something changed, and read by training."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +16,7 @@ from llmreg.data.dataset import Case, Dataset
 from llmreg.data.splits import Split
 from llmreg.errors import NotPrepared
 from llmreg.files import atomic_write, read_json, write_json
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import write_image
 from llmreg.plans.plans import Plans
@@ -30,7 +27,7 @@ from llmreg.preprocessing.common_frame import (
     bring_into_frame,
     read_reference,
 )
-from llmreg.preprocessing.dataset_templates import name_templates_without, read_template_set, update_templates
+from llmreg.preprocessing.dataset_alignment import name_templates_without, read_template_set, update_templates
 from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
@@ -143,11 +140,10 @@ def _write_volume(path: Path, array: NDArray[Any]) -> None:
 def read_volume(path: Path) -> NDArray[Any]:
     """Read a preprocessed volume (z, y, x). Raises NotPrepared when it does not exist."""
     if not path.exists():
-        raise NotPrepared(path, "preprocess")
+        raise NotPrepared(path, "preprocess", dataset=path.parent.parent.name)
     return np.asarray(blosc2.open(str(path), mode="r", mmap_mode="r")[:])
 
 
 def read_case_record(folder: Path, case: str) -> dict[str, Any]:
     """Read the record that is written beside a case's volumes."""
-    content: dict[str, Any] = read_json(folder / f"{case}.json")
-    return content
+    return dict(read_json(folder / f"{case}.json"))

@@ -1,8 +1,7 @@
 """The content of a report: the kind of a folder, and its numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,11 @@ from llmreg.comparison.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Ta
 from llmreg.errors import BadArgument, MissingFile, UnreadableFile
 from llmreg.evaluation.evaluate import is_scored
 from llmreg.evaluation.summary import METRICS_FILE
+from llmreg.paths import ModelName, find_fold_folders, fold_folder
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.predictions import PREDICT_FILE
 from llmreg.report.shown_predictions import MethodResults, read_results, read_scores
-from llmreg.training.progress import LOG_FILE, read_log
+from llmreg.training.loggers import LOG_FILE, read_log
 
 Kind = Literal["predictions", "model", "benchmark"]
 REGISTERED_TITLE = "Registered"
@@ -106,16 +106,16 @@ def _read_predictions_folder(path: Path) -> Source:
 
 def _read_model(path: Path, predictions: Path | None) -> Source:
     plans = read_plans(path / PLANS_FILE)
-    folds = sorted(fold for fold in path.glob("fold_*") if fold.is_dir())
-    validated = [fold / "validation" for fold in folds if (fold / "validation" / METRICS_FILE).is_file()]
-    training = {fold.name.replace("_", " "): read_log(fold) for fold in folds if (fold / LOG_FILE).is_file()}
+    folds = find_fold_folders(path)
+    validated = [fold / "validation" for fold in folds.values() if (fold / "validation" / METRICS_FILE).is_file()]
+    training = {f"fold {name}": read_log(fold) for name, fold in folds.items() if (fold / LOG_FILE).is_file()}
     shown = () if predictions is None else (read_results(REGISTERED_TITLE, [predictions]),)
     scores = read_scores(validated)
     stages = {} if scores.empty else _read_stages(validated)
     return Source(
         "model",
         f"{path.resolve().parent.name}/{path.resolve().name}",
-        (*_describe_plans(plans, path.name.split("__")[-1]), ("Folds", ", ".join(fold.name[5:] for fold in folds))),
+        (*_describe_plans(plans, _find_configuration(path, plans)), ("Folds", ", ".join(folds))),
         _stage_table("Validation pairs before and after registration", stages),
         stages,
         _label_stages(scores),
@@ -125,12 +125,19 @@ def _read_model(path: Path, predictions: Path | None) -> Source:
     )
 
 
+def _find_configuration(path: Path, plans: Plans) -> str:
+    """The configuration that a model folder is named after; that of the plans for a folder that was renamed."""
+    with suppress(ValueError):
+        return ModelName.of(path.resolve()).configuration
+    return plans.default_configuration
+
+
 def _read_benchmark_folder(path: Path, record: BenchmarkRecord) -> Source:
     failed = list(record.failed.items())
     shown = []
     scores: dict[str, pd.DataFrame] = {}
     for name, title in record.methods.items():
-        folders = [path / name / f"fold_{fold}" for fold in record.folds]
+        folders = [fold_folder(path / name, fold) for fold in record.folds]
         if not all(map(is_scored, folders)):
             failed.append((title, "a part of it is not scored: run the benchmark again"))
             continue

@@ -1,7 +1,5 @@
 """Write the page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path

@@ -93,9 +93,9 @@ def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
     for background, text, lines in (_LIGHT, _DARK):
         parts: dict[Any, Any] = {f"boxplot.{part}.color": text for part in ("boxprops", "whiskerprops", "capprops")}
         colours = parts | {
-            **{key: text for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")},
-            **{key: background for key in ("figure.facecolor", "axes.facecolor", "legend.facecolor")},
-            **{key: lines for key in ("axes.edgecolor", "grid.color", "legend.edgecolor")},
+            **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text),
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), background),
+            **dict.fromkeys(("axes.edgecolor", "grid.color", "legend.edgecolor"), lines),
             "boxplot.flierprops.markeredgecolor": text,
             "axes.spines.top": False,
             "axes.spines.right": False,

@@ -1,7 +1,5 @@
 """Render volumes as pictures: upright slices, contours, warped grids and colour maps, as WebP."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence
@@ -58,7 +56,7 @@ def outlines(labels: NDArray[np.int32], finer: int) -> NDArray[np.int32]:
     return np.where(border, fine, 0)
 
 
-def contours(labels: NDArray[np.int32], finer: int, dashed: bool) -> Pixels:
+def contours(labels: NDArray[np.int32], finer: int, *, dashed: bool) -> Pixels:
     """Draw outlines in the labels' colours, RGBA, transparent elsewhere."""
     lines = outlines(labels, finer)
     if dashed:

@@ -1,7 +1,5 @@
 """The slices of a pair that go into the page, as many as its budget of bytes allows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,11 +144,11 @@ def _layers(scene: Scene, result: Result, top: float | None, plane: str, index: 
     return layers
 
 
-def _stage_layers(name: str, stage: Stage, plane: str, index: int, dashed: bool) -> Layers:
+def _stage_layers(name: str, stage: Stage, plane: str, index: int, *, dashed: bool) -> Layers:
     layers = {name: text_of(rendering.grey_webp(np.ascontiguousarray(slice_of(stage.image, plane, index))))}
     if stage.labels is not None:
         finer = rendering.fineness(stage.labels.shape)
-        lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed)
+        lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed=dashed)
         layers[f"{name}_contours"] = text_of(rendering.line_webp(lines))
     return layers
 

@@ -1,7 +1,5 @@
 """The data of the page's viewer of slices: pictures and numbers of each shown pair."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +45,8 @@ def draw_pairs(methods: Sequence[MethodResults], pairs: Sequence[ShownPair], pro
         pairs, map_in_processes(_draw_pair, pairs, processes, "Draw", "pair"), strict=True
     ):
         for number, reason in problems:
-            is_of_method = number is not None and len(methods) > 1
-            subject = f"{methods[number].title}: {pair.pair_id}" if is_of_method else pair.pair_id
+            title = "" if number is None or len(methods) == 1 else f"{methods[number].title}: "
+            subject = title + pair.pair_id
             failed.append((subject, reason))
             log.warning("%s is not shown: %s", subject, reason)
         if stacks is not None:

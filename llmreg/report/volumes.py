@@ -1,7 +1,5 @@
 """The images of a shown pair as volumes on one upright grid."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +8,11 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from llmreg.errors import BadArgument, UserError
-from llmreg.geometry.arrays import array_to_image, image_to_array, orient_to_lps
 from llmreg.geometry.field import DisplacementField, jacobian_determinant, resample_field
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
-from llmreg.images.fields import read_field
+from llmreg.images.fields import read_field, read_transform
 from llmreg.images.image_files import read_image
-from llmreg.images.transforms import read_transform
 from llmreg.predictions import PredictedPair
 from llmreg.report.shown_predictions import ShownPair
 

@@ -3,8 +3,6 @@
 The file holds what prediction needs and nothing that can run: JSON, images, and tensors in safetensors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import stat
 import tempfile
@@ -21,7 +19,7 @@ from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.inference.models import Model
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
-from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER, name_template_set
+from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.sharing.manifest import (
     MANIFEST_FILE,
@@ -34,7 +32,7 @@ from llmreg.sharing.manifest import (
     size_limit,
 )
 from llmreg.sharing.untrusted_zip import CHUNK, WORTH_A_BAR, MiB
-from llmreg.training.checkpoints import network_tensors, write_tensors
+from llmreg.training.checkpoints import read_tensors, write_tensors
 from llmreg.version import __version__
 
 
@@ -80,7 +78,7 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
         files = {member: _add(archive, member, path, bar) for member, path in plain_files.items()}
         for path, state in states.items():
             weights = Path(scratch) / path.name
-            tensors = {WEIGHTS_PREFIX + key: tensor for key, tensor in network_tensors(path).items()}
+            tensors = {WEIGHTS_PREFIX + key: tensor for key, tensor in read_tensors(path).items()}
             write_tensors(weights, tensors, {"state": state.model_dump_json()})
             write_json(weights.with_suffix(".json"), state.model_dump())
             bar.total += weights.stat().st_size - path.stat().st_size
@@ -99,7 +97,7 @@ def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
     if (model.folder / FINGERPRINT_FILE).exists():
         names.append(FINGERPRINT_FILE)
     # A single fold places images by its own templates, several folds by those of all training cases.
-    sets = {EVERYONE, *map(name_template_set, model.folds)} if plans.prealignment.method == "template" else set()
+    sets = {ALL_CASES, *map(name_template_set, model.folds)} if plans.prealignment.uses_templates else set()
     for folder in (f"{TEMPLATES_FOLDER}/{name}" for name in sorted(sets)):
         if (model.folder / folder).exists():
             modalities = read_templates(model.folder / folder)
@@ -108,7 +106,7 @@ def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
     return {name: model.folder / name for name in names}
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path, bar: tqdm[Any]) -> SharedFile:
+def _add(archive: zipfile.ZipFile, name: str, path: Path, bar: "tqdm[Any]") -> SharedFile:
     """Write a file into the zip."""
     limit, expected = size_limit(name), path.stat().st_size
     if limit is None or expected > limit:

@@ -1,7 +1,5 @@
 """Turning a zip of a shared model into a model folder. The zip is checked in full before it becomes one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -22,10 +20,10 @@ from llmreg.engine.templates import RECORD_FILE, read_templates
 from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
 from llmreg.files import read_json
 from llmreg.inference.models import Model, load_model
-from llmreg.model_folder import ModelName
+from llmreg.paths import ModelName
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
-from llmreg.preprocessing.dataset_templates import TEMPLATES_FOLDER
+from llmreg.preprocessing.dataset_alignment import TEMPLATES_FOLDER
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.settings import first_problem
 from llmreg.sharing.manifest import (
@@ -253,8 +251,10 @@ def _describe(error: Exception, folder: Path, member: str) -> str:
     if isinstance(cause, (ValueError, SafetensorError)):
         return to_printable_line(str(cause))
     # The remedies of this package's errors are for the exporter, not for the owner of a stranger's zip.
-    is_about_file = isinstance(error, UnreadableFile)
-    sentence = f"{error.path} {error.problem}" if is_about_file else str(error).rpartition(": ")[0] or str(error)
+    if isinstance(error, UnreadableFile):
+        sentence = f"{error.path} {error.problem}"
+    else:
+        sentence = str(error).rpartition(": ")[0] or str(error)
     return to_printable_line(sentence.replace(f"{folder}{os.sep}", "").removeprefix(f"{member} "))
 
 

@@ -1,7 +1,5 @@
 """The list of files that travels with a shared model, and the names and sizes that they may have."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -14,16 +12,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from llmreg.engine.templates import RECORD_FILE
 from llmreg.errors import UserError
 from llmreg.images.formats import DEFAULT_ENDING
-from llmreg.model_folder import ModelName
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.loading import find_layers
 from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.language_models.sources import BUILT_IN, is_local
 from llmreg.networks.registry import plugin_of
-from llmreg.paths import llm_cache_folder
+from llmreg.paths import ModelName, llm_cache_folder
 from llmreg.plans.plans import PLANS_FILE, Plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE
-from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER
+from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.sharing.untrusted_zip import MiB
 from llmreg.training.checkpoints import TrainingState, read_state
@@ -34,7 +31,7 @@ FORMAT_VERSION = 1
 WEIGHTS_PREFIX = "network."
 
 _FOLD = r"fold_(?:0|[1-9][0-9]{0,2}|all)"
-_TEMPLATES = rf"{TEMPLATES_FOLDER}/(?:{EVERYONE}|{_FOLD})/"
+_TEMPLATES = rf"{TEMPLATES_FOLDER}/(?:{ALL_CASES}|{_FOLD})/"
 _CHECKPOINT = rf"{_FOLD}/checkpoint_(?:final|best|latest)"
 # A checkpoint with the 8192 channels of the largest language models has 1 GiB, the fingerprint of 200 cases half a MiB.
 _LIMITS = {
@@ -109,7 +106,7 @@ class Manifest(_Model):
     Attributes:
         format_version: of the zip's layout.
         llmreg_version: version that exported it.
-        name: the model's folder below the results folder, see :class:`llmreg.model_folder.ModelName`.
+        name: the model's folder below the results folder, see :class:`llmreg.paths.ModelName`.
         llm: the language model's layers that it needs, or None.
         files: every other member by its name, which is also its path in the model's folder.
     """

@@ -1,7 +1,5 @@
 """Reading a zip that may come from anybody: its list of members is checked before any member is read."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import stat

@@ -1,7 +1,5 @@
 """Sums over the cube of voxels around each voxel, for measures that compare neighbourhoods."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -22,8 +20,7 @@ def sum_boxes(volume: Tensor, width: int) -> Tensor:
     Returns:
         (B, C, z - width + 1, y - width + 1, x - width + 1), differentiable in ``volume``.
     """
-    result: Tensor = _BoxSum.apply(volume, width)  # type: ignore[no-untyped-call]
-    return result
+    return _BoxSum.apply(volume, width)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _BoxSum(torch.autograd.Function):
@@ -50,6 +47,5 @@ def _sum_boxes(volume: Tensor, width: int) -> Tensor:
 
 
 def _add_shifted(first: Tensor, second: Tensor, axis: int, shift: int) -> Tensor:
-    """Return first[i] + second[i + shift] along an axis, for as long as ``second`` goes."""
     length = second.shape[axis] - shift
     return first.narrow(axis, 0, length) + second.narrow(axis, shift, length)

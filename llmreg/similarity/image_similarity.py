@@ -1,17 +1,101 @@
-"""Loss of two images whose contrasts may differ, for training without labels."""
-
-from __future__ import annotations
+"""Losses of two images whose contrasts may differ, for training without labels."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from llmreg.similarity.local_correlation import local_correlation_loss
-from llmreg.similarity.masks import full_or_checked_mask
+from llmreg.similarity.box_sums import sum_boxes
+from llmreg.similarity.masks import count_voxels, full_or_checked_mask
 from llmreg.similarity.mind import mind_loss
-from llmreg.similarity.mutual_information import mutual_information_loss
+
+# VoxelMorph's window, in voxels.
+WIDTH = 9
+# It is added to variances: windows with a standard deviation below 0.3 % of the range of intensities are noise or flat.
+VARIANCE_FLOOR = 1e-5
+
+
+def local_correlation_loss(warped: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
+    """Return minus the mean squared correlation in the window around each voxel of the mask, -1 to 0, lower is better.
+
+    Of a window of ``WIDTH`` voxels a side, only the voxels in the mask and in the image count.
+
+    MONAI's ``LocalNormalizedCrossCorrelationLoss`` is not used. Where images are flat its float32 rounding reaches
+    -300, where -1 is best. Its convolutions run in TF32 on CUDA by default, too coarse for differences of sums, and
+    their backward pass takes seconds on a CPU with two threads. Its windows know no mask.
+
+    Args:
+        warped: (B, 1, z, y, x) the warped moving image, 0 outside the mask.
+        fixed: (B, 1, z, y, x) the fixed image, 0 outside the mask.
+        mask: (B, 1, z, y, x) bool, the voxels that count.
+
+    Returns:
+        (B,).
+    """
+
+    def sum_windows(volume: Tensor) -> Tensor:
+        return sum_boxes(functional.pad(volume, (WIDTH // 2,) * 6), WIDTH)
+
+    share = 1.0 / sum_windows(mask.float()).clamp(min=1.0)
+    mean_warped, mean_fixed = sum_windows(warped) * share, sum_windows(fixed) * share
+    covariance = sum_windows(warped * fixed) * share - mean_warped * mean_fixed
+    variance_warped = sum_windows(warped.square()) * share - mean_warped.square() + VARIANCE_FLOOR
+    variance_fixed = sum_windows(fixed.square()) * share - mean_fixed.square() + VARIANCE_FLOOR
+    correlation = torch.where(mask, covariance.square() / (variance_warped * variance_fixed), 0.0)
+    return -(correlation.flatten(1).sum(dim=1) / count_voxels(mask))
+
+
+# The usual number with ANTs.
+BINS = 32
+# An average of 256 per cell of the joint histogram. MONAI holds some nine arrays of samples x bins at a time, of 34 MB
+# each.
+SAMPLES = 1 << 18
+
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def mutual_information_loss(warped: Tensor, fixed: Tensor, mask: Tensor, samples: int = SAMPLES) -> Tensor:
+    """Return minus the mutual information of the voxels in the mask, -log(32) to 0, lower is better.
+
+    This is MONAI's ``GlobalMutualInformationLoss`` with Gaussian Parzen windows of half a bin's width for both images.
+    Its B-spline windows would divide by the range of the image, which may be 0, and put the fixed image into hard bins.
+    Intensities beyond [0, 1] count as 0 or 1.
+
+    Args:
+        warped: (B, 1, z, y, x) the warped moving image, intensities about [0, 1].
+        fixed: (B, 1, z, y, x) the fixed image.
+        mask: (B, 1, z, y, x) bool, the voxels that count.
+        samples: the largest number of voxels that are looked at, always the same ones, spread evenly over the mask; the
+            others get no gradient.
+
+    Returns:
+        (B,) in nats.
+    """
+    from monai.losses.image_dissimilarity import GlobalMutualInformationLoss  # The import takes many seconds.
+
+    measure = GlobalMutualInformationLoss("gaussian", num_bins=BINS)
+    losses = []
+    for warped_sample, fixed_sample, inside in zip(warped, fixed, mask, strict=True):
+        voxels = choose_evenly(inside.flatten().nonzero()[:, 0], samples)
+        values = [image.flatten().index_select(0, voxels).view(1, 1, -1) for image in (warped_sample, fixed_sample)]
+        losses.append(measure(*values) if len(voxels) else warped_sample.sum() * 0.0)
+    return torch.stack(losses)
+
+
+def choose_evenly(items: Tensor, limit: int) -> Tensor:
+    """Return ``items`` or, when there are more than ``limit``, one of each of ``limit`` equal stretches.
+
+    The position within a stretch changes from stretch to stretch by the golden ratio, because a fixed step could
+    coincide with that of rows or planes.
+    """
+    if len(items) <= limit:
+        return items
+    steps = torch.arange(limit, device=items.device)
+    start, stop = steps * len(items) // limit, (steps + 1) * len(items) // limit
+    return items[start + ((stop - start) * (steps.double() * _GOLDEN_RATIO % 1.0)).long()]
+
 
 Kind = Literal["mind", "mutual_information", "lncc"]
 
@@ -31,8 +115,8 @@ def similarity_loss(kind: Kind, warped: Tensor, fixed: Tensor, mask: Tensor | No
 
     Args:
         kind: the measure. ``mind``: :func:`~llmreg.similarity.mind.mind_loss`, 0 to 1. ``mutual_information``:
-            :func:`~llmreg.similarity.mutual_information.mutual_information_loss`, -log(32) to 0. ``lncc``:
-            :func:`~llmreg.similarity.local_correlation.local_correlation_loss`, -1 to 0.
+            :func:`~llmreg.similarity.image_similarity.mutual_information_loss`, -log(32) to 0. ``lncc``:
+            :func:`~llmreg.similarity.image_similarity.local_correlation_loss`, -1 to 0.
         warped: (B, 1, z, y, x) the warped moving image, intensities about [0, 1].
         fixed: (B, 1, z, y, x) the fixed image.
         mask: (B, 1, z, y, x) bool, the voxels that count, as a rule the region that both images show; all by default.
@@ -41,10 +125,8 @@ def similarity_loss(kind: Kind, warped: Tensor, fixed: Tensor, mask: Tensor | No
         A float32 scalar.
 
     Raises:
-        ValueError: when the kind is unknown, shapes are not as above, or the mask is not bool.
+        ValueError: when shapes are not as above, or the mask is not bool.
     """
-    if kind not in _MEASURES:
-        raise ValueError(f"kind must be one of {', '.join(_MEASURES)}, got {kind!r}")
     if warped.ndim != 5 or warped.shape[1] != 1:
         raise ValueError(f"warped must be (B, 1, z, y, x), got {tuple(warped.shape)}")
     if fixed.shape != warped.shape:

@@ -1,15 +1,16 @@
-"""What training minimises, as the plans say it: a weight for each term, and the terms' parameters."""
-
-from __future__ import annotations
+"""What training minimises: the weighted sum of the registered terms that the plans ask for, with their parameters."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
+import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from torch import Tensor
 
 from llmreg.settings import Settings
 from llmreg.similarity.image_similarity import Kind
-from llmreg.similarity.registry import LOSS_TERMS, TermSettings
+from llmreg.similarity.registry import LOSS_TERMS, Prediction, TermSettings
+from llmreg.similarity.terms import SimilaritySettings
 
 
 class LossSettings(Settings):
@@ -52,7 +53,7 @@ class LossSettings(Settings):
         return {name: LOSS_TERMS.get(name).settings.model_validate(content) for name, content in value.items()}
 
     @model_validator(mode="after")
-    def _check_that_something_aligns(self) -> LossSettings:
+    def _check_that_something_aligns(self) -> Self:
         if not any(LOSS_TERMS.get(name).aligns_images for name in self.active_terms):
             aligning = [name for name, term in LOSS_TERMS.parts.items() if term.aligns_images]
             raise ValueError(f"{' or '.join(aligning)} must be above 0: nothing else aligns the images")
@@ -61,22 +62,28 @@ class LossSettings(Settings):
     @property
     def active_terms(self) -> dict[str, TermSettings]:
         """The parameters of the terms whose weight is above 0, in the order in which they are added up."""
-        settings = {name: self.terms.get(name) or self._from_keys(name) for name in LOSS_TERMS.names}
-        return {name: term for name, term in settings.items() if term is not None and term.weight}
+        terms = self.terms | {
+            "dice": TermSettings(weight=self.dice),
+            "similarity": SimilaritySettings(weight=self.similarity, kind=self.similarity_kind),
+            "smoothness": TermSettings(weight=self.smoothness),
+            "bending": TermSettings(weight=self.bending),
+            "folding": TermSettings(weight=self.folding),
+        }
+        return {name: terms[name] for name in LOSS_TERMS.names if name in terms and terms[name].weight}
 
-    def _from_keys(self, name: str) -> TermSettings | None:
-        """The parameters of a term that has keys of its own here, None for another."""
-        if name not in type(self).model_fields:
-            return None
-        keys = {key.removeprefix(f"{name}_"): key for key in type(self).model_fields if key.startswith(f"{name}_")}
-        parameters = {parameter: getattr(self, key) for parameter, key in keys.items()}
-        return LOSS_TERMS.get(name).settings(weight=getattr(self, name), **parameters)
+    @property
+    def image_terms(self) -> dict[str, TermSettings]:
+        """The active terms that align images without labels."""
+        return {
+            name: settings
+            for name, settings in self.active_terms.items()
+            if LOSS_TERMS.get(name).aligns_images and not LOSS_TERMS.get(name).needs_labels
+        }
 
     @property
     def uses_unlabelled_pairs(self) -> bool:
         """Whether a pair without annotated structures can be aligned by some term."""
-        terms = [LOSS_TERMS.get(name) for name in self.active_terms]
-        return any(term.aligns_images and not term.needs_labels for term in terms)
+        return bool(self.image_terms)
 
     @property
     def memory_gb(self) -> float:
@@ -84,9 +91,34 @@ class LossSettings(Settings):
         return sum(LOSS_TERMS.get(name).memory_gb for name in self.active_terms)
 
     def __str__(self) -> str:
-        """The weighted sum, as ``1 x dice + 0.5 x mind``."""
-        labels = {name: LOSS_TERMS.get(name).label for name in self.active_terms}
-        return " + ".join(
-            f"{settings.weight:g} x {label(settings) if (label := labels[name]) else name}"
-            for name, settings in self.active_terms.items()
-        )
+        """The weighted sum, as ``1 x dice + 0.5 x mind``; a term that has kinds is called by its kind."""
+        terms = self.active_terms.items()
+        return " + ".join(f"{settings.weight:g} x {getattr(settings, 'kind', name)}" for name, settings in terms)
+
+
+def compute_terms(prediction: Prediction, loss: LossSettings) -> dict[str, Tensor]:
+    """Return the terms of weight above 0 by name, each a scalar; those that need labels only where a pair has some."""
+    return {
+        name: LOSS_TERMS.get(name).compute(prediction, settings)
+        for name, settings in loss.active_terms.items()
+        if prediction.has_labels or not LOSS_TERMS.get(name).needs_labels
+    }
+
+
+def sum_terms(terms: Mapping[str, Tensor], loss: LossSettings) -> Tensor:
+    """Return the weighted sum of what :func:`compute_terms` gives. Raises RuntimeError when there is no term."""
+    weights = loss.active_terms
+    return torch.stack([weights[name].weight * term for name, term in terms.items()]).sum()
+
+
+@torch.no_grad()
+def measure_image_match(prediction: Prediction, loss: LossSettings) -> float | None:
+    """Return the mean of the loss's image terms, weighted like the loss; lower is better. None where it has none."""
+    terms = loss.image_terms
+    total = sum(settings.weight for settings in terms.values())
+    # The value of a single term is not rounded, because its share is exactly 1.
+    shares = [
+        LOSS_TERMS.get(name).compute(prediction, settings).item() * (settings.weight / total)
+        for name, settings in terms.items()
+    ]
+    return sum(shares) if shares else None

@@ -1,7 +1,5 @@
 """Masks of the voxels that count when two images are compared."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,16 +10,6 @@ from llmreg.geometry import warping
 def count_voxels(mask: Tensor) -> Tensor:
     """Return the number of voxels in the mask of each sample (B,), at least 1 so that it can divide."""
     return mask.flatten(1).sum(dim=1).clamp(min=1)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over the mask of each sample (B,), 0 for an empty mask.
-
-    Args:
-        values: (B, 1, z, y, x); what lies outside the mask has no influence, NaN included.
-        mask: bool, of the same shape.
-    """
-    return torch.where(mask, values, 0.0).flatten(1).sum(dim=1) / count_voxels(mask)
 
 
 def full_or_checked_mask(mask: Tensor | None, image: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """MIND-SSC: a descriptor of each voxel's neighbourhood that does not depend on the contrast of the image."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import torch
@@ -98,8 +96,7 @@ def _squared_difference(mask: Tensor, means: Sequence[Tensor], *distances: Tenso
     return torch.where(mask, (warped - fixed).square().mean(dim=1, keepdim=True), 0.0).flatten(1).sum(dim=1)
 
 
-def _slabs(*volumes: Tensor) -> zip[tuple[Tensor, ...]]:
-    """Cut volumes (B, 1, z, y, x) into the same slabs along z."""
+def _slabs(*volumes: Tensor) -> Iterator[tuple[Tensor, ...]]:
     shape = volumes[0].shape
     chunk = _CPU_CHUNK if volumes[0].device.type == "cpu" else _GPU_CHUNK
     step = max(1, chunk // max(1, shape[0] * shape[3] * shape[4]))

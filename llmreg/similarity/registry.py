@@ -7,8 +7,6 @@ A term registers itself when its module is imported::
 Another package names that module in the entry point group ``llmreg.loss_terms``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,7 +100,6 @@ class LossTerm:
         needs_labels: whether it is left out for pairs without a structure that is annotated in both images.
         memory_gb: memory that it takes in training, in GiB for each million voxels of the network's grid, where that
             matters to what fits.
-        label: a name for tables, which may depend on the parameters; None is the name it is registered by.
     """
 
     documentation: str
@@ -111,7 +108,6 @@ class LossTerm:
     aligns_images: bool = False
     needs_labels: bool = False
     memory_gb: float = 0.0
-    label: Callable[[Any], str] | None = None
 
 
 LOSS_TERMS: Registry[LossTerm] = Registry("loss term", "llmreg.loss_terms", ("llmreg.similarity.terms",))

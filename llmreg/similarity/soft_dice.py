@@ -1,7 +1,5 @@
 """Soft Dice of warped label maps, without one-hot volumes."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -69,7 +67,7 @@ def soft_dice(
     in_warped = table.sum(dim=1)[:, 1:]
     # The corner weights of a voxel sum to one, so rows do not depend on the flow.
     in_fixed = table.detach().sum(dim=2)[:, 1:]
-    in_moving = torch.stack([_count(sample, len(labels) + 1) for sample in moving])[:, 1:]
+    in_moving = torch.stack([sample.flatten().bincount(minlength=len(labels) + 1) for sample in moving])[:, 1:]
     present = (in_moving > 0) & (in_fixed > 0.5)
     dice = torch.where(present, 2.0 * overlap / (in_warped + in_fixed + 1e-6), 0.0)
 
@@ -92,10 +90,6 @@ def _build_lookup(labels: Tensor) -> Tensor:
 def _encode(volume: Tensor, lookup: Tensor) -> Tensor:
     flat = volume.reshape(-1).to(device=lookup.device, dtype=torch.int32).clamp(0, len(lookup) - 1)
     return lookup.index_select(0, flat).view(volume.shape)
-
-
-def _count(codes: Tensor, bins: int) -> Tensor:
-    return torch.bincount(codes.reshape(-1), minlength=bins)
 
 
 def _cells(padded: Tensor, mixed: int) -> Tensor:
@@ -127,8 +121,7 @@ class _JointHistogram(torch.autograd.Function):
         for sample in range(len(flow)):
             padded = functional.pad(moving[sample], (_PAD,) * 6)
             cells = _cells(padded, mixed).view(-1)
-            row = padded.shape[2]
-            plane = row * padded.shape[1]
+            plane, row, _ = padded.stride()
             corners = torch.tensor(
                 [z * plane + y * row + x for z in (0, 1) for y in (0, 1) for x in (0, 1)],
                 dtype=torch.int32,

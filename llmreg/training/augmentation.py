@@ -1,9 +1,6 @@
-"""Random changes of a training pair: mirroring, small affine transforms and intensity, through batchgenerators."""
+"""Random changes of a training pair with batchgenerators: mirroring, small affine transforms, intensity."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +16,6 @@ from numpy.typing import NDArray
 
 from llmreg.plans.plan_settings import AugmentationSettings
 
-_ARRAY_AXIS = {"z": 0, "y": 1, "x": 2}
-
 
 @dataclass(frozen=True, eq=False)
 class PairArrays:
@@ -29,10 +24,10 @@ class PairArrays:
     Attributes:
         fixed: float32 intensities in [0, 1].
         moving: float32 intensities in [0, 1].
-        fixed_labels: Integer ids, or None.
-        moving_labels: Integer ids, or None.
-        fixed_seen: uint8, 1 in the image's field of view; None when all is.
-        moving_seen: The same for the moving image.
+        fixed_labels: integer ids, or None.
+        moving_labels: integer ids, or None.
+        fixed_seen: uint8, 1 in the image's field of view; None when that is the whole array.
+        moving_seen: the same for the moving image.
     """
 
     fixed: NDArray[np.float32]
@@ -49,32 +44,26 @@ class PairArrays:
 
 
 def augment_pair(sample: PairArrays, settings: AugmentationSettings, rng: np.random.Generator) -> PairArrays:
-    """Return a randomly changed copy of a pair; the same state of `rng` gives the same result.
+    """Return a randomly changed copy of a pair; the same state of ``rng`` gives the same result.
 
-    Images stay float32 in [0, 1]; label maps keep their type, are resampled by nearest neighbour, and are zero where
-    a transform looks outside. The arrays of `sample` are not written to, but may be returned.
+    Images stay float32 in [0, 1]. Label maps keep their type, are resampled by nearest neighbour, and are zero where a
+    transform leads outside. The arrays of ``sample`` are not written to, but may be returned.
     """
-    with _numpy_global_state(rng):
-        fixed, *fixed_maps = _spatial(sample.fixed, (sample.fixed_labels, sample.fixed_seen), settings, rng)
-        moving, *moving_maps = _spatial(sample.moving, (sample.moving_labels, sample.moving_seen), settings, rng)
-        fixed = _intensity(fixed, settings, rng)
-        moving = _intensity(moving, settings, rng)
-        labels, seen = zip(fixed_maps, moving_maps, strict=True)
-        return _mirrored(PairArrays(fixed, moving, *labels, *seen), settings)
-
-
-@contextmanager
-def _numpy_global_state(rng: np.random.Generator) -> Iterator[None]:
-    """Seed NumPy's global generator from `rng`, because batchgenerators draws from it, and restore it afterwards."""
+    # batchgenerators draws from NumPy's global generator.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
     try:
-        yield
+        fixed, *fixed_maps = _transform(sample.fixed, (sample.fixed_labels, sample.fixed_seen), settings, rng)
+        moving, *moving_maps = _transform(sample.moving, (sample.moving_labels, sample.moving_seen), settings, rng)
+        fixed = _change_intensity(fixed, settings, rng)
+        moving = _change_intensity(moving, settings, rng)
+        labels, seen = zip(fixed_maps, moving_maps, strict=True)
+        return _mirror(PairArrays(fixed, moving, *labels, *seen), settings)
     finally:
         np.random.set_state(state)  # noqa: NPY002
 
 
-def _spatial(
+def _transform(
     image: NDArray[np.float32],
     maps: Sequence[NDArray[Any] | None],
     settings: AugmentationSettings,
@@ -84,10 +73,10 @@ def _spatial(
     if rng.random() >= settings.spatial_probability:
         return image, *maps
     angle = (-np.deg2rad(settings.rotation), np.deg2rad(settings.rotation))
-    given = [array for array in maps if array is not None]
-    moved, moved_maps = augment_spatial(
+    present = [array for array in maps if array is not None]
+    transformed, transformed_maps = augment_spatial(
         image[None, None],
-        np.stack(given)[None] if given else None,
+        np.stack(present)[None] if present else None,
         image.shape,
         # A crop of the full size whose centre varies is a translation.
         random_crop=True,
@@ -102,15 +91,14 @@ def _spatial(
         order_seg=0,
         border_mode_seg="constant",
     )
-    # It returns float32 maps, exact up to 2^24.
-    found = iter(moved_maps[0] if given else ())
-    return moved[0, 0], *(None if array is None else next(found).astype(array.dtype) for array in maps)
+    # The maps come back as float32, which is exact up to 2^24.
+    results = iter(transformed_maps[0] if present else ())
+    return transformed[0, 0], *(None if array is None else next(results).astype(array.dtype) for array in maps)
 
 
-def _intensity(
+def _change_intensity(
     image: NDArray[np.float32], settings: AugmentationSettings, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Change gamma, brightness, contrast and noise of an image, each by chance."""
     gamma, brightness, contrast, noise = rng.random(4) < settings.intensity_probability
     if not (gamma or brightness or contrast or noise):
         return image
@@ -122,22 +110,20 @@ def _intensity(
     if contrast:
         data = augment_contrast(data, settings.contrast)
     if noise:
-        # The level is drawn here: of a range batchgenerators draws it from Python's own generator. What it calls a
+        # The level is drawn here, because batchgenerators would draw it from Python's own generator. What it calls a
         # variance is used as a standard deviation.
-        level = rng.uniform(*settings.noise)
-        data = augment_gaussian_noise(data, (level, level))
+        data = augment_gaussian_noise(data, (rng.uniform(*settings.noise),) * 2)
     result: NDArray[np.float32] = np.clip(data[0], 0.0, 1.0, dtype=np.float32)
     return result
 
 
-def _mirrored(sample: PairArrays, settings: AugmentationSettings) -> PairArrays:
-    """Mirror every array of a pair along the same axes."""
-    axes = tuple(_ARRAY_AXIS[name] for name in settings.mirror_axes)
+def _mirror(sample: PairArrays, settings: AugmentationSettings) -> PairArrays:
+    axes = tuple("zyx".index(name) for name in settings.mirror_axes)
     if not axes:
         return sample
     images = np.stack((sample.fixed, sample.moving))
     maps = {key: array for key, array in vars(sample).items() if key not in ("fixed", "moving") and array is not None}
     images, mirrored = augment_mirroring(images, np.stack(list(maps.values())) if maps else None, axes)
-    # Stacked arrays take the widest of their types.
-    back = {key: found.astype(maps[key].dtype) for key, found in zip(maps, mirrored if maps else (), strict=True)}
-    return PairArrays(images[0], images[1], **back)
+    # Stacked maps have the widest of their types.
+    results = zip(maps, mirrored if maps else (), strict=True)
+    return PairArrays(images[0], images[1], **{key: array.astype(maps[key].dtype) for key, array in results})

@@ -1,7 +1,5 @@
 """Checkpoints: tensors in safetensors, the state as JSON in its header and, for people, in a file beside it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -9,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llmreg.errors import NotPrepared, OtherFrozenWeights, UnreadableFile
+from llmreg.errors import NotPrepared, UnreadableFile
 from llmreg.files import atomic_write, write_json
 from llmreg.networks.factory import load_trainable_state, trainable_state
 
@@ -107,9 +104,11 @@ def save_checkpoint(
     tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in trainable_state(network).items()}
     if optimizer is not None:
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-        for index, moments in optimizer.state_dict()["state"].items():
-            for key, value in moments.items():
-                tensors[f"{_OPTIMIZER}{key}.{names[index]}"] = value.cpu().contiguous()
+        tensors |= {
+            f"{_OPTIMIZER}{key}.{names[index]}": value.cpu().contiguous()
+            for index, moments in optimizer.state_dict()["state"].items()
+            for key, value in moments.items()
+        }
     write_tensors(checkpoint_path(folder, name), tensors, {"state": state.model_dump_json()})
     write_json(checkpoint_path(folder, name).with_suffix(".json"), state.model_dump())
 
@@ -151,35 +150,32 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     """Put a checkpoint's tensors into a network, and its moments into an optimiser.
 
     Raises:
-        OtherFrozenWeights: the network has other frozen layers.
-        UserError: the checkpoint is missing, is damaged or does not fit the network.
+        NotPrepared: the checkpoint does not exist.
+        UnreadableFile: it is damaged, or was trained with other frozen layers than the network has.
+        UserError: it does not fit the network.
     """
     state = read_state(path)
     sha256 = getattr(network, "llm_sha256", state.llm_sha256)
     if sha256 != state.llm_sha256:
-        raise OtherFrozenWeights(path, state.llm_sha256, sha256)
-    load_trainable_state(network, network_tensors(path))
+        problem = f"was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]})"
+        raise UnreadableFile(path, problem, "use the weights it was trained with")
+    load_trainable_state(network, read_tensors(path))
     if optimizer is not None:
+        stored = read_tensors(path, _OPTIMIZER)
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-        stored = _read_tensors(path, _OPTIMIZER)
-        content: dict[str, Any] = optimizer.state_dict()
         # Fused optimisers rely on moments that lie in memory as their parameters do.
-        content["state"] = {
+        moments = {
             index: {"step": stored[f"step.{name}"]}
             | {key: torch.empty_like(parameter).copy_(stored[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
             for index, (name, parameter) in enumerate(trained)
             if f"step.{name}" in stored
         }
-        optimizer.load_state_dict(content)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return state
 
 
-def network_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their names in the network."""
-    return _read_tensors(path, _NETWORK)
-
-
-def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, prefix: str = _NETWORK) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint by their names without a prefix: the network's, or those of another prefix."""
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}

@@ -4,8 +4,6 @@
 first one's device, and its ``main_process_first`` leaves the other processes waiting when the first one fails.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from llmreg.devices import choose_device, local_device
 
@@ -75,9 +72,12 @@ class DistributedContext:
         """
         if self.world == 1:
             return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            network, device_ids=devices, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+        return nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            init_sync=False,
+            gradient_as_bucket_view=True,
         )
 
 

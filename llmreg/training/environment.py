@@ -1,7 +1,5 @@
 """A record of what a training ran on, in which the reason of a later difference can be looked up."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -19,20 +17,16 @@ from llmreg.files import read_json, write_json
 from llmreg.machine import available_cores, ram_gb
 from llmreg.version import __version__
 
-DEBUG_FILE = "debug.json"
-
 
 def write_debug(folder: Path, device: torch.device, content: dict[str, Any]) -> None:
-    """Write ``debug.json``: ``content``, and :func:`describe_environment` for each start and resumption."""
-    path = folder / DEBUG_FILE
+    """Write ``debug.json``: ``content``, and for each start and resumption what it runs on.
+
+    That is command, time, versions of llmreg and its dependencies, machine, device, and git revision if any.
+    """
+    path = folder / "debug.json"
     runs = read_json(path)["runs"] if path.exists() else []
-    write_json(path, {"runs": [*runs, describe_environment(device)]} | content)
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return command, time, versions of llmreg and its dependencies, machine, device, and git revision if any."""
     cuda = device.type == "cuda"
-    return {
+    run = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "llmreg": __version__,
@@ -53,6 +47,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             if name.startswith(("OMP_", "SLURM_JOB", "llmreg"))
         },
     }
+    write_json(path, {"runs": [*runs, run]} | content)
 
 
 def _packages() -> dict[str, str]:

@@ -1,6 +1,4 @@
-"""An experiment: plans, a configuration and a fold, and the folder of its results."""
-
-from __future__ import annotations
+"""An experiment: the choice of plans, a configuration and a fold, and the folder of its results."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,20 +11,74 @@ from llmreg import paths
 from llmreg.data import splits
 from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
 from llmreg.data.splits import SPLITS_FILE, Split
-from llmreg.errors import NothingToTrainOn, NotPrepared, OtherPlans
+from llmreg.devices import detect_machine
+from llmreg.errors import BadArgument, NotPrepared, OtherPlans
 from llmreg.files import atomic_write
-from llmreg.model_folder import ModelName, fold_folder
-from llmreg.networks.registry import plugin_of
-from llmreg.paths import preprocessed_dataset
-from llmreg.plans.plans import PLANS_FILE, Plans, plans_path, read_plans, write_plans
+from llmreg.networks.registry import default_settings, plugin_of
+from llmreg.paths import ModelName, fold_folder, is_word, preprocessed_dataset
+from llmreg.plans.plans import PLANS_FILE, Plans, find_plans, override, plans_path, read_plans, write_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE
-from llmreg.preprocessing.dataset_templates import EVERYONE, TEMPLATES_FOLDER, name_template_set
+from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
+from llmreg.preprocessing.planning.sizes import Budget, replace_network
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import join_processes, main_process_first
 from llmreg.training.loop import train
 from llmreg.training.options import FoldData, TrainingOptions
-from llmreg.training.plans_choice import PlansChoice, choose_plans
+from llmreg.training.training_errors import NothingToTrainOn
+
+
+@dataclass(frozen=True)
+class PlansChoice:
+    """Which plans to train, and how to change them.
+
+    Attributes:
+        plans: name of the plans.
+        changes: assignments ``key.path=value``.
+        name: name of the changed plans; that of the ablation when None.
+        ablation: name of a part of the network to leave out.
+        network: name of another network than the plans', which gets its default settings.
+    """
+
+    plans: str = "default"
+    changes: Sequence[str] = ()
+    name: str | None = None
+    ablation: str | None = None
+    network: str | None = None
+
+
+def choose_plans(folder: Path, choice: PlansChoice) -> Plans:
+    """Read the chosen plans of a preprocessed dataset and change them; nothing is written.
+
+    Plans with another network keep their name, because the network is part of the model folder's name.
+
+    Raises:
+        BadArgument: changes have no name, a name has no changes, or it cannot be part of a folder's name.
+        OtherPlans: there are other plans of that name.
+        UserError: there are no such plans, or the changes do not fit them.
+    """
+    plans, changes, name = find_plans(folder, choice.plans), list(choice.changes), choice.name
+    if choice.network is not None and choice.network != plans.network.name:
+        reasons = {key: reason for key, reason in plans.reasons.items() if not key.startswith("network.")}
+        plans = replace_network(plans, default_settings(choice.network), Budget(detect_machine(), plans.loss))
+        plans = plans.model_copy(update={"reasons": reasons})
+    if choice.ablation is not None:
+        name = name or (choice.ablation if choice.plans == "default" else f"{choice.plans}_{choice.ablation}")
+        # The ablation depends on the changed plans, such as the number of their layers.
+        network = override(plans, changes, name).network
+        changes += plugin_of(network).ablation(network, choice.ablation).changes
+    if bool(changes) != bool(name) and not (name and choice.network):
+        raise BadArgument("name", "Changed plans need a name of their own, and only changed plans do.")
+    if name is None:
+        return plans
+    if not is_word(name):
+        rule = "use letters and digits, with single '_', '-' or '.' between them"
+        raise BadArgument("name", f"'{name}' cannot name plans: {rule}.")
+    changed = override(plans, changes, name)
+    path = plans_path(folder, name)
+    if path.exists() and read_plans(path).digest() != changed.digest():
+        raise OtherPlans(path)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -162,7 +214,7 @@ def write_model_folder(model: Path, plans: Plans, configuration: str, files: Seq
     ):
         raise OtherPlans(model)
     write_plans(path, plans)
-    templates = [fold.volumes / TEMPLATES_FOLDER / name for name in (EVERYONE, name_template_set(fold.name))]
+    templates = [fold.volumes / TEMPLATES_FOLDER / name for name in (ALL_CASES, name_template_set(fold.name))]
     # The record of a set of templates comes last, as it was written.
     sets = [sorted(template.glob("*"), key=lambda file: file.suffix == ".json") for template in templates]
     for source in (*files, *(file for template_set in sets for file in template_set)):

@@ -1,7 +1,6 @@
 """Loggers: a training tells its progress in its folder and on the terminal, and elsewhere on request."""
 
-from __future__ import annotations
-
+import json
 import os
 import time
 import uuid
@@ -9,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 from tqdm import tqdm
 
 from llmreg.errors import MissingPackage
-from llmreg.files import write_text
-from llmreg.training import progress
+from llmreg.files import atomic_write, write_text
 
 Row = Mapping[str, Any]
 # Drawing takes about a second, for which short epochs should not wait.
@@ -41,13 +40,13 @@ class FolderLogger:
 
     def __init__(self, folder: Path, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
-        self._rows = progress.read_log(folder, epochs)
+        self._rows = read_log(folder, epochs)
         # A picture of an earlier process may show other rows.
         self._rows_drawn, self._drawn_at = 0, clock()
 
     def log_epoch(self, row: Row) -> None:  # noqa: D102
         self._rows.append(dict(row))
-        progress.write_log(self._folder, self._rows)
+        write_log(self._folder, self._rows)
         if self._clock() - self._drawn_at > PLOT_SECONDS:
             self._draw()
 
@@ -56,7 +55,7 @@ class FolderLogger:
             self._draw()
 
     def _draw(self) -> None:
-        progress.plot(self._folder, self._rows)
+        plot(self._folder, self._rows)
         self._rows_drawn, self._drawn_at = len(self._rows), self._clock()
 
 
@@ -164,3 +163,52 @@ def open_loggers(
 
 def _numbers(row: Row) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
+LOG_FILE = "training_log.jsonl"
+
+
+def read_log(folder: Path, epochs: int | None = None) -> list[dict[str, Any]]:
+    """Read the rows of the first epochs, because later ones than the checkpoint's are trained again; all when None."""
+    path = folder / LOG_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines[:epochs]]
+
+
+def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of all epochs."""
+    with atomic_write(folder / LOG_FILE) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``progress.png``: losses, validation Dice, folding, learning rate and seconds over epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # Some terms are known in some epochs only, and a value that is never known gets no line.
+    known = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), sharex=True, layout="constrained")
+    measure = "dice" if "validation_dice" in known else "similarity"
+    panels = [
+        ("Loss", ("loss",)),
+        ("Its terms, before they are weighted", sorted(key for key in known if key.startswith("loss_"))),
+        (f"Validation {measure.title()}", (f"validation_{measure}", f"initial_{measure}")),
+        ("Folded voxels in validation (%)", ("validation_folding",)),
+        ("Learning rate", ("learning_rate",)),
+        ("Seconds an epoch", ("seconds", "training_seconds")),
+    ]
+    for axis, (title, keys) in zip(axes.flat, panels, strict=True):
+        for key in filter(known.__contains__, keys):
+            axis.plot(known["epoch"], known[key], label=key.removeprefix("loss_").replace("_", " "))
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        if len(axis.get_lines()) > 1:
+            axis.legend()
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    with atomic_write(folder / "progress.png") as temporary:
+        figure.savefig(temporary, dpi=100)
+    pyplot.close(figure)

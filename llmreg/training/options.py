@@ -1,7 +1,5 @@
 """What a training is given besides its plans."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,15 +1,14 @@
-"""A training run: everything that is set up before its first step and lasts to its end."""
-
-from __future__ import annotations
+"""A training run: what is set up before its first step and lasts to its end, the number of epochs included."""
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
-from torch import nn
 
 from llmreg.data.dataset import pairs_digest
-from llmreg.errors import NothingToTrainOn, TrainingInterrupted
 from llmreg.networks.compilation import compile_or_keep
 from llmreg.networks.factory import build_network
 from llmreg.networks.resolution import GridNetwork
@@ -19,12 +18,14 @@ from llmreg.training.checkpoints import CheckpointWriter, TrainingState
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.options import FoldData, TrainingOptions
 from llmreg.training.resuming import resume_or_start
-from llmreg.training.samples import Sampling, TrainingPairs, load_batches, number_samples
+from llmreg.training.samples import TrainingPairs, load_batches, number_samples
 from llmreg.training.step import Learner
-from llmreg.training.time_budget import TRIAL_STEPS, count_epochs, measure_step_seconds
+from llmreg.training.training_errors import TrainingInterrupted
 from llmreg.training.validation import Validation, Validator
 
 log = logging.getLogger(__name__)
+
+TRIAL_STEPS = 5
 
 
 @dataclass
@@ -87,7 +88,9 @@ def set_up_run(
     """
     configuration, settings = plans.configuration(configuration_name), plans.training
     torch.manual_seed(settings.seed)
-    network = build_network(plans.network, configuration.network_shape[::-1], context.device, configuration.recompute)
+    network = build_network(
+        plans.network, configuration.network_shape[::-1], context.device, recompute=configuration.recompute
+    )
     model = GridNetwork(network, configuration.downsampling)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, fused=context.device.type in ("cpu", "cuda"))
@@ -101,7 +104,7 @@ def set_up_run(
         pairs_sha256=pairs_digest(fold.training_pairs),
     )
     state = resume_or_start(fold.folder, initial_state, network, optimizer, options)
-    pairs = _open_training_pairs(plans, configuration_name, fold)
+    pairs = TrainingPairs(fold, plans, configuration)
     validator = Validator(fold, configuration, plans.loss, settings, context)
     initial = validator.validate(model, unmoved=True)
     log.info(
@@ -113,9 +116,7 @@ def set_up_run(
         context.world,
         initial,
     )
-    compiled: nn.Module = model
-    if options.compile:
-        compiled = compile_or_keep(model, context.device, settings.autocast)
+    compiled = compile_or_keep(model, context.device, settings.autocast) if options.compile else model
     learner = Learner(context.wrap(compiled), optimizer, context.device, plans.loss, settings)
     checkpoints = CheckpointWriter(fold.folder, network, optimizer, options.checkpoint_seconds, active=context.first)
     run = Run(fold, settings, context, model, learner, pairs, validator, initial, checkpoints, state)
@@ -126,22 +127,37 @@ def set_up_run(
     return run
 
 
-def fit_epochs_to_minutes(run: Run, optimizer: torch.optim.Optimizer, minutes: float, workers: int) -> TrainingState:
-    """Return the state with as many epochs as fit into the minutes, measured on some steps that change nothing."""
-    trial = load_batches(run.pairs, number_samples(range(TRIAL_STEPS), run.settings, run.context), workers)
-    seconds = measure_step_seconds(run.learner, optimizer, trial)
-    trial.close()
+def fit_epochs_to_minutes(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    minutes: float,
+    workers: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainingState:
+    """Return the state with as many epochs as fit into the minutes, at least one; validation comes on top.
+
+    The time of a step is measured without a trace: the learning rate is zero, and the moments are forgotten.
+
+    Args:
+        run: a training that has not begun.
+        optimizer: its optimiser.
+        minutes: the time that there is.
+        workers: number of processes that load pairs.
+        clock: returns seconds.
+    """
+    batches = load_batches(run.pairs, number_samples(range(TRIAL_STEPS), run.settings, run.context), workers)
+    durations = []
+    with torch.random.fork_rng():
+        for _ in range(TRIAL_STEPS):
+            start = clock()
+            run.learner.step(batches, 0.0)
+            durations.append(clock() - start)
+    optimizer.state.clear()
+    batches.close()
+    # The first step takes longer: memory is set aside, kernels are chosen.
+    seconds, steps = median(durations[1:]), run.settings.steps_per_epoch
     # Processes that train together take the same steps.
-    (epochs,) = run.context.reduce_max(count_epochs(minutes, seconds, run.settings.steps_per_epoch))
+    (epochs,) = run.context.reduce_max(max(1, int(60 * minutes / (seconds * steps))))
     if run.context.first:
-        log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, run.settings.steps_per_epoch)
+        log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, steps)
     return run.state.model_copy(update={"epochs": epochs})
-
-
-def _open_training_pairs(plans: Plans, configuration_name: str, fold: FoldData) -> TrainingPairs:
-    sampling = Sampling(plans.augmentation, plans.loss.uses_unlabelled_pairs, plans.training.bidirectional)
-    seed = (plans.training.seed, sum(map(ord, fold.name)))
-    pairs = TrainingPairs(fold.volumes, fold.training_pairs, plans.configuration(configuration_name), sampling, seed)
-    if not len(pairs):
-        raise NothingToTrainOn(fold.name, "has no training pair with a structure annotated in both images")
-    return pairs

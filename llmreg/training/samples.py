@@ -1,12 +1,9 @@
 """Training samples: which pair a step sees, and its arrays."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +15,13 @@ from torch.utils.data import Dataset as TorchDataset
 from llmreg.data.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.networks.resolution import pad_to_shape
-from llmreg.plans.plan_settings import AugmentationSettings, Configuration, Training
+from llmreg.plans.plan_settings import Configuration, Training
+from llmreg.plans.plans import Plans
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
 from llmreg.training.augmentation import PairArrays, augment_pair
 from llmreg.training.distributed import DistributedContext
+from llmreg.training.options import FoldData
+from llmreg.training.training_errors import NothingToTrainOn
 from llmreg.workers import use_single_thread
 
 log = logging.getLogger(__name__)
@@ -62,63 +62,43 @@ def to_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
     A pair without annotation gets empty label maps and no ids.
     """
     empty = np.zeros(sample.fixed.shape, np.uint8)
-
-    def tensor(array: np.ndarray | None) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(empty if array is None else array))
-
-    return {
-        "fixed": tensor(sample.fixed)[None],
-        "moving": tensor(sample.moving)[None],
-        "fixed_labels": tensor(sample.fixed_labels),
-        "moving_labels": tensor(sample.moving_labels),
-        "fixed_seen": tensor(sample.fixed_seen),
-        "moving_seen": tensor(sample.moving_seen),
-        "labels": torch.tensor(labels, dtype=torch.long),
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(empty if array is None else array))
+        for name, array in vars(sample).items()
     }
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How training pairs are drawn.
-
-    Attributes:
-        augmentation: the random changes of a pair.
-        unlabelled: whether pairs without a structure annotated in both images are drawn, too.
-        bidirectional: whether the roles of a pair are exchanged with probability 0.5.
-    """
-
-    augmentation: AugmentationSettings
-    unlabelled: bool = False
-    bidirectional: bool = False
+    images = {name: tensors[name][None] for name in ("fixed", "moving")}
+    return tensors | images | {"labels": torch.tensor(labels, dtype=torch.long)}
 
 
 class TrainingPairs(TorchDataset[dict[str, Tensor]]):
-    """Random samples of training pairs: sample k depends on the seed and k alone.
+    """Random samples of training pairs: sample k depends on the plans' seed, the fold's name and k alone.
 
     A resumed training therefore sees what an uninterrupted one would have seen, whatever the number of workers.
+
+    Args:
+        fold: its training pairs and volumes.
+        plans: how pairs are augmented, whether their roles are exchanged with probability 0.5, and whether the loss can
+            use pairs without a structure that is annotated in both images.
+        configuration: the shape that volumes are padded to.
+
+    Raises:
+        NothingToTrainOn: there is no pair that the loss can use.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        pairs: Sequence[Pair],
-        configuration: Configuration,
-        sampling: Sampling,
-        seed: Sequence[int],
-    ) -> None:
-        self._folder = folder
-        self._labels = common_labels(folder, pairs)
-        self._pairs = [pair for pair in pairs if self._labels[pair] or sampling.unlabelled]
-        self._configuration = configuration
-        self._sampling = sampling
-        self._seed = list(seed)
+    def __init__(self, fold: FoldData, plans: Plans, configuration: Configuration) -> None:
+        self._labels = common_labels(fold.volumes, fold.training_pairs)
+        self._pairs = [pair for pair in fold.training_pairs if self._labels[pair] or plans.loss.uses_unlabelled_pairs]
+        if not self._pairs:
+            raise NothingToTrainOn(fold.name, "has no training pair with a structure annotated in both images")
+        self._folder, self._plans, self._configuration = fold.volumes, plans, configuration
+        self._seed = [plans.training.seed, sum(map(ord, fold.name))]
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         pair, labels, rng = self._draw(index)
-        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._sampling.augmentation, rng)
+        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._plans.augmentation, rng)
         return to_tensors(sample, labels) | {"sample": torch.tensor(index)}
 
     def pair(self, index: int) -> Pair:
@@ -129,7 +109,7 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         rng = np.random.default_rng([*self._seed, index])
         pair = self._pairs[int(rng.integers(len(self._pairs)))]
         labels = self._labels[pair]
-        if self._sampling.bidirectional and rng.random() < 0.5:
+        if self._plans.training.bidirectional and rng.random() < 0.5:
             pair = Pair(pair.moving, pair.fixed)
         return pair, labels, rng
 
@@ -242,5 +222,4 @@ def _collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     common = torch.tensor(
         sorted(set.intersection(*(set(sample["labels"].tolist()) for sample in samples))), dtype=torch.long
     )
-    stacked: dict[str, Tensor] = default_collate([sample | {"labels": common} for sample in samples])
-    return stacked | {"labels": common}
+    return {**default_collate([sample | {"labels": common} for sample in samples]), "labels": common}

@@ -1,21 +1,17 @@
 """A step of the optimiser: forward, loss, backward, update."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from llmreg.devices import autocast
 from llmreg.plans.plan_settings import Training
-from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
 from llmreg.similarity.registry import Prediction
-from llmreg.training.objective import compute_terms, sum_terms
 
 # Of each logged value, its sum over steps and the number of steps in which it was known.
 Sums = dict[str, tuple[float, int]]
@@ -82,7 +78,7 @@ class Learner:
                 batch = {key: value.to(self._device, non_blocking=True) for key, value in next(batches).items()}
             # Processes exchange gradients once a step, with the last batch.
             more = part + 1 < self._settings.accumulate
-            unsynchronized = isinstance(self._network, DistributedDataParallel) and more
+            unsynchronized = isinstance(self._network, nn.parallel.DistributedDataParallel) and more
             with self._network.no_sync() if unsynchronized else nullcontext():  # type: ignore[operator]
                 values = self._backward(batch)
             sums = add_sums([sums, {name: (value, 1) for name, value in values.items()}])

@@ -1,7 +1,5 @@
 """Evaluation of some validation pairs after each epoch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +10,10 @@ from llmreg.devices import autocast
 from llmreg.geometry import warping
 from llmreg.networks.resolution import GridNetwork
 from llmreg.plans.plan_settings import Configuration, Training
-from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.loss_settings import LossSettings, measure_image_match
 from llmreg.similarity.registry import Prediction
 from llmreg.similarity.soft_dice import soft_dice
 from llmreg.training.distributed import DistributedContext
-from llmreg.training.objective import measure_image_match
 from llmreg.training.options import FoldData
 from llmreg.training.samples import common_labels, load_pair, to_tensors
 
@@ -27,7 +24,7 @@ class Validation:
 
     Attributes:
         dice: soft Dice over all voxels.
-        similarity: how unlike the images are, see :func:`llmreg.training.objective.measure_image_match`.
+        similarity: how unlike the images are, see :func:`llmreg.similarity.loss_settings.measure_image_match`.
         folding: percentage of the network's voxels whose Jacobian determinant is not above zero.
     """
 
@@ -39,11 +36,6 @@ class Validation:
     def score(self) -> float | None:
         """Dice, or without labels minus the image term; higher is better."""
         return self.dice if self.dice is not None or self.similarity is None else -self.similarity
-
-    def __str__(self) -> str:
-        if self.dice is None and self.similarity is not None:
-            return f"similarity loss {self.similarity:.4f}"
-        return f"Dice {'-' if self.dice is None else format(self.dice, '.4f')}"
 
 
 class Validator:
@@ -89,19 +81,17 @@ class Validator:
         network.eval()
         scores = [self._score(network, sample, unmoved=unmoved) for sample in self._samples]
         rows = [row for share in self._context.gather(scores) for row in share]
-
-        def mean(key: str) -> float | None:
-            values = [row[key] for row in rows if key in row]
-            return sum(values) / len(values) if values else None
-
-        return Validation(mean("dice"), mean("similarity"), mean("folding"))
+        scores_of = {key: [row[key] for row in rows if key in row] for key in ("dice", "similarity", "folding")}
+        return Validation(**{key: sum(values) / len(values) if values else None for key, values in scores_of.items()})
 
     @torch.inference_mode()
     def _score(self, network: GridNetwork, sample: dict[str, Tensor], *, unmoved: bool) -> dict[str, float]:
         device = self._context.device
         batch = {key: value[None].to(device) for key, value in sample.items()}
         with autocast(device, self._settings.autocast):
-            flow, full_flow = network.unmoved(batch["fixed"]) if unmoved else network(batch["moving"], batch["fixed"])
+            flow, full_flow = (
+                network.zero_flows(batch["fixed"]) if unmoved else network(batch["moving"], batch["fixed"])
+            )
         scores = {"folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item()}
         if len(sample["labels"]):
             # Dice covers all voxels here, unlike in the loss.

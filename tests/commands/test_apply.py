@@ -9,7 +9,7 @@ from random_fields import random_field
 from smooth import smooth_noise
 
 from llmreg.commands import apply
-from llmreg.geometry.arrays import array_to_image
+from llmreg.geometry.grid import array_to_image
 from llmreg.images.fields import write_field
 from llmreg.images.image_files import write_image
 
@@ -67,21 +67,21 @@ def test_conventions_and_the_way_back(folder, oblique):
 
 
 @pytest.mark.parametrize(
-    ("typed", "sentence"),
+    ("typed", "option"),
     [
-        ("-t field.nii.gz -o out", "nothing to transform"),
-        ("-t shift.tfm -i image.nii.gz -o out.nii.gz", "with --like"),
-        ("-t field.nii.gz -i image.nii.gz -o labels.nii.gz", "add --overwrite"),
-        ("-t field.nii.gz --points points.csv --convention voxel -o out.csv", "name it with --moving"),
-        ("-t field.nii.gz -i image.nii.gz --inverse -o out.nii.gz", "name the moving image with --like"),
+        ("-t field.nii.gz -o out", "--labels"),
+        ("-t shift.tfm -i image.nii.gz -o out.nii.gz", "--like"),
+        ("-t field.nii.gz -i image.nii.gz -o labels.nii.gz", "--overwrite"),
+        ("-t field.nii.gz --points points.csv --convention voxel -o out.csv", "--moving"),
+        ("-t field.nii.gz -i image.nii.gz --inverse -o out.nii.gz", "--like"),
     ],
 )
-def test_mistakes_are_one_sentence(folder, capsys, typed, sentence):
+def test_mistakes_are_one_sentence(folder, capsys, typed, option):
     before = sorted(folder.rglob("*"))
     assert apply.main(typed.split()) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
-    assert sentence in said[0]
+    assert option in said[0]
     assert sorted(folder.rglob("*")) == before
 
 

@@ -7,10 +7,9 @@ import pytest
 from random_fields import random_field
 
 from llmreg.commands import convert_field
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
-from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.fields import read_field, write_field
+from llmreg.images.formats import FIELD_FORMATS
 from llmreg.images.image_files import write_image
 
 MOVING = Grid((8, 9, 7), (2.0, 2.0, 2.0), (0.0, -20.0, 0.0))
@@ -36,7 +35,7 @@ def test_several_fields_go_there_and_back(folder, other, capsys):
     typed = f"-i disp_1.nii.gz disp_2.nii.gz -o {other} --to {other}"
     assert convert_field.main([*typed.split(), *images]) == 0
     written = capsys.readouterr().out.split()
-    assert written == [f"{other}/disp_{k}{FIELD_FORMATS.get(other).ending}" for k in (1, 2)]
+    assert written == [f"{other}/disp_{k}{FIELD_FORMATS.get(other).endings[0]}" for k in (1, 2)]
     for number, path in enumerate(written, start=1):
         typed = f"-i {path} -o back_{number}.mha --to itk"
         assert convert_field.main([*typed.split(), *images]) == 0

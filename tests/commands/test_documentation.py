@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import SimpleITK as sitk
 from smooth import smooth_noise
 from tiny_study import NAME, model
 
-from llmreg.geometry.arrays import array_to_image, image_to_array
+import llmreg
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.fields import write_field
 from llmreg.images.image_files import write_image
@@ -113,3 +114,24 @@ def test_the_python_interface_is_as_documented(environment: Path, tmp_path: Path
         "inverse_a_pair.nii.gz",
         "warped_a_pair.nii.gz",
     ]
+
+
+def test_the_page_on_python_runs_from_planning_to_scores(environment: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(environment / name, tmp_path / name)
+    monkeypatch.setenv("llmreg_home", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    names = run("\n".join(examples("python.md")))
+    assert names["trained"].folder == tmp_path / "results" / NAME / "voxelmorph__short__half"
+    assert names["trained"].validation.metrics["dice"].num_pairs > 0
+    assert names["warped"] == tmp_path.relative_to(tmp_path) / "out" / "labels.nii.gz"
+    assert sorted(path.name for path in (tmp_path / "out").glob("*_a_pair.nii.gz")) == [
+        "disp_a_pair.nii.gz",
+        "warped_a_pair.nii.gz",
+    ]
+
+
+def test_the_page_on_python_names_what_the_package_names() -> None:
+    text = (DOCUMENTATION / "python.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"llmreg\.([A-Za-z]\w*)", text)) - {"errors"}:
+        assert name in llmreg.__all__, name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import SimpleITK as sitk
 import torch
 from safetensors.torch import load_file
 from tiny_study import NAME, model, refused, training
+from torch.nn.modules.module import register_module_forward_hook
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
-from llmreg.inference.predictor import ImageInput, Predictor
-from llmreg.networks.gradient_checkpointing import recomputed
-from llmreg.networks.llm_morph import decoder
-from llmreg.networks.registry import NETWORKS, network_settings
-from llmreg.plans.plans import read_plans, write_plans
-from llmreg.training.experiment import model_folder, planned
+from llmreg.inference.case_reader import ImageInput
+from llmreg.inference.predictor import Predictor
+from llmreg.networks.layers import FieldHead
+from llmreg.networks.registry import network_settings
+from llmreg.plans.plans import read_plans
 from llmreg.training.step import Learner
 
 
@@ -50,7 +51,9 @@ def test_two_epochs_with_a_break_equal_two_without(environment, capsys, monkeypa
     for name in ("whole", "halves"):
         # What a network would draw, if it did.
         monkeypatch.setattr(
-            Learner, "step", lambda *given, name=name: (drawn[name].append(torch.rand(()).item()), step(*given))[1]
+            Learner,
+            "step",
+            lambda *arguments, name=name: (drawn[name].append(torch.rand(()).item()), step(*arguments))[1],
         )
         arguments = training("0", name, environment, "training.schedule=constant")
         if name == "halves":
@@ -70,26 +73,28 @@ def test_two_epochs_with_a_break_equal_two_without(environment, capsys, monkeypa
         shutil.rmtree(model(environment, name))
 
 
-def test_training_computes_twice_what_the_plan_says_and_validation_does_not(environment, monkeypatch):
-    asked = []
+def test_training_checkpoints_the_finest_level_as_planned_and_validation_does_not(environment):
+    calls = {True: Counter(), False: Counter()}
 
-    def counted(function, *inputs, when=True):
-        asked.append((when, torch.is_grad_enabled()))
-        return recomputed(function, *inputs, when=when)
+    def count(module, *_):
+        if isinstance(module, FieldHead):
+            calls[torch.is_grad_enabled()][module] += 1
 
-    monkeypatch.setattr(decoder, "recomputed", counted)
-    name, change = "twice", "configurations.half.recompute=true"
-    assert train.main([*training("0", name, environment, change), "--epochs", "1"]) == 0
+    name, change = "checkpointed", "configurations.half.recompute=true"
+    hook = register_module_forward_hook(count)
+    try:
+        assert train.main([*training("0", name, environment, change), "--epochs", "1", "--no_validation"]) == 0
+    finally:
+        hook.remove()
     shutil.rmtree(model(environment, name))
-    stages = {grad: [when for when, enabled in asked if enabled == grad] for grad in (True, False)}
-    # Stage 2, then stage 1, of each of two steps.
-    assert stages[True] == [False, True] * 2
-    assert stages[False]
-    assert not any(stages[False])
+    # Stages 3 and 2 predict their fields once in each of two steps, and stage 1 again in the backward pass.
+    assert sorted(calls[True].values()) == [2, 2, 4]
+    assert len(calls[False]) == 3
+    assert len(set(calls[False].values())) == 1
 
 
 def test_going_on_trains_the_epochs_that_are_missing(environment):
-    arguments = training("1", "tiny", environment)
+    arguments = [*training("1", "tiny", environment), "--no_validation"]
     assert train.main([*arguments, "--epochs", "1"]) == 0
     assert train.main([*arguments, "--continue", "--epochs", "2"]) == 0
     log = (model(environment) / "fold_1" / "training_log.jsonl").read_text().splitlines()
@@ -141,7 +146,7 @@ def test_overwriting_needs_a_word_and_pairs_may_come_from_a_table(environment, t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["77", "0"], "no dataset 77"),
+        (["77", "0"], "77"),
         (["999", "fold9"], "no fold"),
         (["999", "0", "-p", "mine"], "mine"),
         (["999", "0", "-c", "quarter"], "quarter"),
@@ -174,7 +179,7 @@ def test_a_dataset_without_labels_trains_by_image_similarity(environment, tmp_pa
             del case["label"]
     description.write_text(json.dumps(content))
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "2"]) == 0
+    assert plan_and_preprocess.main(["-d", "999", "-c", "half", "-np", "1"]) == 0
     plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
     assert (plans.loss.dice, plans.loss.similarity_kind, plans.prealignment.method) == (0, "mind", "search")
     assert train.main(training("0", "dice", environment, "loss.dice=1", "loss.similarity=0")) == 2
@@ -341,7 +346,7 @@ def test_predicting_needs_a_model_and_several_are_listed(environment, tmp_path, 
         shutil.rmtree(other)
     monkeypatch.setenv("llmreg_results", str(tmp_path))
     assert predict.main(["-i", source, "-o", str(tmp_path / "out")]) == 2
-    refused(capsys, "train one first")
+    refused(capsys, "train")
 
 
 def test_unmatched_images_are_named(environment, tmp_path, capsys):
@@ -503,7 +508,7 @@ def test_plans_that_were_edited_are_not_overwritten(prepared, capsys):
     assert read_plans(path).loss.smoothness == 5.0
     capsys.readouterr()
     assert plan_and_preprocess.main(["-d", "999", "-c", "half", "--memory_gb", "3"]) == 2
-    refused(capsys, "plans.json", "--overwrite", "--memory-gb")
+    refused(capsys, "plans.json", "--overwrite", "memory")
     assert read_plans(path).loss.smoothness == 5.0
     assert (prepared / "plan_report.html").exists()
 
@@ -515,7 +520,7 @@ def test_a_fold_without_validation_pairs_trains_and_predicts(environment, capsys
     content[2]["validation_pairs"] = []
     splits.write_text(json.dumps(content))
     try:
-        assert train.main([*training("2", "blind", environment), "--epochs", "1"]) == 0
+        assert train.main([*training("2", "blind", environment), "--epochs", "1", "--no_validation"]) == 0
         assert train.main([*training("2", "blind", environment), "--epochs", "2", "--continue"]) == 0
     finally:
         splits.write_text(kept)
@@ -533,7 +538,6 @@ def test_a_language_model_is_fetched_planned_and_used_without_its_files(environm
     [record] = (tmp_path / "cache").glob("*/layers.json")
     fetched = json.loads(record.read_text())
     assert (fetched["layers"], len(fetched["sha256"])) == ([1, 2], 64)
-    assert all(rms > 0 for rms in fetched["input_rms"])
     assert plan.main(["-d", "999", "--llm", str(source), "--layers", "1", "2", "--overwrite"]) == 0
     plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
     assert (plans.network.llm.layers, plans.network.llm.sha256) == ((1, 2), fetched["sha256"])
@@ -585,40 +589,32 @@ def test_an_unknown_ablation_is_refused(environment, capsys):
     assert train.main(["999", "0", "--ablation", "everything"]) == 2
     refused(capsys, "no-lora", "layers-0-1")
     assert train.main(["999", "0", "--ablation", "vit", "--network", "voxelmorph"]) == 2
-    refused(capsys, "LLM-Morph", "voxelmorph")
+    refused(capsys, "voxelmorph")
 
 
-@pytest.mark.parametrize("network", NETWORKS.names)
-def test_the_plans_of_another_network_keep_their_name(environment, network):
-    folder = environment / "preprocessed" / NAME
-    plans = planned(folder, "default", [], None, network=network)
-    own = read_plans(folder / "plans.json").network if network == "llm_morph" else network_settings(network)
-    assert (plans.plans_name, plans.network) == ("default", own)
-    assert model_folder(NAME, plans, "half").name == f"{network}__default__half"
-    changed = planned(folder, "paper", ["loss.smoothness=0.3"], "smooth", network=network)
-    assert model_folder(NAME, changed, "half").name == f"{network}__smooth__half"
-    assert planned(folder, "paper", [], "copy", network=network).plans_name == "copy"
-
-
-def test_a_baselines_plans_lead_back_to_the_planners_network(environment, tmp_path):
-    plans = read_plans(environment / "preprocessed" / NAME / "plans.json")
-    write_plans(tmp_path / "plans.json", plans.model_copy(update={"network": network_settings("voxelmorph")}))
-    assert planned(tmp_path, "default", [], None, network="llm_morph").network == plans.network
-
-
-def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path):
-    few = ["--set", "network.size=small", "training.steps_per_epoch=1", "training.validation_pairs=1", "--as", "few"]
+def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path, capsys):
+    # In bfloat16, oneDNN's gradient of convolutions of two voxels a side is not always finite.
+    changes = [
+        "network.size=small",
+        "training.steps_per_epoch=1",
+        "training.validation_pairs=1",
+        "training.autocast=none",
+    ]
+    few = ["--set", *changes, "--as", "few"]
     arguments = ["999", "0", "--network", "voxelmorph", *few, "--epochs", "1", "--workers", "0", "--device", "cpu"]
     assert train.main(arguments) == 0
     trained = environment / "results" / NAME / "voxelmorph__few__half"
     assert (trained / "fold_0" / "validation" / "summary.json").exists()
     assert read_plans(trained / "plans.json").network == network_settings("voxelmorph", size="small")
-    out, one = tmp_path / "out", tmp_path / "in"
-    one.mkdir()
+    out, folder = tmp_path / "out", tmp_path / "in"
+    folder.mkdir()
     for image in sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))[:2]:
-        (one / image.name).symlink_to(image)
-    assert predict.main(["-i", str(one), "-o", str(out), "--network", "voxelmorph", "--uncertainty"]) == 0
-    [pair] = json.loads((out / "predict.json").read_text())["pairs"]
-    spread = sitk.GetArrayFromImage(sitk.ReadImage(str(out / pair["uncertainty"])))
-    assert 0 < spread.max() < 1
+        (folder / image.name).symlink_to(image)
+    assert predict.main(["-i", str(folder), "-o", str(out), "--network", "voxelmorph"]) == 0
+    (pair,) = json.loads((out / "predict.json").read_text())["pairs"]
+    assert (out / pair["field"]).exists()
+    # The uncertainty is the spread over folds.
+    other = str(tmp_path / "other")
+    assert predict.main(["-i", str(folder), "-o", other, "--network", "voxelmorph", "--uncertainty"]) == 2
+    refused(capsys, "several folds")
     shutil.rmtree(trained)

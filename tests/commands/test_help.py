@@ -23,7 +23,7 @@ def test_help_ends_with_examples_that_name_the_command(script):
     module, function = SCRIPTS[script].split(":")
     assert function == "main"
     assert module == "llmreg.commands." + script.removeprefix("llmreg_")
-    done = _python("-m", module, "--help")
+    done = _python("-m", "llmreg.commands", script.removeprefix("llmreg_"), "--help")
     assert done.returncode == 0, done.stderr
     _, found, examples = done.stdout.partition("examples:")
     assert found

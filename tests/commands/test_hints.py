@@ -57,3 +57,9 @@ def test_a_missing_step_is_a_command_to_type(step: str, words: str) -> None:
 def test_an_argument_is_an_option() -> None:
     assert "--spacing" in hint(errors.BadArgument("spacing", "too fine"))
     assert "--save" in hint(errors.BadArgument("outputs", "the field is missing"))
+
+
+def test_a_field_of_another_format_is_converted_and_memory_is_saved_by_fewer_processes() -> None:
+    assert {"llmreg_convert_field", "--from"} <= set(hint(errors.UnclearField("a.nii", "is unclear")).split())
+    assert "--num_processes" in hint(errors.WorkerEnded("Preprocess"))
+    assert "--device cpu" in hint(errors.DeviceUnavailable("cuda", "no driver"))

@@ -15,10 +15,9 @@ from tiny_study import in_this_process
 from llmreg.commands import benchmark, plan_and_preprocess, train
 from llmreg.comparison import classical_methods, command_lines, learned_runs
 from llmreg.comparison.classical_methods import CLASSICAL
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import write_image
-from llmreg.training import progress
+from llmreg.training import loggers
 
 PAGE = Path(__file__).parents[2] / "documentation" / "reproducing-the-paper.md"
 NAME = "Dataset101_Balls"
@@ -71,7 +70,7 @@ def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_dataset(tmp_path / "raw" / NAME)
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     monkeypatch.setattr(classical_methods, "is_installed", lambda method: False)
-    monkeypatch.setattr(progress, "plot", lambda *_: None)
+    monkeypatch.setattr(loggers, "plot", lambda *_: None)
     monkeypatch.setattr(command_lines, "run_command", in_this_process)
     planned = ["-d", "101", "-c", "full", "-np", "1", "--llm", str(tmp_path / MODELS[0])]
     assert plan_and_preprocess.main(planned) == 0

@@ -16,7 +16,7 @@ from llmreg.errors import Interrupted, UserError, WouldOverwrite
 def run(action, argv=(), prepare=lambda parser: None):
     parser = shell.create_parser("Does a thing.", "  llmreg_thing")
     prepare(parser)
-    return shell.run(action, parser, list(argv))
+    return shell.run(action, lambda: parser, list(argv))
 
 
 def fails(error):

@@ -5,8 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from llmreg.comparison.classical_methods import CLASSICAL, is_installed, resample_onto
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 
 FIXED = Grid((6, 5, 4), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 MOVING = Grid((8, 8, 8), (2.0, 2.0, 2.0), (100.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from llmreg.comparison.benchmark_settings import TEST, BenchmarkSettings
 from llmreg.comparison.judged_pairs import all_judged_pairs, judged_pairs, registered_from, scored_from
 from llmreg.data.dataset import Dataset, Pair
+from llmreg.data.splits import Split, write_splits
 from llmreg.errors import BadArgument
 
 PAIRS = (Pair("Toy_0001_0000", "Toy_0001_0001"), Pair("Toy_0002_0000", "Toy_0001_0001"))
@@ -33,9 +33,9 @@ def test_a_fold_is_judged_by_its_annotated_validation_pairs(
     folder = tmp_path / "home" / "preprocessed" / dataset.name
     folder.mkdir(parents=True)
     (tmp_path / "home" / "raw" / dataset.name).mkdir(parents=True)
-    pairs = [["Toy_0002_0000", "Toy_0002_0001"], ["Toy_0001_0000", "Toy_0003_0001"]]
-    split = {"fold": 0, "training_cases": ["Toy_0003_0000"], "validation_pairs": pairs}
-    (folder / "splits.json").write_text(json.dumps([split, split | {"fold": 1, "validation_pairs": pairs[1:]}]))
+    pairs = (Pair("Toy_0002_0000", "Toy_0002_0001"), Pair("Toy_0001_0000", "Toy_0003_0001"))
+    splits = (Split(0, ("Toy_0003_0000",), (), (), pairs), Split(1, ("Toy_0003_0000",), (), (), pairs[1:]))
+    write_splits(folder / "splits.json", splits)
     settings = BenchmarkSettings(dataset.name)
     assert judged_pairs(settings, "0", dataset) == (Pair("Toy_0002_0000", "Toy_0002_0001"),)
     for fold in ("1", "all"):

@@ -36,6 +36,16 @@ def write(folder: Path, names: list[str], file: str = "dataset.json", labelled: 
     return folder
 
 
+@pytest.mark.parametrize(("modalities", "direction"), [((2, 0, 1), (0, 1)), ((3,), (3, 3))])
+def test_the_first_modality_is_fixed_where_nothing_is_said(
+    tmp_path: Path, modalities: tuple[int, ...], direction: tuple[int, int]
+) -> None:
+    names = [f"Toy_{subject:04d}_{modality:04d}" for subject in (1, 2) for modality in modalities]
+    written = write(tmp_path / "Dataset009_Toy", names, modality={str(m): f"contrast {m}" for m in modalities})
+    dataset = load_dataset(written)
+    assert (dataset.fixed_modality, dataset.moving_modality) == direction
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "Dataset007_Toy"

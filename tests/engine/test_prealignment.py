@@ -18,8 +18,7 @@ from llmreg.engine.prealignment import (
     align_case,
     between,
 )
-from llmreg.geometry.arrays import array_to_image, orient_to_lps
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 
 FRAME = Grid.from_centre((30, 28, 26), (4.0, 4.0, 4.0), (7, -8, 9))

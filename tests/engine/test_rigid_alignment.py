@@ -9,8 +9,7 @@ from smooth import smooth_noise
 
 from llmreg.engine.prealignment import PREALIGNMENTS, CaseToPlace, CaseTransform
 from llmreg.engine.rigid_alignment import coarse
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.geometry.resampling import resample_image
 
 FRAME = Grid.from_centre((40, 40, 36), (4.0, 4.0, 4.0), (0, 0, 0))
@@ -71,6 +70,10 @@ def test_a_search_along_the_body_finds_a_case_whose_centre_misleads(body):
 
     found: dict[str, CaseTransform] = {}
     assert error("search") < 4.0
+    shifted = list(PREALIGNMENTS.get("search").stages(CaseToPlace(image, misled, FRAME, body)))[1]
+    assert shifted.stage == "search"
+    # The shift alone brings the case to within half a step along the body.
+    assert abs(shifted.translation[2] - truth.TransformPoint(HERE)[2]) <= 4.5
     assert error("rigid") > 30.0
     # Half a step, where one place looks best by far.
     assert found["search"].uncertainty_mm == pytest.approx(4, abs=8)

@@ -10,7 +10,7 @@ from labelled_boxes import SHIFT, SPACING, constant_field, label_image, plain_di
 from llmreg.evaluation.pair_scores import evaluate_pair
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid
-from llmreg.geometry.labels import resample_labels
+from llmreg.geometry.resampling import resample_labels
 
 
 @pytest.mark.parametrize("flipped", [False, True])

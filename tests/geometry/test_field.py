@@ -1,5 +1,7 @@
 """Our warp, SimpleITK on the written file and SciPy on the Learn2Reg export must agree."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,18 +12,18 @@ from random_fields import grids, random_field
 from scipy.ndimage import map_coordinates
 
 from llmreg.geometry import warping
-from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import (
     DisplacementField,
     chain_transforms,
     fade_outside,
+    from_learn2reg,
     invert_field,
     jacobian_determinant,
     resample_field,
     sample_transform,
+    to_learn2reg,
 )
-from llmreg.geometry.grid import Grid
-from llmreg.geometry.learn2reg import to_learn2reg
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.fields import write_field
 
@@ -135,3 +137,34 @@ def test_determinants_of_slabs_are_those_of_the_whole(slices, monkeypatch):
     gradients = np.gradient(field.to_flow().astype(np.float64), axis=(3, 2, 1))
     matrices = np.stack(gradients, axis=-1).transpose(1, 2, 3, 0, 4) + np.eye(3)
     np.testing.assert_allclose(jacobian_determinant(field), np.linalg.det(matrices), rtol=1e-4, atol=1e-4)
+
+
+OTHER = Grid((20, 18, 16), (1.2, 1.0, 2.0), (0.0, -10.0, 3.0))
+
+
+def test_large_fields_are_converted_in_slabs(oblique, monkeypatch):
+    field = random_field(oblique, 9, 1.0)
+    expected = to_learn2reg(field, OTHER)
+    monkeypatch.setattr("llmreg.geometry.grid.SLAB_VOXELS", 3 * oblique.size[0] * oblique.size[1])
+    assert len(list(oblique.slabs())) == 4
+    np.testing.assert_array_equal(to_learn2reg(field, OTHER), expected)
+    np.testing.assert_allclose(from_learn2reg(expected, oblique, OTHER).vectors, field.vectors, atol=1e-3)
+
+
+def test_steps_lead_to_the_same_point_of_the_moving_image(oblique):
+    """In voxels along each array's axes, from a fixed index to a moving one, by SimpleITK's own coordinates."""
+    field = random_field(oblique, 3, 1.0)
+    fixed, moving = (array_to_image(np.zeros(grid.shape, np.uint8), grid) for grid in (oblique, OTHER))
+    steps = to_learn2reg(field, OTHER)
+    assert steps.shape == (*oblique.size, 3)
+    for index in [(0, 0, 0), (3, 5, 7), (13, 11, 9)]:
+        point = np.array(fixed.TransformIndexToPhysicalPoint(index)) + field.vectors[index[::-1]]
+        expected = moving.TransformPhysicalPointToContinuousIndex(point.tolist())
+        np.testing.assert_allclose(index + steps[index], expected, atol=1e-4)
+    # Images on one grid need no second one.
+    np.testing.assert_allclose(to_learn2reg(field), to_learn2reg(field, replace(oblique)), atol=0)
+    np.testing.assert_allclose(from_learn2reg(to_learn2reg(field), oblique).vectors, field.vectors, atol=1e-4)
+
+
+def test_where_nothing_moves_the_steps_are_zero(oblique):
+    assert not to_learn2reg(DisplacementField(np.zeros((*oblique.shape, 3), np.float32), oblique)).any()

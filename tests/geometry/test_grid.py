@@ -1,9 +1,18 @@
+"""Grids and arrays of voxels, against SimpleITK."""
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import (
+    Grid,
+    array_to_image,
+    image_to_array,
+    lps_to_ras,
+    orient_to_lps,
+    place_image,
+    ras_to_lps,
+)
 
 
 def test_points_are_those_of_itk(oblique):
@@ -72,3 +81,40 @@ def test_slabs_are_the_slices_of_the_grid(oblique, monkeypatch):
     assert [part.stop - part.start for part, _ in slabs] == [3, 3, 3, 1]
     for part, slab in slabs:
         np.testing.assert_allclose(slab.physical_points(), oblique.physical_points()[part], atol=1e-9)
+
+
+@pytest.fixture
+def image(oblique):
+    values = np.random.default_rng(0).normal(size=oblique.shape).astype(np.float32)
+    return array_to_image(values, oblique)
+
+
+def test_turning_to_lps_moves_no_voxel(image):
+    turned = orient_to_lps(image)
+    point = image.TransformIndexToPhysicalPoint((3, 4, 5))
+    index = turned.TransformPhysicalPointToIndex(point)
+    assert turned[index] == image[3, 4, 5]
+    assert np.all(np.diag(np.reshape(turned.GetDirection(), (3, 3))) > 0.5)
+
+
+def test_lps_and_ras_differ_in_x_and_y():
+    np.testing.assert_array_equal(lps_to_ras(np.array([1.0, 2.0, 3.0])), [-1, -2, 3])
+    np.testing.assert_array_equal(ras_to_lps(np.array([[-1.0, -2.0, 3.0]])), [[1, 2, 3]])
+
+
+def test_arrays_have_x_last(image, oblique):
+    array = image_to_array(image)
+    assert array.shape == oblique.size[::-1]
+    assert array[5, 4, 3] == image[3, 4, 5]
+    assert Grid.from_image(image) == oblique
+
+
+def test_an_array_of_another_shape_is_refused(oblique):
+    with pytest.raises(ValueError, match="shape"):
+        array_to_image(np.zeros(oblique.size), oblique)
+
+
+def test_a_placed_image_has_the_grid(oblique):
+    image = sitk.Image(oblique.size, sitk.sitkUInt8)
+    assert place_image(image, oblique) is image
+    assert Grid.from_image(image) == oblique

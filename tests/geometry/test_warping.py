@@ -1,3 +1,5 @@
+"""Flows, the displacements that networks compute: warping with them, composing, inverting and unfolding them."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from scipy.ndimage import map_coordinates
 from smooth import smooth_noise
 
 from llmreg.geometry import warping
+from llmreg.geometry.warping import nearest_velocity
 
-SHAPE = (10, 12, 14)
+SHAPE, LARGE_SHAPE = (10, 12, 14), (24, 20, 22)
 
 
-def random_flow(seed: int, voxels: float, sigma: float = 3.0) -> torch.Tensor:
+def random_flow(seed: int, voxels: float, sigma: float = 3.0, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    flow = np.stack([smooth_noise(rng, SHAPE, sigma) for _ in range(3)]) * voxels
+    flow = np.stack([smooth_noise(rng, shape, sigma) for _ in range(3)]) * voxels
     return torch.from_numpy(flow.astype(np.float32))[None]
 
 
@@ -57,13 +60,15 @@ def test_a_flow_and_its_inverse_cancel_up_to_the_border(seed):
     assert warping.compose(warping.invert(flow), flow).norm(dim=1).max() < 0.003
 
 
-def test_inverses_are_found_where_fixed_points_are_not():
+@pytest.mark.parametrize("component", [0, 1, 2])
+def test_inverses_are_found_where_fixed_points_are_not(component):
     """Stretched fourfold, where v -> -u(p + v) leads away; the inverse of x -> 4 x is x -> x / 4."""
-    places = warping.identity_grid((5, 6, 40))
+    places = warping.identity_grid((9, 14, 40))
     flow = torch.zeros_like(places)
-    flow[:, 0] = 3 * places[:, 0]
-    result = warping.invert(flow)
-    torch.testing.assert_close(result[:, 0], -0.75 * places[:, 0], atol=1e-3, rtol=0)
+    flow[:, component] = 3 * places[:, component]
+    # Newton's method needs few iterations, but only with the derivatives along the right axes.
+    result = warping.invert(flow, iterations=12)
+    torch.testing.assert_close(result, -0.25 * flow, atol=1e-3, rtol=0)
 
 
 def test_each_of_a_batch_is_inverted_on_its_own():
@@ -122,3 +127,22 @@ def test_the_negated_velocity_leads_back():
     # Following a constant velocity is a shift by it.
     constant = torch.ones(1, 3, *SHAPE)
     torch.testing.assert_close(warping.exponential(constant), constant)
+
+
+def test_what_does_not_fold_stays_as_it_is():
+    flow = warping.exponential(random_flow(1, 2.0, 4.0, LARGE_SHAPE))
+    result = warping.exponential(nearest_velocity(flow))
+    assert (result - flow).norm(dim=1).mean() < 0.03
+    assert (result - flow).norm(dim=1).max() < 0.5
+
+
+def test_what_folds_is_smoothed_until_it_does_not():
+    flow = random_flow(2, 6.0, 2.5, LARGE_SHAPE)
+    assert (warping.jacobian_determinant(flow) <= 0).float().mean() > 0.01
+    velocity = nearest_velocity(flow)
+    result = warping.exponential(velocity)
+    assert warping.jacobian_determinant(result).min() > 0
+    inside = (..., *(slice(4, -4),) * 3)
+    assert warping.compose(result, warping.exponential(-velocity))[inside].norm(dim=1).max() < 0.2
+    # Nearer to the field than the identity is, by far.
+    assert (result - flow).norm(dim=1).mean() < 0.4 * flow.norm(dim=1).mean()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llmreg.errors import BadImage
-from llmreg.geometry.arrays import array_to_image, image_to_array
+from llmreg.geometry.grid import array_to_image, image_to_array
 from llmreg.images.checks import check_values, format_sizes, to_scalar_volume
 from llmreg.images.image_files import read_image
 
@@ -93,3 +93,27 @@ def test_axes_and_components_of_length_1_are_dropped_in_memory(image):
         with pytest.raises(BadImage) as refusal:
             to_scalar_volume(other, "moving")
         assert refusal.value.path == "moving"
+
+
+def test_a_padding_or_a_few_bright_voxels_are_no_overflow():
+    """Numbers wrap around to several values, of more voxels than a clip or a pacemaker has."""
+    values = np.random.default_rng(0).integers(0, 1500, (10, 10, 10)).astype(np.uint16)
+    values[:5] = 2**16 - 1000
+    check_values(sitk.GetImageFromArray(values), "padding")
+    values[:5] = 0
+    values[0, 0, :5] = 2**16 - np.arange(1, 6)
+    check_values(sitk.GetImageFromArray(values), "clip")
+    values[0, :2] = 2**16 - np.arange(1, 21).reshape(2, 10)
+    with pytest.raises(BadImage, match="unsigned type"):
+        check_values(sitk.GetImageFromArray(values), "wrapped")
+
+
+@pytest.mark.parametrize(("thickness", "refused"), [(9.0, False), (11.0, True)])
+def test_slices_of_a_hundred_times_the_voxels_width_are_refused(thickness, refused):
+    image = sitk.Image(300, 300, 8, sitk.sitkUInt8)
+    image.SetSpacing((0.1, 0.1, thickness))
+    if refused:
+        with pytest.raises(BadImage, match="correct the spacing"):
+            to_scalar_volume(image, "a")
+    else:
+        assert to_scalar_volume(image, "a").GetSpacing() == (0.1, 0.1, thickness)

@@ -12,11 +12,17 @@ from random_fields import grids, random_field
 from smooth import smooth_noise
 
 from llmreg.errors import BadArgument, BadTransform, MissingFile, UnclearField, UnknownName, UserError, WouldOverwrite
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
-from llmreg.images.field_formats import FIELD_FORMATS
-from llmreg.images.fields import convert_fields, detect_field_format, read_field, write_field
+from llmreg.images.fields import (
+    convert_fields,
+    detect_field_format,
+    read_field,
+    read_linear_transform,
+    read_transform,
+    write_field,
+)
+from llmreg.images.formats import FIELD_FORMATS
 from llmreg.images.image_files import write_image
 
 FILES = [(name, ending) for name, field_format in FIELD_FORMATS.parts.items() for ending in field_format.endings]
@@ -208,7 +214,7 @@ def test_a_converted_field_warps_as_before(oblique, tmp_path):
     write_field(field, path, previous)
     for number, name in enumerate(("learn2reg", "nifti-ras", "npz", "learn2reg", "itk"), start=1):
         result = read_field(path, previous, oblique, OTHER)
-        path, previous = tmp_path / f"{number}{FIELD_FORMATS.get(name).ending}", name
+        path, previous = tmp_path / f"{number}{FIELD_FORMATS.get(name).endings[0]}", name
         write_field(result, path, name, OTHER)
     np.testing.assert_allclose(
         image_to_array(resample_image(image, oblique, read_field(path, "itk"))), expected, atol=1e-3
@@ -251,3 +257,34 @@ def test_fields_that_cannot_all_be_written_are_refused_at_once(oblique, tmp_path
         convert_fields([tmp_path / name for name in names], tmp_path / output, None, "npz")
     assert refusal.value.argument == argument
     assert not (tmp_path / output).exists()
+
+
+@pytest.mark.parametrize("ending", [".tfm", ".txt", ".h5", ".mat"])
+def test_a_transform_maps_points_as_before(ending, tmp_path):
+    path = tmp_path / f"a{ending}"
+    transform = sitk.Euler3DTransform((5.0, 3.0, -4.0), 0.1, -0.05, 0.2, (0.5, -0.5, 0.3))
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(transform.GetMatrix())
+    affine.SetTranslation((1.0, 2.0, 3.0))
+    sitk.WriteTransform(affine, str(path))
+    point = (7.0, -8.0, 9.0)
+    for read in (read_transform, read_linear_transform):
+        assert read(path).TransformPoint(point) == pytest.approx(affine.TransformPoint(point))
+
+
+def test_what_is_no_transform_is_named(tmp_path):
+    with pytest.raises(MissingFile):
+        read_transform(tmp_path / "gone.tfm")
+    (tmp_path / "text.tfm").write_text("no transform")
+    sitk.WriteTransform(sitk.Euler2DTransform(), str(tmp_path / "flat.tfm"))
+    for name in ("text.tfm", "flat.tfm"):
+        with pytest.raises(BadTransform) as refusal:
+            read_transform(tmp_path / name)
+        assert refusal.value.path == tmp_path / name
+
+
+def test_a_transform_that_bends_is_not_linear(tmp_path):
+    sitk.WriteTransform(sitk.BSplineTransform(3, 3), str(tmp_path / "a.tfm"))
+    assert not read_transform(tmp_path / "a.tfm").IsLinear()
+    with pytest.raises(BadTransform, match="linear"):
+        read_linear_transform(tmp_path / "a.tfm")

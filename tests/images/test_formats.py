@@ -1,4 +1,4 @@
-"""The registry of image formats, also with a package that is installed beside llmreg."""
+"""The registries of image and field formats, also with a package that is installed beside llmreg."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from llmreg.errors import BadImage
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.images import formats
-from llmreg.images.formats import DEFAULT_ENDING, find_image_format, image_endings, strip_ending
+from llmreg.errors import BadImage, BadTransform
+from llmreg.geometry.field import DisplacementField
+from llmreg.geometry.grid import array_to_image, image_to_array
+from llmreg.images import fields, formats
+from llmreg.images.formats import (
+    DEFAULT_ENDING,
+    FIELD_FORMATS,
+    FieldFormat,
+    field_endings,
+    find_image_format,
+    image_endings,
+    strip_ending,
+)
 from llmreg.images.image_files import read_image, write_image
 from llmreg.registry import Registry
 
@@ -37,7 +46,7 @@ def check(path):
         raise BadImage(path, "holds NaN")
 
 
-register_image_format(ImageFormat("toy", (".toy.npy", ".toy"), read, write, check, lambda image, grid: "is a toy."))
+register_image_format(ImageFormat("toy", (".npy", ".toy.npy"), read, write, check, lambda image, grid: "is a toy."))
 """
 
 
@@ -96,7 +105,7 @@ def test_every_format_keeps_voxels_and_geometry(ending, oblique, tmp_path):
 
 def test_a_package_adds_a_format(plugin, tmp_path, caplog):
     assert "toy" in plugin.names
-    assert image_endings()[-2:] == (".toy.npy", ".toy")
+    assert image_endings()[-2:] == (".npy", ".toy.npy")
     assert strip_ending(tmp_path / "a.toy.npy") == "a"
     values = np.random.default_rng(0).normal(size=(7, 6, 5)).astype(np.float32)
     write_image(sitk.GetImageFromArray(values), tmp_path / "a.toy.npy")
@@ -108,3 +117,35 @@ def test_a_package_adds_a_format(plugin, tmp_path, caplog):
         read_image(tmp_path / "b.toy.npy")
     with pytest.raises(ValueError, match="already"):
         formats.register_image_format(plugin.get("toy"))
+
+
+def test_every_ending_of_a_field_is_listed_once():
+    assert field_endings()[0] == DEFAULT_ENDING
+    assert len(set(field_endings())) == len(field_endings())
+    assert set(field_endings()) == {ending for format in FIELD_FORMATS.parts.values() for ending in format.endings}
+
+
+@pytest.mark.parametrize("name", FIELD_FORMATS.names)
+def test_the_preferred_ending_of_a_format_comes_first(name):
+    assert FIELD_FORMATS.get(name).endings[0] == (".npz" if name == "npz" else DEFAULT_ENDING)
+
+
+def test_a_format_gets_the_fixed_and_the_moving_grid_in_this_order(oblique, tmp_path, monkeypatch):
+    other = oblique.pad((1, 2, 3), (0, 0, 0))
+    field = DisplacementField(np.zeros((*oblique.shape, 3), np.float32), oblique)
+    written = []
+
+    def read(path, fixed_grid, moving_grid):
+        assert (fixed_grid, moving_grid) == (oblique, other)
+        return field
+
+    registry: Registry[FieldFormat] = Registry("field format", "tests.no_group")
+    registry.register("toy", FieldFormat((".toy",), read, lambda *arguments: written.append(arguments)))
+    monkeypatch.setattr(fields, "FIELD_FORMATS", registry)
+    path = tmp_path / "a.toy"
+    path.write_text("")
+    assert fields.read_field(path, "toy", oblique, other) is field
+    fields.write_field(field, path, "toy", other)
+    assert written == [(field, path, other)]
+    with pytest.raises(BadTransform, match=r"end it in \.toy"):
+        fields.write_field(field, tmp_path / "a.nii", "toy")

@@ -5,10 +5,9 @@ import pytest
 import SimpleITK as sitk
 
 from llmreg.errors import BadImage, MissingFile
-from llmreg.geometry.arrays import array_to_image, image_to_array
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.images.fields import read_field
-from llmreg.images.image_files import count_voxels, read_image, write_image
+from llmreg.images.image_files import read_header, read_image, write_image
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha"])
 def test_voxels_are_counted_without_reading_them(name, image, tmp_path):
     write_image(image, tmp_path / name)
-    assert count_voxels(tmp_path / name) == 14 * 12 * 10
+    assert sorted(read_header(tmp_path / name).GetSize()[:3]) == [10, 12, 14]
 
 
 def test_two_files_for_one_image_are_read_and_not_written(image, tmp_path):

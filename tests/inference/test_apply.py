@@ -14,10 +14,9 @@ from smooth import smooth_noise
 
 from llmreg.commands import apply as apply_command
 from llmreg.commands import convert_field
-from llmreg.errors import BadArgument, FieldWithoutGeometry, MissingFile, UserError, WouldOverwrite, WouldReplaceInput
-from llmreg.geometry.arrays import array_to_image, image_to_array
+from llmreg.errors import BadArgument, MissingFile, UnclearField, UserError, WouldOverwrite, WouldReplaceInput
 from llmreg.geometry.field import DisplacementField, invert_field
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.images.fields import write_field
 from llmreg.images.image_files import read_image, write_image
 from llmreg.inference.apply import ApplyInputs, ApplyOptions, apply, read_chain
@@ -242,7 +241,7 @@ REFUSED = [
     (["nothing.tfm"], IMAGE, "out", {}, MissingFile, {"path": "nothing.tfm"}),
     (["points.csv"], IMAGE, "out", {}, UserError, {}),
     (["moving.nii.gz"], IMAGE, "out", {}, UserError, {}),
-    (["learn2reg.npz"], IMAGE, "out", {}, FieldWithoutGeometry, {"path": "learn2reg.npz"}),
+    (["learn2reg.npz"], IMAGE, "out", {}, UnclearField, {"path": "learn2reg.npz"}),
     (["flat.tfm"], IMAGE, "out", {}, UserError, {}),
     (["turn.tfm"], IMAGE, "out", {}, BadArgument, {"argument": "like"}),
     (["turn.tfm", "field.nii.gz"], IMAGE, "out", {}, BadArgument, {"argument": "like"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,7 @@ class RecordingPredictor:
 
     def prepare(self, fixed: Any, moving: Any, initial: Any) -> Any:
         self.record("prepare", fixed.image.name)
+        self.inputs = fixed, moving, initial
         if fixed.image.name == "bad":
             raise BadImage(fixed.image, "is broken")
         return SimpleNamespace(fixed=fixed, moving=moving, initial=initial)
@@ -81,6 +83,17 @@ def test_pairs_come_in_order_with_their_files_and_figures(tmp_path: Path) -> Non
         ]
         assert "warped" not in outcome.to_json()
     assert [name for step, name in predictor.events if step == "register"] == list("abcde")
+
+
+def test_the_predictor_gets_each_images_own_modality_and_mask(tmp_path: Path) -> None:
+    predictor = RecordingPredictor()
+    pair = PairInput("p", "f_m", Path("f"), Path("m"), 0, 1, fixed_mask=Path("fm"), moving_mask=Path("mm"))
+    pair = replace(pair, initial_transform=Path("start.tfm"))
+    list(register_all(predictor, [pair], tmp_path, OutputOptions(("prealignment",))))  # type: ignore[arg-type]
+    fixed, moving, initial = predictor.inputs
+    assert (fixed.image, fixed.modality, fixed.mask) == (Path("f"), 0, Path("fm"))
+    assert (moving.image, moving.modality, moving.mask) == (Path("m"), 1, Path("mm"))
+    assert initial == Path("start.tfm")
 
 
 def test_a_pair_that_fails_is_an_outcome(tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ import SimpleITK as sitk
 import torch
 from tiny_model_folder import make_image, make_network, make_plans, write_model, write_pair
 
+from llmreg.engine.refinement import refine
 from llmreg.errors import TooFewFolds, UserError
 from llmreg.geometry import warping
-from llmreg.geometry.arrays import image_to_array
 from llmreg.geometry.field import jacobian_determinant
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.inference.case_reader import ImageInput
 from llmreg.inference.predictor import Predictor, RegistrationOptions
 from llmreg.inference.registration import FADE, Registration
 from llmreg.networks.resolution import pad_to_shape
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import PlacementHints, bring_into_frame
+from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame
 
 CPU = torch.device("cpu")
 FRAME = (slice(FADE, -FADE),) * 3
@@ -41,12 +41,18 @@ def predict(folder: Path, images: tuple[Path, Path], *folds: str, **options: boo
     return Predictor.from_folder(folder, folds, "cpu", RegistrationOptions(**options)).predict(*images)
 
 
+def frame_cases(plans: Plans, images: tuple[Path, Path]) -> list[FramedCase]:
+    """The fixed and the moving image in the frame."""
+    return [
+        bring_into_frame(sitk.ReadImage(str(path)), plans.normalization[modality], plans, PlacementHints(), path)
+        for path, modality in zip(images, (plans.fixed_modality, plans.moving_modality), strict=True)
+    ]
+
+
 def network_flow(plans: Plans, images: tuple[Path, Path], seed: int = 0, strength: float = 0.5) -> np.ndarray:
     """What the network of a fold predicts on the frame, (z, y, x, 3) in voxels."""
     volumes = []
-    for path, modality in zip(images, (plans.fixed_modality, plans.moving_modality), strict=True):
-        image = sitk.ReadImage(str(path))
-        case = bring_into_frame(image, plans.normalization[modality], plans, PlacementHints(), path)
+    for case in frame_cases(plans, images):
         padded, crop = pad_to_shape(case.image, plans.configuration("full").padded_size[::-1])
         volumes.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None])
     fixed, moving = volumes
@@ -66,7 +72,8 @@ def test_the_network_warps_the_moving_image_onto_the_fixed_one(folder: Path, ima
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(in_voxels(registration, plans), expected, atol=1e-4)
     assert not np.allclose(network_flow(plans, images[::-1]), expected, atol=0.1)
-    assert Grid.from_image(registration.warped).same_as(Grid.from_image(sitk.ReadImage(str(images[0]))))
+    for image, path in ((registration.warped, images[0]), (registration.moving, images[1])):
+        assert Grid.from_image(image).same_as(Grid.from_image(sitk.ReadImage(str(path))))
 
 
 def test_points_go_through_frame_and_field_into_the_moving_image(folder: Path, images: tuple[Path, Path]) -> None:
@@ -145,13 +152,29 @@ def test_refinement_moves_the_moving_image(tmp_path: Path) -> None:
     fixed = make_image(plans.frame, 3)
     moving = sitk.Image(fixed)
     moving.SetOrigin(np.add(fixed.GetOrigin(), (4.0, 0.0, 0.0)).tolist())
-    options = RegistrationOptions(refine=40)
+    options = RegistrationOptions(refine=15)
     same = ImageInput(moving, modality="MR")
     registration = Predictor.from_folder(folder, None, CPU, options).predict(ImageInput(fixed, modality="MR"), same)
     assert registration.refined is not None
     assert registration.refined[1] < registration.refined[0]
     shift = registration.deformation.vectors[FRAME][4:8, 6:10, 5:9].mean(axis=(0, 1, 2))
     np.testing.assert_allclose(shift, (4.0, 0.0, 0.0), atol=1.5)
+
+
+def test_refinement_knows_what_each_image_shows(folder: Path, images: tuple[Path, Path], tmp_path: Path) -> None:
+    plans = make_plans()
+    sitk.WriteImage(sitk.ReadImage(str(images[1]))[:, :9], str(tmp_path / "half.nii.gz"))
+    images = (images[0], tmp_path / "half.nii.gz")
+    fixed, moving = frame_cases(plans, images)
+    assert (fixed.seen != moving.seen).any()
+    flow = torch.from_numpy(network_flow(plans, images)).permute(3, 0, 1, 2)[None].contiguous()
+    tensors = [torch.from_numpy(case.image)[None, None] for case in (fixed, moving)]
+    tensors += [torch.from_numpy(case.seen)[None] for case in (fixed, moving)]
+    expected = refine(flow, *tensors, plans.loss, 8)
+    registration = predict(folder, images, "0", refine=8)
+    assert registration.refined == pytest.approx((expected.before, expected.after), rel=1e-4)
+    refined = expected.flow[0].permute(1, 2, 3, 0).numpy()
+    np.testing.assert_allclose(in_voxels(registration, plans), refined, atol=1e-2)
 
 
 def test_a_diffeomorphic_field_is_near_the_free_one_and_folds_nowhere(folder: Path, images: tuple[Path, Path]) -> None:

@@ -13,11 +13,10 @@ from smooth import smooth_noise
 from llmreg import Registration
 from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import BadArgument, UnknownName
-from llmreg.geometry.arrays import array_to_image, image_to_array
 from llmreg.geometry.field import DisplacementField, fade_outside, jacobian_determinant
-from llmreg.geometry.grid import Grid
-from llmreg.images.field_formats import FIELD_FORMATS
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.images.fields import read_field
+from llmreg.images.formats import FIELD_FORMATS
 from llmreg.images.image_files import read_image
 from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS
 
@@ -84,6 +83,20 @@ def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tm
     np.testing.assert_allclose(image_to_array(read_image(tmp_path / files["uncertainty"])), 1.5, rtol=1e-3)
     determinant = jacobian_determinant(read_field(tmp_path / files["field"]))
     np.testing.assert_allclose(image_to_array(read_image(tmp_path / files["jacobian"])), determinant, atol=1e-3)
+
+
+def test_what_the_field_looks_at_in_the_moving_image_is_seen(pair: Registration) -> None:
+    """Points whose lookup lies inside or outside the moving image by more than rounding."""
+    seen = image_to_array(pair.seen)
+    grid, moving = Grid.from_image(pair.fixed), Grid.from_image(pair.moving)
+    points = pair.warp_points(grid.physical_points().reshape(-1, 3))
+    index = moving.physical_to_index(points).reshape(*grid.shape, 3)
+    # Distance from the border of the field of view, which ends half a voxel beyond the outermost centres.
+    depth = np.minimum(index + 0.5, np.array(moving.size) - 0.5 - index).min(axis=-1)
+    assert (depth > 0.1).any()
+    assert (depth < -0.1).any()
+    assert (seen[depth > 0.1] == 1).all()
+    assert (seen[depth < -0.1] == 0).all()
 
 
 def test_landmarks_come_back_by_the_inverse(pair: Registration) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.fast_layers import Conv3d
+from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d, choose_memory_format
 
 
 def _pair(incoming: int, **options: int | bool) -> tuple[Conv3d, nn.Conv3d]:
@@ -33,13 +33,33 @@ def test_it_is_pytorchs_convolution(shape: tuple[int, ...], options: dict) -> No
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_small_volumes_take_the_other_way_in_float32_alone() -> None:
-    conv, image = Conv3d(4, 6, 3, padding=1), torch.randn(1, 4, 6, 5, 7)
-    assert conv._is_slow(image)
+def test_under_autocast_it_computes_in_bfloat16() -> None:
+    ours, plain = _pair(4)
+    image = torch.randn(1, 4, 6, 5, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not conv._is_slow(image)
-        assert conv(image).dtype == torch.bfloat16
-    assert not conv._is_slow(torch.randn(1, 4, 80, 80, 2))
+        output, expected = ours(image), plain(image)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_normalization_is_pytorchs(affine: bool) -> None:
+    ours, plain = InstanceNorm3d(3, affine=affine), nn.InstanceNorm3d(3, affine=affine)
+    if affine:
+        for parameter in ours.parameters():
+            nn.init.normal_(parameter)
+    plain.load_state_dict(ours.state_dict())
+    features = torch.randn(2, 3, 4, 5, 6) * 3 + 1
+    torch.testing.assert_close(ours(features), plain(features), rtol=1e-4, atol=1e-5)
+
+
+def test_the_memory_format_changes_no_number() -> None:
+    network = nn.Sequential(Conv3d(2, 4, 3, padding=1), Conv3d(4, 2, 3, padding=1))
+    image = torch.randn(1, 2, 6, 6, 6)
+    before, weights = network(image), {name: value.clone() for name, value in network.state_dict().items()}
+    choose_memory_format(network, torch.device("cpu"))
+    torch.testing.assert_close(network(image), before, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 def test_parts_are_convolved_as_their_concatenation() -> None:

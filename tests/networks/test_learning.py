@@ -17,10 +17,10 @@ from llmreg.networks.resolution import GridNetwork
 SIZE, STEPS, TOLERANCE = 32, 150, 0.3
 # The smallest settings of each network and a learning rate that suits it; other networks take their default settings.
 SMALLEST: dict[str, tuple[dict[str, Any], float]] = {
-    "llm_morph": ({"width": 4, "token_width": 32, "blocks": "adapters", "cost_volume": 1}, 5e-3),
+    "llm_morph": ({"width": 4, "token_width": 32, "blocks": "adapters", "cost_volume": 1}, 2e-3),
     "voxelmorph": ({"size": "small"}, 5e-3),
     "dual_pyramid": ({"width": 4}, 5e-3),
-    "transmorph": ({"stages": 3, "drop_path": 0.0}, 5e-4),
+    "transmorph": ({"stages": 3, "drop_path": 0.0}, 3e-3),
     "mambamorph": ({"features": False}, 1e-3),
 }
 # From a voxel of the fixed image to the same place in the moving one, (x, y, z).

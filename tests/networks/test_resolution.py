@@ -56,7 +56,7 @@ def test_a_velocity_is_followed_at_the_networks_own_resolution() -> None:
 
 
 def test_unmoved_images_have_zero_flows_of_both_resolutions() -> None:
-    flow, full = GridNetwork(Echo(SHAPE, "displacement"), 2).unmoved(torch.rand(2, 1, 6, 8, 10))
+    flow, full = GridNetwork(Echo(SHAPE, "displacement"), 2).zero_flows(torch.rand(2, 1, 6, 8, 10))
     assert (flow.shape, full.shape) == ((2, 3, *SHAPE), (2, 3, 6, 8, 10))
     assert not flow.any()
     assert not full.any()

@@ -1,38 +1,12 @@
+"""Plans round trip through their file, name what is wrong in it, and have digests of what matters."""
+
 import json
 
 import pytest
 
-from llmreg.devices import Machine
-from llmreg.errors import UserError
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.errors import BadAssignment, BadPlans, NotPrepared, UserError
 from llmreg.networks.registry import NETWORKS, network_settings
-from llmreg.plans.overrides import override
-from llmreg.plans.plans import Plans, parse_plans, read_plans, write_plans
-from llmreg.preprocessing.planning.effort import Budget
-from llmreg.preprocessing.planning.sizes import plan_configuration
-
-
-@pytest.fixture
-def plans() -> Plans:
-    budget = Budget(Machine("cpu", 16, 2, False))
-    full, half = (plan_configuration((80, 96, 80), factor, LLMMorphSettings(), budget) for factor in (1, 2))
-    return Plans.model_validate(
-        {
-            "dataset_name": "Dataset001_X",
-            "plans_name": "default",
-            "spacing": (2, 2, 2),
-            "size": (80, 96, 80),
-            "centre": (0, 0, 0),
-            "fixed_modality": 0,
-            "moving_modality": 1,
-            "labels": {1: "liver"},
-            "normalization": {0: {"modality": "MR", "scheme": "percentiles", "lower": 0, "upper": 95}},
-            "prealignment": {"method": "affine", "reference_case": "X_0001_0000"},
-            "configurations": {"full": full, "half": half},
-            "default_configuration": "half",
-            "reasons": {},
-        }
-    )
+from llmreg.plans.plans import Plans, find_plans, override, parse_plans, plans_path, read_plans, write_plans
 
 
 def test_plans_round_trip_through_their_file(plans, tmp_path):
@@ -118,6 +92,45 @@ def test_a_name_that_no_folder_can_have_is_refused(plans, name):
         added(plans, name)
 
 
+@pytest.mark.parametrize("name", NETWORKS.names)
+def test_plans_of_every_network_round_trip_and_have_a_digest_of_their_own(plans, tmp_path, name):
+    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS.names}
+    write_plans(tmp_path / "plans.json", of[name])
+    assert read_plans(tmp_path / "plans.json") == of[name]
+    assert [other for other in NETWORKS.names if of[other].digest() == of[name].digest()] == [name]
+
+
+def test_plans_that_do_not_name_their_network_are_llm_morphs(plans):
+    content = plans.model_dump(mode="json")
+    del content["network"]["name"]
+    assert parse_plans(content, "plans.json") == plans
+    assert parse_plans({key: value for key, value in content.items() if key != "network"}, "plans.json") == plans
+
+
+def test_only_configurations_that_exist_are_given(plans):
+    assert plans.configuration("half").downsampling == 2
+    with pytest.raises(UserError, match="quarter"):
+        plans.configuration("quarter")
+    with pytest.raises(UserError, match="plans"):
+        parse_plans({"nonsense": 1}, "plans.json")
+
+
+def test_plans_are_found_by_their_name(plans, tmp_path):
+    assert (plans_path(tmp_path, "default").name, plans_path(tmp_path, "mine").name) == (
+        "plans.json",
+        "plans_mine.json",
+    )
+    with pytest.raises(NotPrepared) as missing:
+        find_plans(tmp_path, "mine")
+    assert (missing.value.step, missing.value.dataset) == ("plan", tmp_path.name)
+    write_plans(tmp_path / "plans.json", plans)
+    assert find_plans(tmp_path, "default") == plans
+    write_plans(tmp_path / "plans_mine.json", plans)
+    with pytest.raises(BadPlans) as refused:
+        find_plans(tmp_path, "mine")
+    assert refused.value.key == "plans_name"
+
+
 def test_other_layers_of_the_language_model_drop_the_digest_of_these(plans):
     pinned = override(plans, ['network.llm.sha256="abc"'], "pinned")
     assert pinned.network.llm.sha256 == "abc"
@@ -135,21 +148,6 @@ def test_overrides_make_a_named_copy_with_another_digest(plans):
     assert override(plans, ["spacing=[3,3,3]"], "coarse").volumes_digest() != plans.volumes_digest()
 
 
-@pytest.mark.parametrize("name", NETWORKS.names)
-def test_plans_of_every_network_round_trip_and_have_a_digest_of_their_own(plans, tmp_path, name):
-    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS.names}
-    write_plans(tmp_path / "plans.json", of[name])
-    assert read_plans(tmp_path / "plans.json") == of[name]
-    assert [other for other in NETWORKS.names if of[other].digest() == of[name].digest()] == [name]
-
-
-def test_plans_that_do_not_name_their_network_are_llm_morphs(plans):
-    content = plans.model_dump(mode="json")
-    del content["network"]["name"]
-    assert parse_plans(content, "plans.json") == plans
-    assert parse_plans({key: value for key, value in content.items() if key != "network"}, "plans.json") == plans
-
-
 def test_a_baselines_keys_are_set_and_refused_by_their_path(plans):
     pyramid = plans.model_copy(update={"network": network_settings("dual_pyramid")})
     assert override(pyramid, ["network.width=4"], "x").network == network_settings("dual_pyramid", width=4)
@@ -163,17 +161,22 @@ def test_a_baselines_keys_are_set_and_refused_by_their_path(plans):
             override(pyramid, [wrong], "x")
 
 
-@pytest.mark.parametrize(
-    "wrong", ["loss.smoothness", "los.smoothness=1", "loss.smooth=1", "loss.smoothness=-1", "plans_name=y"]
-)
-def test_a_wrong_override_is_refused(plans, wrong):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize("wrong", ["loss.smoothness", "los.smoothness=1", "loss.dice.more=1", "plans_name=y"])
+def test_an_assignment_that_cannot_be_made_is_refused(plans, wrong):
+    with pytest.raises(BadAssignment) as refused:
         override(plans, [wrong], "x")
+    assert refused.value.assignment == wrong
 
 
-def test_only_configurations_that_exist_are_given(plans):
-    assert plans.configuration("half").downsampling == 2
-    with pytest.raises(UserError, match="quarter"):
-        plans.configuration("quarter")
-    with pytest.raises(UserError, match="plans"):
-        parse_plans({"nonsense": 1}, "plans.json")
+@pytest.mark.parametrize(
+    ("wrong", "key"), [("loss.smoothness=-1", "loss.smoothness"), ("loss.smooth=1", "loss.smooth")]
+)
+def test_a_value_or_key_that_plans_do_not_have_is_refused(plans, wrong, key):
+    with pytest.raises(BadPlans) as refused:
+        override(plans, [wrong], "x")
+    assert refused.value.key == key
+
+
+def test_values_that_are_not_json_are_text(plans):
+    assert override(plans, ["training.schedule=constant"], "x").training.schedule == "constant"
+    assert override(plans, ['training.schedule="constant"'], "x").training.schedule == "constant"

@@ -16,8 +16,7 @@ from rewritten import recompress
 from llmreg.data.dataset import Case, Dataset, Pair
 from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
-from llmreg.geometry.arrays import array_to_image
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import write_image
 from llmreg.preprocessing import fingerprint as module
 from llmreg.preprocessing.fingerprint import (
@@ -28,7 +27,6 @@ from llmreg.preprocessing.fingerprint import (
     measure_pair,
     read_fingerprint,
     sample_pairs,
-    write_fingerprint,
 )
 
 MODALITIES = {0: "MR", 1: "CT"}
@@ -66,17 +64,17 @@ def boxes(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def dataset_of(cases: list[Case], **changes) -> Dataset:
-    content = dict(
-        id=1,
-        name="Dataset001_Toy",
-        folder=Path("."),
-        modalities=MODALITIES,
-        labels=LABELS,
-        fixed_modality=0,
-        moving_modality=1,
-        pairing="unpaired",
-        cases=tuple(cases),
-    )
+    content = {
+        "id": 1,
+        "name": "Dataset001_Toy",
+        "folder": Path("."),
+        "modalities": MODALITIES,
+        "labels": LABELS,
+        "fixed_modality": 0,
+        "moving_modality": 1,
+        "pairing": "unpaired",
+        "cases": tuple(cases),
+    }
     return Dataset(**(content | changes))
 
 
@@ -92,7 +90,7 @@ def test_structures_are_those_of_a_plain_loop(oblique: Grid, tmp_path: Path) -> 
     assert set(found.label_volumes) == set(found.label_centroids) == set(found.structure_intensities) == {1, 7}
     for label in (1, 7):
         assert found.label_volumes[label] == pytest.approx(len(places[label]) * 1.0 * 1.5 * 3.0 / 1000)
-        assert found.voxels(label) == pytest.approx(len(places[label]))
+        assert 1000 * found.label_volumes[label] / np.prod(found.spacing) == pytest.approx(len(places[label]))
         np.testing.assert_allclose(found.label_centroids[label], np.mean(places[label], axis=0), atol=1e-4)
         np.testing.assert_allclose(
             found.structure_intensities[label], np.percentile(values[label], PERCENTILES), rtol=1e-6
@@ -119,7 +117,7 @@ def test_axes_are_told_as_stored_and_as_turned(tmp_path: Path) -> None:
     found = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
     assert found.orientation == "IAL"
     assert (found.size, found.spacing) == ([11, 10, 9], pytest.approx([4, 2, 1]))
-    assert found.anisotropy == pytest.approx(4)
+    assert max(found.spacing) / min(found.spacing) == pytest.approx(4)
     turned = Grid.from_dict(found.grid)
     assert turned.size == (11, 10, 9)
     # The same volume.
@@ -172,6 +170,14 @@ def test_a_pure_shift_is_displacement_without_deformation(oblique: Grid, tmp_pat
     assert (same.dice, same.displacement_mm, same.deformation_mm, same.field_of_view_overlap) == pytest.approx(
         (1, 0, 0, 1), abs=1e-6
     )
+
+
+def test_the_overlap_is_the_share_of_the_fixed_field_of_view(tmp_path: Path) -> None:
+    small, large = (Grid((n, 12, 12), (2.0, 2.0, 2.0), (0.0, 0, 0)) for n in (10, 20))
+    inner = write_case(tmp_path, "Toy_0001_0000", small, None)
+    outer = write_case(tmp_path, "Toy_0002_0001", large, None)
+    assert compared(tmp_path, inner, outer).field_of_view_overlap == pytest.approx(1)
+    assert compared(tmp_path, outer, inner).field_of_view_overlap == pytest.approx(0.5, abs=0.05)
 
 
 def test_structures_that_part_are_deformation_as_well(tmp_path: Path) -> None:
@@ -378,14 +384,14 @@ def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, la
 
 def test_it_round_trips_through_its_file(dataset: Dataset, tmp_path: Path) -> None:
     found = extract_fingerprint(dataset, 1)
-    write_fingerprint(tmp_path / "f.json", found)
+    (tmp_path / "f.json").write_text(found.model_dump_json())
     assert read_fingerprint(tmp_path / "f.json") == found
 
 
 @pytest.mark.parametrize("old", ["annotated_cases", "pairs", "cases"])
 def test_a_file_of_another_version_is_one_sentence(dataset: Dataset, tmp_path: Path, old: str) -> None:
     path = tmp_path / "f.json"
-    write_fingerprint(path, extract_fingerprint(replace(dataset, cases=dataset.cases[:2]), 1))
+    path.write_text(extract_fingerprint(replace(dataset, cases=dataset.cases[:2]), 1).model_dump_json())
     content = read_json(path)
     del content[old]
     write_json(path, content)

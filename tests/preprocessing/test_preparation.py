@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from markupsafe import escape
-from matplotlib.image import imread
 from rewritten import recompress
+from simulated_studies import GPU, brain
+from toy_dataset import CASES, NAME, write_raw
 
 from llmreg.data.dataset import Dataset
+from llmreg.data.splits import make_splits
 from llmreg.errors import BadPlans, EditedPlans, NotPrepared, UserError
 from llmreg.files import read_json, write_json
-from llmreg.geometry.arrays import array_to_image
 from llmreg.geometry.grid import Grid
-from llmreg.images.image_files import write_image
-from llmreg.plans.plans import Plans, plans_path, read_plans
+from llmreg.plans.plans import Plans, plans_path, read_plans, write_plans
 from llmreg.preprocessing import preparation
 from llmreg.preprocessing.plan_report import REPORT_FILE
 from llmreg.preprocessing.planning.planner import PlannerOverrides
+from llmreg.preprocessing.preparation import (
+    check_unedited,
+    complete_plans,
+    digest_inputs,
+    list_changes,
+    read_existing,
+)
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
-
-NAME = "Dataset001_Toy"
-MODALITIES = {"0": "MR <3T> & more", "1": "CT"}
-CASES = [f"Toy_{subject:04d}_{modality:04d}" for subject in (1, 2, 3) for modality in (0, 1)]
-
-
-def write_raw(home: Path, spacing: float = 6.0, labelled: bool = True) -> None:
-    """Three people with two organs, each in MR and CT, every image on a grid of its own."""
-    folder = home / "raw" / NAME
-    for name in CASES:
-        rng = np.random.default_rng(int(name[4:8]))
-        grid = Grid.from_centre(
-            np.round(np.array((150, 132, 120)) / spacing), [spacing] * 3, rng.uniform(-40, 40, 3) * (1, 1, 0)
-        )
-        points = grid.physical_points() - grid.centre - rng.uniform(-8, 8, 3)
-        labels = np.zeros(grid.shape, np.uint8)
-        labels[(((points - (25, 0, 10)) / (20, 25, 20)) ** 2).sum(-1) < 1] = 1
-        labels[(((points - (-25, -5, -15)) / (20, 18, 25)) ** 2).sum(-1) < 1] = 2
-        body = ((points / (60, 50, 200)) ** 2).sum(-1) < 1
-        tissues = ((0, 300, 500, 700), (-1000, 20, 90, 150))[int(name[-1])]
-        values = np.array(tissues)[np.where(body, labels + 1, 0)] + 8 * rng.standard_normal(grid.shape) * body
-        write_image(array_to_image(values.astype(np.int16), grid), folder / f"imagesTr/{name}.nii.gz")
-        if labelled:
-            write_image(array_to_image(labels, grid), folder / f"labelsTr/{name}.nii.gz")
-    content = {
-        "name": "Toy",
-        "modality": MODALITIES,
-        "labels": {"background": 0, "one": 1, "two": 2},
-        "registration_direction": {"fixed": 0, "moving": 1},
-        "pairings": "unpaired",
-        "training": [{"image": f"./imagesTr/{name}.nii.gz"} for name in CASES],
-    }
-    write_json(folder / "dataset.json", content)
 
 
 class Toy:
@@ -320,7 +291,7 @@ def test_the_whole_way_and_its_report(tmp_path: Path, monkeypatch: pytest.Monkey
         middle = np.mean(np.argwhere(seen), axis=0) - (np.array(plans.frame.shape) - 1) / 2
         assert np.abs(middle).max() * plans.spacing[0] < 20
     assert (plans.loss.dice, plans.loss.similarity) == ((1, 0) if labelled else (0, 1))
-    check_report((tmp_path / "preprocessed" / NAME / REPORT_FILE).read_text(encoding="utf-8"), plans)
+    assert (tmp_path / "preprocessed" / NAME / REPORT_FILE).exists()
 
 
 def check_seen(seen: np.ndarray, record: dict[str, Any], frame: Grid) -> None:
@@ -333,17 +304,71 @@ def check_seen(seen: np.ndarray, record: dict[str, Any], frame: Grid) -> None:
     assert (there == near).mean() > 0.8
 
 
-def check_report(page: str, plans: Plans) -> None:
-    assert "&lt;3T&gt;" in page
-    assert "<3T>" not in page
-    for decision, reason in plans.reasons.items():
-        assert f"<td>{decision}</td><td>{escape(reason)}</td>" in page
-    sections = dict(re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>|</body>)", page, re.DOTALL))
-    for name in ("Intensities", "The common frame"):
-        (picture,) = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]*)"', sections[name])
-        pixels = imread(io.BytesIO(base64.b64decode(picture, validate=True)), format="png")
-        assert min(pixels.shape[:2]) > 100
-        assert pixels[..., :3].std() > 0.01
-    # Nothing is loaded from elsewhere.
-    assert all(link.startswith("data:") for link in re.findall(r'(?:src|href|data|action)="([^"]*)"', page))
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r"base64,[^\"]*", "", page))
+def digests(**changes) -> dict[str, str]:
+    study = brain()
+    inputs = {
+        "dataset": study.dataset,
+        "fingerprint": study.fingerprint,
+        "splits": make_splits(study.dataset),
+        "machine": GPU,
+        "overrides": PlannerOverrides(),
+    }
+    return digest_inputs(**(inputs | changes))
+
+
+@pytest.fixture
+def plans() -> Plans:
+    return complete_plans(Path("plans.json"), brain().plans(), None, digests())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"dataset": replace(brain().dataset, pairing="intra_subject")}, "dataset.json"),
+        ({"fingerprint": brain(9.0).fingerprint}, "the fingerprint"),
+        ({"splits": make_splits(brain().dataset)[:1]}, "splits.json"),
+        ({"machine": replace(GPU, memory_gb=8)}, "the memory to plan for"),
+        ({"overrides": PlannerOverrides(configuration="half")}, "the options"),
+    ],
+)
+def test_each_input_is_named_when_it_changed(plans: Plans, changes: dict, name: str) -> None:
+    assert list_changes(plans, digests()) == ""
+    assert list_changes(plans, digests(**changes)) == name
+
+
+def test_inputs_are_recognised_whatever_an_earlier_version_called_them(plans: Plans) -> None:
+    renamed = {f"formerly {name}": digest for name, digest in plans.planned.inputs.items()}
+    earlier = plans.model_copy(update={"planned": plans.planned.model_copy(update={"inputs": renamed})})
+    assert list_changes(earlier, digests()) == ""
+    assert list_changes(plans.model_copy(update={"planned": None}), digests()).count(",") == len(digests()) - 1
+
+
+def test_edits_are_found_but_added_configurations_are_none(plans: Plans) -> None:
+    added = {**plans.configurations, "mine": plans.configurations["half"]}
+    check_unedited({Path("plans.json"): plans.model_copy(update={"configurations": added})}, "the options")
+    edited = plans.model_copy(update={"loss": plans.loss.model_copy(update={"smoothness": 0.3})})
+    with pytest.raises(EditedPlans) as refused:
+        check_unedited({Path("a.json"): plans, Path("b.json"): edited}, "the options")
+    assert (refused.value.path, refused.value.changes) == (Path("b.json"), "the options")
+    with pytest.raises(EditedPlans):
+        check_unedited({Path("a.json"): plans.model_copy(update={"planned": None})}, "the options")
+
+
+def test_added_configurations_survive_unless_the_new_grid_is_too_large_for_them(plans: Plans) -> None:
+    mine = {**plans.configurations, "mine": plans.configurations["half"]}
+    existing = plans.model_copy(update={"configurations": mine})
+    assert "mine" in complete_plans(Path("plans.json"), plans, existing, {}).configurations
+    larger = plans.model_copy(update={"size": (200, 300, 200), "configurations": {}})
+    with pytest.raises(BadPlans, match="mine"):
+        complete_plans(Path("plans.json"), larger, existing, {})
+
+
+def test_unreadable_plans_are_no_obstacle_where_they_are_replaced(plans: Plans, tmp_path: Path) -> None:
+    path = tmp_path / "plans.json"
+    assert read_existing(path, replace=False) is None
+    write_plans(path, plans)
+    assert read_existing(path, replace=False) == plans
+    path.write_text("{}")
+    assert read_existing(path, replace=True) is None
+    with pytest.raises(UserError):
+        read_existing(path, replace=False)

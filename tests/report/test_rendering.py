@@ -44,7 +44,7 @@ def test_small_volumes_have_finer_lines() -> None:
 def test_contours_have_their_labels_colours_and_dashes_are_a_part_of_them() -> None:
     labels = np.zeros((20, 20), np.int32)
     labels[4:16, 3:12], labels[6:9, 12:18] = 1, 5
-    solid, dashed = (rendering.contours(labels, FINER, dashed) for dashed in (False, True))
+    solid, dashed = (rendering.contours(labels, FINER, dashed=dashed) for dashed in (False, True))
     lines = rendering.outlines(labels, FINER)
     for label in (1, 5):
         assert (solid[lines == label] == (*rendering.colour_of(label), 255)).all()

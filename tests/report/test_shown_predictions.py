@@ -36,7 +36,10 @@ def test_the_worst_and_the_best_on_average_over_methods_are_shown_worst_first() 
 
 def test_a_pair_that_one_method_lacks_is_shown_of_the_others() -> None:
     shown = select_pairs([results("one", {"a": 0.9}), results("other", {"a": 0.9, "b": 0.5})], 5)
-    assert [[prediction is not None for prediction in pair.predictions] for pair in shown] == [[False, True], [True, True]]
+    assert [[prediction is not None for prediction in pair.predictions] for pair in shown] == [
+        [False, True],
+        [True, True],
+    ]
 
 
 def test_pairs_without_scores_keep_their_order_and_come_last() -> None:

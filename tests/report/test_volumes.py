@@ -8,8 +8,7 @@ import SimpleITK as sitk
 from tiny_predictions import write_predictions
 
 from llmreg.errors import UserError
-from llmreg.geometry.arrays import array_to_image, image_to_array, orient_to_lps
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to_lps
 from llmreg.images.image_files import read_image
 from llmreg.images.itk import write_with_itk
 from llmreg.predictions import PredictedPair

@@ -24,8 +24,7 @@ from zipped_models import (
 from llmreg.commands import export_model
 from llmreg.engine.templates import read_templates
 from llmreg.inference.models import load_model
-from llmreg.plans.overrides import override
-from llmreg.plans.plans import write_plans
+from llmreg.plans.plans import override, write_plans
 from llmreg.preprocessing.common_frame import read_reference
 from llmreg.sharing import exporting, installing
 from llmreg.training import checkpoints

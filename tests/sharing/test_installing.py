@@ -33,7 +33,7 @@ from zipped_models import (
 
 from llmreg.commands import install_model
 from llmreg.errors import UserError
-from llmreg.plans.overrides import override
+from llmreg.plans.plans import override
 from llmreg.sharing import installing
 
 

@@ -39,7 +39,7 @@ PROGRAM = """
 
     from llmreg.similarity.loss_settings import LossSettings
     from llmreg.similarity.registry import LOSS_TERMS, Prediction
-    from llmreg.training.objective import compute_terms, sum_terms
+    from llmreg.similarity.loss_settings import compute_terms, measure_image_match, sum_terms
 
     loss = LossSettings.model_validate(
         {"dice": 0, "smoothness": 0, "terms": {"distance": {"weight": 3.0, "power": 1.0}}}
@@ -49,6 +49,11 @@ PROGRAM = """
     assert loss.uses_unlabelled_pairs
     flow = random_flow()
     terms = compute_terms(Prediction(make_batch(), flow, flow), loss)
+    both = LossSettings.model_validate({"similarity": 1.0, "terms": loss.model_dump()["terms"]})
+    prediction = Prediction(make_batch(), flow, flow)
+    values = compute_terms(prediction, both)
+    weighted_mean = (values["similarity"] + 3 * values["distance"]) / 4
+    torch.testing.assert_close(measure_image_match(prediction, both), weighted_mean.item())
     print(*LOSS_TERMS.names, *terms, terms["distance"].item(), sum_terms(terms, loss).item())
 """
 

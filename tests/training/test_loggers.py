@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from llmreg.errors import MissingPackage
-from llmreg.training import progress
+from llmreg.training import loggers
 from llmreg.training.loggers import (
     PLOT_SECONDS,
     FolderLogger,
@@ -37,16 +38,16 @@ def test_the_folders_picture_is_drawn_now_and_then_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr(progress, "plot", lambda folder, rows: drawn.append(len(rows)))
+    monkeypatch.setattr(loggers, "plot", lambda folder, rows: drawn.append(len(rows)))
     now = 0.0
-    progress.write_log(tmp_path, [ROW | {"epoch": epoch} for epoch in (1, 2, 3)])
+    loggers.write_log(tmp_path, [ROW | {"epoch": epoch} for epoch in (1, 2, 3)])
     logger = FolderLogger(tmp_path, 2, clock=lambda: now)
     for epoch, time in ((3, 1.0), (4, PLOT_SECONDS + 1), (5, PLOT_SECONDS + 2)):
         now = time
         logger.log_epoch(ROW | {"epoch": epoch})
     assert drawn == [4]
     # The third epoch of before was trained again.
-    assert [row["epoch"] for row in progress.read_log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in loggers.read_log(tmp_path)] == [1, 2, 3, 4, 5]
     logger.close()
     logger.close()
     assert drawn == [4, 5]
@@ -145,3 +146,42 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(
 
 def test_folder_and_terminal_are_always_told(tmp_path: Path) -> None:
     assert [type(logger) for logger in open_loggers(tmp_path, (0, 1), [], {})] == [FolderLogger, TerminalLogger]
+
+
+def make_row(epoch: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "loss": 1.0 / epoch,
+        "loss_dice": 0.5 / epoch,
+        "validation_dice": 0.6,
+        "initial_dice": 0.5,
+        "validation_similarity": None,
+        "initial_similarity": None,
+        "validation_folding": 0.1,
+        "learning_rate": 1e-3,
+        "seconds": 3.0,
+        "training_seconds": 2.0,
+    } | changes
+
+
+def test_a_log_is_read_as_it_was_written_up_to_an_epoch(tmp_path: Path) -> None:
+    assert loggers.read_log(tmp_path) == []
+    rows = [make_row(epoch) for epoch in (1, 2, 3)]
+    loggers.write_log(tmp_path, rows)
+    assert loggers.read_log(tmp_path) == rows
+    assert loggers.read_log(tmp_path, 2) == rows[:2]
+    assert loggers.read_log(tmp_path, 0) == []
+    assert len((tmp_path / loggers.LOG_FILE).read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [make_row(1), make_row(2, loss_similarity=0.4)],
+        [make_row(1, validation_dice=None, validation_similarity=0.2)],
+        [make_row(1, validation_dice=None, validation_folding=None)],
+    ],
+)
+def test_a_picture_is_drawn_of_whatever_is_known(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    loggers.plot(tmp_path, rows)
+    assert Image.open(tmp_path / "progress.png").size == (1500, 700)

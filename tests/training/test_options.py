@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from llmreg.commands.train import build_parser
+from llmreg.training.experiment import PlansChoice
 from llmreg.training.options import TrainingOptions
-from llmreg.training.plans_choice import PlansChoice
 
 
 def test_the_command_line_has_the_same_defaults() -> None:

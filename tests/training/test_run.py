@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_fold import ALONE, make_fold, make_plans
 
-from llmreg.errors import NothingToTrainOn, TrainingInterrupted
 from llmreg.training.options import TrainingOptions
-from llmreg.training.run import set_up_run
+from llmreg.training.run import fit_epochs_to_minutes, set_up_run
+from llmreg.training.training_errors import NothingToTrainOn, TrainingInterrupted
 
 OPTIONS = TrainingOptions(workers=0)
 
@@ -71,3 +71,18 @@ def test_a_signal_stops_a_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted) as caught:
         run.stop(15)
     assert (caught.value.exit_code, caught.value.done, caught.value.total) == (143, 5, 6)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0.7, 4), (0.69, 3), (0.01, 1)])
+def test_epochs_that_fit_are_measured_without_a_trace(tmp_path: Path, minutes: float, expected: int) -> None:
+    run = set_up_run(make_plans(), "full", make_fold(tmp_path), OPTIONS, ALONE)
+    optimizer = torch.optim.Adam(run.network.parameters(), lr=0.1)
+    weights = [parameter.detach().clone() for parameter in run.network.parameters()]
+    random_state = torch.get_rng_state()
+    # Without the first step, which takes 50 seconds, the steps take 2, 3, 4 and 9 seconds: 10.5 for an epoch of three.
+    clock = iter((0.0, 50.0, 100.0, 102.0, 200.0, 203.0, 300.0, 304.0, 400.0, 409.0))
+    state = fit_epochs_to_minutes(run, optimizer, minutes, 0, lambda: next(clock))
+    assert state == run.state.model_copy(update={"epochs": expected})
+    assert all(map(torch.equal, run.network.parameters(), weights))
+    assert not optimizer.state
+    assert torch.equal(torch.get_rng_state(), random_state)

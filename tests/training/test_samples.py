@@ -12,17 +12,18 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from tiny_fold import make_plans
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
 from llmreg.errors import NotPrepared
 from llmreg.networks.llm_morph.settings import LLMMorphSettings
 from llmreg.plans.plan_settings import AugmentationSettings, Training
-from llmreg.preprocessing.planning.effort import Budget
-from llmreg.preprocessing.planning.sizes import plan_configuration
+from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
 from llmreg.preprocessing.preprocessed_volumes import read_volume
 from llmreg.training.distributed import DistributedContext
-from llmreg.training.samples import Sampling, TrainingPairs, common_labels, load_batches, load_pair, number_samples
+from llmreg.training.options import FoldData
+from llmreg.training.samples import TrainingPairs, common_labels, load_batches, load_pair, number_samples
 
 SHAPE = (60, 64, 70)
 PAIRS = (Pair("a", "b"), Pair("b", "c"))
@@ -63,9 +64,12 @@ HALF = plan_configuration(SHAPE[::-1], 2, LLMMorphSettings(), Budget(Machine("cp
 UNCHANGED = AugmentationSettings(spatial_probability=0, intensity_probability=0)
 
 
-def training_pairs(folder: Path, pairs: Sequence[Pair] = PAIRS, **sampling: Any) -> TrainingPairs:
-    chosen = Sampling(**({"augmentation": AugmentationSettings(mirror_axes=("x",))} | sampling))
-    return TrainingPairs(folder, pairs, HALF, chosen, (7,))
+def training_pairs(
+    folder: Path, pairs: Sequence[Pair] = PAIRS, *, unlabelled: bool = False, bidirectional: bool = False, **plans: Any
+) -> TrainingPairs:
+    changes = {"augmentation": AugmentationSettings(mirror_axes=("x",)), "loss": {"similarity": int(unlabelled)}}
+    fold = FoldData("0", pairs, (), folder, folder)
+    return TrainingPairs(fold, make_plans({"bidirectional": bidirectional}, **(changes | plans)), HALF)
 
 
 def one_by_one(numbers: range) -> list[list[int]]:

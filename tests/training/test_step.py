@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmreg.plans.plan_settings import Training
-from llmreg.similarity.loss_settings import LossSettings
+from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
 from llmreg.similarity.registry import Prediction
-from llmreg.training.objective import compute_terms, sum_terms
 from llmreg.training.step import Learner, NonFiniteBatch, add_sums, mean_values
 
 SHAPE = (8, 8, 8)

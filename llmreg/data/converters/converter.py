@@ -1,14 +1,25 @@
-"""Dataset converters: what one is, and the registry of them."""
+"""Dataset converters: their registry, and the raw dataset that they write, whose files appear all at once."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from llmreg import paths
+from llmreg.data.dataset import Pair, load_dataset, pairs_among
+from llmreg.errors import BadArgument, BadDownload, NotWritable, UserError
+from llmreg.files import read_json, write_json, write_text
+from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.registry import Registry
 from llmreg.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,3 +46,156 @@ CONVERTERS: Registry[Converter] = Registry(
     "llmreg.converters",
     ("llmreg.data.converters.learn2reg_abdomen_mrct", "llmreg.data.converters.sr_reg"),
 )
+
+TEST_PAIRS, VALIDATION_PAIRS = "test_pairs.csv", "validation_pairs.csv"
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """An image of a download and the case it becomes.
+
+    Attributes:
+        name: of the case.
+        image: the image's file.
+        label: its label map.
+        mask: its foreground.
+        part: the end of the folders' names, as in ``imagesTr`` and ``imagesTs``.
+    """
+
+    name: str
+    image: Path
+    label: Path | None = None
+    mask: Path | None = None
+    part: str = "Tr"
+
+    @property
+    def subject(self) -> str:
+        """The subject's four digits."""
+        return self.name[-9:-5]
+
+    @property
+    def modality(self) -> int:
+        """The modality's number."""
+        return int(self.name[-4:])
+
+    @property
+    def files(self) -> dict[str, tuple[Path, str]]:
+        """The download's files, and their paths in the dataset's folder, by their keys in ``dataset.json``."""
+        files = {"image": self.image, "label": self.label, "mask": self.mask}
+        return {
+            key: (file, f"{key}s{self.part}/{self.name}{DEFAULT_ENDING}")
+            for key, file in files.items()
+            if file is not None
+        }
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """Its entry under ``training`` in ``dataset.json``."""
+        return {key: f"./{path}" for key, (_, path) in self.files.items()}
+
+
+def read_protocol(name: str) -> dict[str, Any]:
+    """Read a division into training and test cases that is installed with llmreg."""
+    return dict(read_json(Path(__file__).parent / "protocols" / name))
+
+
+def check_download(source: Path) -> None:
+    """Raise BadDownload when the download is not a folder."""
+    if not source.is_dir():
+        raise BadDownload(source, "is not a folder", "unpack the download and give the folder that is made")
+
+
+def new_dataset_folder(dataset_id: int, name: str) -> Path:
+    """The folder of a new dataset under ``llmreg_raw``.
+
+    Raises:
+        BadArgument: the id is not of three digits, or is taken.
+    """
+    if not 0 <= dataset_id <= 999:
+        raise BadArgument(
+            "dataset_id", f"The dataset id {dataset_id} has more than three digits: choose one from 1 to 999."
+        )
+    raw = paths.raw_folder()
+    taken = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
+    if taken:
+        raise BadArgument("dataset_id", f"{taken[0]} exists already: remove it, or choose another dataset id.")
+    return raw / f"Dataset{dataset_id:03d}_{name}"
+
+
+def write_raw_dataset(
+    folder: Path,
+    images: Sequence[RawImage],
+    description: Mapping[str, Any],
+    validation: Sequence[Pair] = (),
+    test: Sequence[Pair] = (),
+) -> None:
+    """Write a dataset's folder: images, label maps, masks, ``dataset.json`` and tables of pairs for ``llmreg_predict``.
+
+    Args:
+        folder: from :func:`new_dataset_folder`.
+        images: all images; those of a held-out subject that are in no pair are left out: nothing may learn from them.
+        description: ``dataset.json`` without the lists of cases.
+        validation: pairs whose subjects are kept out of training, as ``registration_val``.
+        test: the same as ``registration_test``.
+
+    Raises:
+        NotWritable: the folder cannot be written.
+        UserError: a file of the download cannot be read.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    except OSError as error:
+        raise NotWritable(folder, error.strerror or str(error)) from error
+    path_of = {image.name: image.files["image"][1] for image in images}
+    held_out = {name for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
+    subjects = {image.subject for image in images if image.name in held_out}
+    training = [image for image in images if image.subject not in subjects]
+    used = [image for image in images if image.name in held_out or image.subject not in subjects]
+    # The hidden folder has the dataset's name, so that the dataset can be loaded before it is moved to its place.
+    unfinished = temporary / folder.name
+    try:
+        for source, target in tqdm([pair for image in used for pair in image.files.values()], "Link", unit="file"):
+            _link_or_copy(source, unfinished / target)
+        write_json(
+            unfinished / "dataset.json",
+            dict(description)
+            | {
+                "training": {
+                    str(modality): [image.entry for image in training if image.modality == modality]
+                    for modality in sorted({image.modality for image in training})
+                },
+                "registration_val": _list_pairs(validation, path_of),
+                "registration_test": _list_pairs(test, path_of),
+            },
+        )
+        for name, pairs in ((VALIDATION_PAIRS, validation), (TEST_PAIRS, test)):
+            if pairs:
+                rows = [f"{path_of[pair.fixed]},{path_of[pair.moving]}\n" for pair in pairs]
+                write_text(unfinished / name, "fixed,moving\n" + "".join(rows))
+        dataset = load_dataset(unfinished)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    pairs = pairs_among(dataset, [image.name for image in training])
+    log.info(
+        "%s: %d pairs to train on, %d to validate and %d to test with.", folder, len(pairs), len(validation), len(test)
+    )
+
+
+def _list_pairs(pairs: Iterable[Pair], path_of: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"fixed": f"./{path_of[pair.fixed]}", "moving": f"./{path_of[pair.moving]}"} for pair in pairs]
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link, which takes no space, or a copy where the disk or the file's owner forbids links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A symbolic link is resolved: it may be relative, and would lead nowhere from the new folder.
+    source = source.resolve()
+    try:
+        os.link(source, target)
+    except OSError:
+        try:
+            shutil.copy2(source, target)
+        except OSError as error:
+            raise UserError(f"{source} cannot be copied to {target}: {error.strerror}.") from error

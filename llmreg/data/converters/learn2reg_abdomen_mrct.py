@@ -1,7 +1,5 @@
 """Learn2Reg's AbdomenMRCT: eight subjects with MR and CT, and others with MR (CHAOS) or CT (BCV) alone."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +9,9 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from llmreg.data.converters.converter import CONVERTERS, Converter
-from llmreg.data.converters.raw_folder import (
+from llmreg.data.converters.converter import (
+    CONVERTERS,
+    Converter,
     RawImage,
     check_download,
     new_dataset_folder,
@@ -59,7 +58,7 @@ class Options(Settings):
     protocol: Protocol = Field(
         default="paper",
         description="paper: every MR with every CT, 10 of each for testing (default); learn2reg: the images of one "
-        "person, the official validation pairs held out",
+        "subject, the official validation pairs held out",
     )
 
 
@@ -77,7 +76,7 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
 
     Raises:
         BadDownload: the folder is not the download, or has too few images.
-        DatasetExists: the id is taken.
+        BadArgument: the id is taken.
     """
     protocol = options.protocol
     check_download(source)
@@ -93,6 +92,7 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
                 "give the folder of the unpacked AbdomenMRCT download",
             )
     official = _read_challenge(source)
+    labels = (label_table(official.labels, description_file(source)) if official is not None else {}) or _LABELS
     description = {
         "name": _NAME[protocol],
         "description": "AbdomenMRCT of Learn2Reg (https://learn2reg.grand-challenge.org), converted by llmreg; the "
@@ -100,7 +100,7 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
         "protocol": protocol,
         "modality": {str(MR): "MR", str(CT): "CT"},
         "registration_direction": {"fixed": MR, "moving": CT},
-        "labels": _label_names(source, official),
+        "labels": {"0": "background"} | {str(label): name for label, name in labels.items()},
     }
     if protocol == "paper":
         images = _keep_labelled(images, source)
@@ -173,16 +173,9 @@ def _list_images(source: Path, part: str) -> list[RawImage]:
     images = []
     for path in sorted((source / f"images{part}").glob(f"*{DEFAULT_ENDING}")):
         if _IMAGE.fullmatch(path.name):
-            label, mask = (source / f"{kind}{part}" / path.name for kind in ("labels", "masks"))
-            images.append(
-                RawImage(
-                    strip_ending(path),
-                    path,
-                    label if label.is_file() else None,
-                    mask if mask.is_file() else None,
-                    part,
-                )
-            )
+            files = (source / f"{kind}{part}" / path.name for kind in ("labels", "masks"))
+            label, mask = (file if file.is_file() else None for file in files)
+            images.append(RawImage(strip_ending(path), path, label, mask, part))
     return images
 
 
@@ -213,16 +206,10 @@ def _report_counts(images: Sequence[RawImage], source: Path) -> None:
 
 
 def _read_challenge(source: Path) -> RawDataset | None:
-    """Read the challenge's own description, where the download still has it."""
     if not any(source.glob("*dataset.json")):
         return None
     file = description_file(source)
     return cast(RawDataset, validate(TypeAdapter(RawDataset), read_json(file), file))
-
-
-def _label_names(source: Path, official: RawDataset | None) -> dict[str, str]:
-    table = label_table(official.labels, description_file(source)) if official is not None else {}
-    return {"0": "background"} | {str(label): name for label, name in (table or _LABELS).items()}
 
 
 def _official_validation(images: Sequence[RawImage], source: Path, official: RawDataset | None) -> list[Pair]:
@@ -234,7 +221,7 @@ def _official_validation(images: Sequence[RawImage], source: Path, official: Raw
             cast(RawPair, validate(TypeAdapter(RawPair), entry, file, "registration_val", position))
             for position, entry in enumerate(official.registration_val)
         ]
-        pairs = [Pair(_case_name(pair.fixed), _case_name(pair.moving)) for pair in entries]
+        pairs = [Pair(strip_ending(Path(pair.fixed)), strip_ending(Path(pair.moving))) for pair in entries]
     missing = sorted({name for pair in pairs for name in (pair.fixed, pair.moving)} - {image.name for image in images})
     if missing:
         raise BadDownload(
@@ -245,12 +232,7 @@ def _official_validation(images: Sequence[RawImage], source: Path, official: Raw
     return pairs
 
 
-def _case_name(path: str) -> str:
-    return strip_ending(Path(path))
-
-
 def _pairs_of_one_subject(images: Sequence[RawImage]) -> list[Pair]:
-    """The pair of each subject that has both images."""
     ct = {image.subject: image.name for image in images if image.modality == CT}
     return [Pair(i.name, ct[i.subject]) for i in images if i.modality == MR and i.subject in ct]
 

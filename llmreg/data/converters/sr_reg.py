@@ -1,7 +1,5 @@
 """SR-Reg, MambaMorph's brains: 180 subjects with aligned MR and CT and one segmentation for both."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from llmreg.data.converters.converter import CONVERTERS, Converter
-from llmreg.data.converters.freesurfer import structure_name
-from llmreg.data.converters.raw_folder import (
+from llmreg.data.converters.converter import (
+    CONVERTERS,
+    Converter,
     RawImage,
     check_download,
     new_dataset_folder,
@@ -23,13 +21,52 @@ from llmreg.data.dataset import Pair
 from llmreg.data.dataset_json import validate
 from llmreg.errors import BadDownload, UnreadableFile
 from llmreg.files import read_json
-from llmreg.geometry.arrays import image_to_array
 from llmreg.images.formats import DEFAULT_ENDING
-from llmreg.images.image_files import read_image
 from llmreg.settings import Settings
 from llmreg.workers import map_in_processes
 
 MR, CT = 0, 1
+_STRUCTURES = {
+    2: "Left-Cerebral-White-Matter",
+    3: "Left-Cerebral-Cortex",
+    4: "Left-Lateral-Ventricle",
+    5: "Left-Inf-Lat-Vent",
+    7: "Left-Cerebellum-White-Matter",
+    8: "Left-Cerebellum-Cortex",
+    10: "Left-Thalamus",
+    11: "Left-Caudate",
+    12: "Left-Putamen",
+    13: "Left-Pallidum",
+    14: "3rd-Ventricle",
+    15: "4th-Ventricle",
+    16: "Brain-Stem",
+    17: "Left-Hippocampus",
+    18: "Left-Amygdala",
+    24: "CSF",
+    26: "Left-Accumbens-area",
+    28: "Left-VentralDC",
+    41: "Right-Cerebral-White-Matter",
+    42: "Right-Cerebral-Cortex",
+    43: "Right-Lateral-Ventricle",
+    44: "Right-Inf-Lat-Vent",
+    46: "Right-Cerebellum-White-Matter",
+    47: "Right-Cerebellum-Cortex",
+    49: "Right-Thalamus",
+    50: "Right-Caudate",
+    51: "Right-Putamen",
+    52: "Right-Pallidum",
+    53: "Right-Hippocampus",
+    54: "Right-Amygdala",
+    58: "Right-Accumbens-area",
+    60: "Right-VentralDC",
+}
+
+
+def structure_name(label: int) -> str:
+    """FreeSurfer's name of a structure; the id itself for those that SynthSeg does not segment."""
+    return _STRUCTURES.get(label, f"FreeSurfer-{label}")
+
+
 _NAME, _DEFAULT_ID = "SRReg", 103
 _SUFFIXES = tuple(part + DEFAULT_ENDING for part in ("_mr", "_ct", ""))
 
@@ -84,14 +121,19 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
 
     Raises:
         BadDownload: the folder is not the download, or a file is missing.
-        DatasetExists: the id is taken.
+        BadArgument: the id is taken.
     """
-    split = options.split
     check_download(source)
     target = new_dataset_folder(_DEFAULT_ID if dataset_id is None else dataset_id, _NAME)
     subjects = find_subjects(source)
-    division = _read_committed_division(subjects, source) if split is None else read_division(split, subjects)
-    labels = {label: structure_name(label) for label in _collect_labels([subject.segmentation for subject in subjects])}
+    if options.split is None:
+        division = _read_committed_division(subjects, source)
+    else:
+        division = read_division(options.split, subjects)
+    label_ids = map_in_processes(
+        _read_label_ids, [subject.segmentation for subject in subjects], 1, "Read labels", "file"
+    )
+    labels = {str(label): structure_name(label) for label in sorted(set().union(*label_ids) - {0})}
     number_of = {subject.name: f"{number:04d}" for number, subject in enumerate(subjects, start=1)}
     images = [
         RawImage(f"{_NAME}_{number_of[subject.name]}_{modality:04d}", image, subject.segmentation)
@@ -113,7 +155,7 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
             "modality": {str(MR): "MR", str(CT): "CT"},
             "registration_direction": {"fixed": CT, "moving": MR},
             "pairings": "inter_subject",
-            "labels": {"0": "background"} | {str(label): name for label, name in labels.items()},
+            "labels": {"0": "background"} | labels,
         },
         validation=[pair(*names) for names in ring(division.validation)],
         test=[pair(*names) for names in mambamorph_pairs(division.test)],
@@ -215,15 +257,11 @@ def _read_committed_division(subjects: Sequence[Subject], source: Path) -> Divis
     return Division(*(tuple(subjects[p - 1].name for p in protocol[key]) for key in ("test", "validation")))
 
 
-def _collect_labels(segmentations: Sequence[Path]) -> list[int]:
-    """The label ids of all files, without background."""
-    labels: set[int] = set()
-    for ids in map_in_processes(_read_label_ids, segmentations, 1, "Read labels", "file"):
-        labels |= ids
-    return sorted(labels - {0})
-
-
 def _read_label_ids(path: Path) -> set[int]:
+    # Inside, since the command's help imports this module, and SimpleITK takes a moment.
+    from llmreg.geometry.grid import image_to_array
+    from llmreg.images.image_files import read_image
+
     values = np.unique(image_to_array(read_image(path)))
     ids = np.round(values).astype(int)
     if not np.allclose(values, ids) or ids.min() < 0:

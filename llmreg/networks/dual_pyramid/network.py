@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from llmreg.geometry import warping
 from llmreg.networks.dual_pyramid.plugin import DualPyramidSettings
@@ -44,6 +45,7 @@ class DualPyramid(RegistrationNetwork):
         self.up = nn.ModuleList(_Conv(before[i] + skips[i], up[i]) for i in range(5))
         self.heads = nn.ModuleList(FieldHead(2 * channels) for channels in up)
 
+    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         features = torch.cat([moving, fixed])
         skips: list[Tensor] = []

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llmreg.errors import DamagedLayers, UserError
+from llmreg.errors import UserError
 from llmreg.files import atomic_write, read_json, write_json
+from llmreg.networks.language_models.layer_errors import DamagedLayers
 from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
 TENSORS_FILE, RECORD_FILE, CHECKED_FILE = "layers.safetensors", "layers.json", "checked.json"

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from typing_extensions import override
 
 from llmreg.errors import UserError
 
@@ -104,7 +105,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
 
 
 def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
-    """transformers' configuration of the text model, without dropout.
+    """Transformers' configuration of the text model, without dropout.
 
     Raises:
         UserError: the configuration makes no sense.
@@ -134,6 +135,7 @@ def _build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig
 
 
 def head_dim(config: PreTrainedConfig) -> int:
+    """Channels of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -172,5 +174,6 @@ class SplitProjection(nn.Module):
                 linear.bias = nn.Parameter(offset, requires_grad=False)
             self.add_module(name, linear)
 
+    @override
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)], dim=-1)

@@ -15,14 +15,16 @@ from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from llmreg.errors import UserError
+from llmreg.networks.language_models.reading import Files
 
 _TIMEOUT_S = 60.0
 _PARTIAL_CONTENT = 206
 
 
-class HubFiles:
+class HubFiles(Files):
     """The files of ``<owner>/<name>`` or ``<owner>/<name>@<revision>``; the revision is fixed when this is made.
 
     Tokens and endpoint are huggingface_hub's own (``hf auth login``, ``HF_TOKEN``, ``HF_ENDPOINT``).
@@ -35,16 +37,18 @@ class HubFiles:
         self._repository, _, revision = identifier.partition("@")
         self._endpoint = os.environ.get("HF_ENDPOINT")
         self.where = f"{self._endpoint or 'https://huggingface.co'}/{identifier}"
-        with self._explained():
+        with self._explain_errors():
             info = HfApi(endpoint=self._endpoint).model_info(self._repository, revision=revision or None)
         self.revision: str | None = info.sha
         self._names = {file.rfilename for file in info.siblings or ()}
 
+    @override
     def names(self) -> set[str]:
         return self._names
 
+    @override
     def json(self, name: str) -> dict[str, Any]:
-        with self._explained():
+        with self._explain_errors():
             response = get_session().get(
                 self._url(name), headers=build_hf_headers(), timeout=_TIMEOUT_S, follow_redirects=True
             )
@@ -52,11 +56,12 @@ class HubFiles:
         content: dict[str, Any] = json.loads(response.content)
         return content
 
+    @override
     def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
         values = np.empty(count, np.uint8)
         headers = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}"}
         with (
-            self._explained(),
+            self._explain_errors(),
             get_session().stream(
                 "GET", self._url(name), headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
             ) as response,
@@ -78,7 +83,7 @@ class HubFiles:
         return hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except GatedRepoError as error:

@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from typing_extensions import override
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models.families import UNKNOWN_ROTARY, build_config, family_of, head_dim, split_fused
@@ -71,6 +72,7 @@ class FrozenLayer(nn.Module):
             output: Tensor = self.layer(hidden, attention_mask=self._mask(hidden), **angles)
         return output
 
+    @override
     def train(self, mode: bool = True) -> FrozenLayer:
         """Switch the mode; the frozen layer stays in evaluation mode."""
         super().train(mode)
@@ -95,7 +97,7 @@ class FrozenLayer(nn.Module):
         return mask  # type: ignore[no-any-return]
 
     def _angles(self, rotary: Literal["none", "1d", "3d"], token_grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding, (1, L, D); (1, 1, D) for all tokens alike where there is none."""
+        """Cos and sin of the rotary embedding, (1, L, D); (1, 1, D) for all tokens alike where there is none."""
         if rotary == "none":
             # cos 1 and sin 0 leave queries and keys unrotated.
             shape = (1, 1, head_dim(self._config))

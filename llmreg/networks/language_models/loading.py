@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from llmreg.devices import has_bfloat16
-from llmreg.errors import MissingLayers, OtherLayers, UserError
+from llmreg.errors import UserError
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.families import Family, build_config, family_of
+from llmreg.networks.language_models.layer_errors import MissingLayers, OtherLayers
 from llmreg.networks.language_models.reading import expected_shapes, undo_rotary_permutation
 from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.language_models.sources import open_model, read_layers
@@ -79,9 +80,9 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
         stored = cache.read(cached)
         if stored.layers != settings.layers:
             raise UserError(
-                f"The plans' sha256 {sha256[:12]} stands for layers {', '.join(map(str, stored.layers))}, not for layers "
-                f"{', '.join(map(str, settings.layers))} of the language model '{settings.source}': restore the plans, "
-                "or set network.llm.sha256 to null."
+                f"The plans' sha256 {sha256[:12]} stands for layers {', '.join(map(str, stored.layers))}, not for "
+                f"layers {', '.join(map(str, settings.layers))} of the language model '{settings.source}': restore "
+                "the plans, or set network.llm.sha256 to null."
             )
         return stored
     try:
@@ -149,7 +150,7 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | N
             module.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise UserError(f"The layers of '{stored.source}' do not fit its configuration: get them again.") from error
-        modules.append(module.requires_grad_(False).eval())
+        modules.append(module.requires_grad_(requires_grad=False).eval())
     return LoadedLayers(family, config, modules, stored.layers)
 
 

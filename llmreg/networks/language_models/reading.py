@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from typing_extensions import override
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models.families import UNKNOWN_ROTARY, Family, build_config, family_of, head_dim
@@ -50,15 +51,17 @@ class Files(Protocol):
     where: str
     revision: str | None
 
-    def names(self) -> set[str]: ...
+    def names(self) -> set[str]:
+        """The names of all files."""
 
-    def json(self, name: str) -> dict[str, Any]: ...
+    def json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file."""
 
     def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
         """Bytes of a file."""
 
 
-class LocalFiles:
+class LocalFiles(Files):
     """A Hugging Face model in a folder."""
 
     revision: str | None = None
@@ -67,13 +70,16 @@ class LocalFiles:
         self.where = str(folder)
         self._folder = folder
 
+    @override
     def names(self) -> set[str]:
         return {path.name for path in self._folder.iterdir()}
 
+    @override
     def json(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self._folder / name).read_text(encoding="utf-8"))
         return content
 
+    @override
     def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
         if start + count > (self._folder / name).stat().st_size:
             raise OSError(f"{name} ends too early")
@@ -249,8 +255,9 @@ class GGUFModel:
         config = build_config(self.config | {"rope_parameters": rope}, family_of(self.config, str(self._path)))
         if rope["rope_type"] == "default":
             dim = head_dim(config)
-            return 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
-        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0]
+            return 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, dim, 2).float() / dim)
+        frequencies: Tensor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0]
+        return frequencies
 
     def _value(self, key: str) -> Any:
         field = self._reader.get_field(key)

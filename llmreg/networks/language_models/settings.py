@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -52,7 +52,7 @@ class LLMSettings(Settings):
 
     @field_validator("calibrate")
     @classmethod
-    def _refuse_calibration(cls, calibrate: bool) -> bool:
-        if calibrate:
+    def _refuse_calibration(cls, value: Any) -> Any:
+        if value:
             raise ValueError("calibrated layers did not help and were removed after version 0.1: train without them")
-        return calibrate
+        return value

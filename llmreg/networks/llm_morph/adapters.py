@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from llmreg.networks.layers import SLOPE, UpConvolution
 
@@ -21,6 +22,7 @@ class TokenAdapter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.project = nn.Linear(hidden, width)
 
+    @override
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.widen(tokens).float()
         variance, mean = torch.var_mean(hidden, dim=1, keepdim=True, correction=0)
@@ -56,7 +58,7 @@ class StageAdapter(nn.Module):
     resolution, which gives the encoder's c 2^(j-1) channels. ``direct`` shuffles by 2^(5-j) and stops.
     """
 
-    def __init__(self, width: int, base: int, stage: int, direct: bool) -> None:
+    def __init__(self, width: int, base: int, stage: int, *, direct: bool) -> None:
         super().__init__()
         total = 16 * base * 4 ** (4 - stage)
         self.factor = 2 ** (5 - stage if direct else 4 - stage)
@@ -65,6 +67,7 @@ class StageAdapter(nn.Module):
         self.linear = nn.Linear(width, total)
         self.up = None if direct else UpConvolution(shuffled, self.channels)
 
+    @override
     def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         features = voxel_shuffle(self.linear(tokens), grid, self.factor)
         return features if self.up is None else self.up(features)

@@ -16,6 +16,8 @@ from llmreg.networks.llm_morph.settings import LLMMorphSettings, cost_channels
 from llmreg.networks.registry import StepCost, StepSize
 
 STRIDE = 16
+# Memory (GiB) of transformers and peft.
+LIBRARIES_GB = 0.33
 # Memory (GiB) of activations for a million network voxels: of images and fields, and of features at width 16.
 FIELDS_GB, FEATURES_GB = 0.5, 1.3
 # The share of both that is left in bfloat16, and when the finest level is recomputed.
@@ -103,5 +105,6 @@ def step_cost(settings: LLMMorphSettings, size: StepSize) -> StepCost:
         trained_parameters(settings, llm.hidden, tokens),
         activations,
         seconds,
-        (2 if bfloat16 else 4) * len(settings.llm.layers) * llm.layer_parameters,
+        frozen_bytes=(2 if bfloat16 else 4) * len(settings.llm.layers) * llm.layer_parameters,
+        libraries_gb=LIBRARIES_GB,
     )

@@ -55,6 +55,7 @@ class Decoder(nn.Module):
         moving: Sequence[Tensor],
         fixed: Sequence[Tensor],
         images: tuple[Tensor, Tensor],
+        *,
         recompute: bool = False,
     ) -> Tensor:
         """Predict the field.
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
         quarter, half = ([warping.downsample_image(image, factor) for image in images] for factor in (4, 2))
         features = self.stages["4"](*f4)
         up = self.ups["3"](features)
-        features = self.stages["3"](up, self._costs(*quarter, up.dtype), *f3)
+        features = self.stages["3"](up, self._costs(quarter, up.dtype), *f3)
         flow = self.heads["3"](features)
         features, flow = self._refine("2", features, flow, *half, *f2)
         if not recompute:
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
         up = self.ups[stage](features)
         warped = warping.warp(moving, coarse)
         guided = torch.cat([up, warped.to(up.dtype), coarse.to(up.dtype)], dim=1)
-        costs = self._costs(warped, fixed, up.dtype)
+        costs = self._costs((warped, fixed), up.dtype)
         features = self.stages[stage](guided, costs, *skips, save_memory=save_memory)
         residual = self.heads[stage](features)
         # The residual is defined on the grid of the image warped so far, so it is followed first.
@@ -105,7 +106,8 @@ class Decoder(nn.Module):
     def _refine_in_less_memory(self, *inputs: Tensor) -> Tensor:
         return self._refine("1", *inputs, save_memory=True)[1]
 
-    def _costs(self, moving: Tensor, fixed: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def _costs(self, images: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+        moving, fixed = images
         return cost_volume(moving, fixed, self.cost_radius).to(dtype) if self.cost_radius else None
 
     def _upsample(self, flow: Tensor) -> Tensor:

@@ -22,19 +22,19 @@ class Encoder(nn.Module):
         levels: list[nn.Module] = [
             nn.Sequential(ConvBlock(1, width, normalization), ConvBlock(width, width, normalization))
         ]
-        for channels in (2 * width, 4 * width, 8 * width):
-            levels.append(
-                nn.Sequential(
-                    ConvBlock(channels // 2, channels, normalization, stride=2),
-                    ConvBlock(channels, channels, normalization),
-                    ConvBlock(channels, channels, normalization),
-                )
+        levels += [
+            nn.Sequential(
+                ConvBlock(channels // 2, channels, normalization, stride=2),
+                ConvBlock(channels, channels, normalization),
+                ConvBlock(channels, channels, normalization),
             )
+            for channels in (2 * width, 4 * width, 8 * width)
+        ]
         if with_tokens:
             levels.append(ConvBlock(8 * width, 16 * width, normalization, stride=2))
         self.levels = nn.ModuleList(levels)
 
-    def forward(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
+    def forward(self, image: Tensor, *, recompute: bool = False) -> list[Tensor]:
         """Features of an image (B, 1, z, y, x), finest first; ``recompute``: gradient checkpointing of the finest."""
         pyramid: list[Tensor] = []
         features = image

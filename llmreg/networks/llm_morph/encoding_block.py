@@ -27,7 +27,7 @@ class EncodingBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int, width: int, layer: nn.Module | None, final_norm: bool, eps: float = 1e-6
+        self, channels: int, hidden: int, width: int, layer: nn.Module | None, *, final_norm: bool, eps: float = 1e-6
     ) -> None:
         super().__init__()
         self.adapter = TokenAdapter(channels, hidden, width)
@@ -80,6 +80,6 @@ def encoding_blocks(
         layers = []
     incoming = [channels] + [width] * len(layers)
     return nn.ModuleList(
-        EncodingBlock(before, hidden, width, layer, settings.final_norm, eps)
+        EncodingBlock(before, hidden, width, layer, final_norm=settings.final_norm, eps=eps)
         for before, layer in zip(incoming, layers, strict=False)
     )

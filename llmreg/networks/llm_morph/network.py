@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from llmreg.networks.language_models.layer import merge_lora
 from llmreg.networks.language_models.loading import LoadedLayers
@@ -52,20 +53,22 @@ class LLMMorph(RegistrationNetwork):
         self.blocks = encoding_blocks(settings, channels, hidden, self.token_grid, loaded)
         width = settings.token_width if loaded is None else int(loaded.config.hidden_size)
         stages = (1, 2, 3, 4) if with_tokens else ()
-        adapters = [StageAdapter(width, base, stage, settings.reshape == "direct") for stage in stages]
+        adapters = [StageAdapter(width, base, stage, direct=settings.reshape == "direct") for stage in stages]
         self.adapters = nn.ModuleList(adapters)
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
         self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate, settings.cost_volume)
 
+    @override
     def merge_lora(self) -> Callable[[], None] | None:
         return merge_lora(self)
 
+    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         recompute = self.checkpoints_gradients
-        moving_features = self.moving_encoder(moving, recompute)
-        fixed_features = self.fixed_encoder(fixed, recompute)
+        moving_features = self.moving_encoder(moving, recompute=recompute)
+        fixed_features = self.fixed_encoder(fixed, recompute=recompute)
         adapted = self._adapt(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
-        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute)
+        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute=recompute)
         return flow
 
     def _adapt(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:

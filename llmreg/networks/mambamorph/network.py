@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from llmreg.networks.gradient_checkpointing import call_with_checkpointing
 from llmreg.networks.mambamorph.plugin import MambaMorphSettings
@@ -96,6 +97,7 @@ class MambaMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(incoming, [MambaStage(width) for width in widths], positions=True)
         self.decoder = SkipDecoder(incoming, widths)
 
+    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         if self.features is not None:
             moving, fixed = (

@@ -71,9 +71,9 @@ def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -
 
 
 def _scan_block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """y and the last state of a block, from the state before it."""
+    """Y and the last state of a block, from the state before it."""
     decay = torch.exp(delta[..., None] * a)
-    states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)
+    states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)  # type: ignore[no-untyped-call]
     # A view of the last state would keep all of them.
     return (states @ c[..., None])[..., 0], states[:, -1].clone()
 
@@ -88,7 +88,7 @@ class _Recurrence(torch.autograd.Function):
         return states
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         decay, states, start = ctx.saved_tensors
         # The gradient of a state: its own, and that of the next state, into which it decays.
         after = torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], dim=1)

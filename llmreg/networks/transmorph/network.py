@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, get_window_size
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.transmorph.plugin import TransMorphSettings
@@ -77,6 +78,7 @@ class TransMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(2, stages)
         self.decoder = SkipDecoder(2, widths)
 
+    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         images = torch.cat([moving, fixed], dim=1)
         flow: Tensor = self.decoder(images, self.encoder(images))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
+from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
 
-if TYPE_CHECKING:
-    import torch
-
-    from llmreg.networks.registration_network import RegistrationNetwork
-
-# Of each number of stages: parameters, memory (GiB) and seconds of one CPU core for a million voxels in float32.
-_COSTS = {4: (46_771_251, 0.0, 0.0), 3: (14_287_299, 0.0, 0.0)}
+# Measured by benchmarks/training_memory.py at 64 and 96 voxels along each axis, in float32 and bfloat16.
+_COSTS = {
+    4: MeasuredCost(46_771_251, activations_gb=(1.57, 1.14), core_seconds=(15.0, 8.5), libraries_gb=0.3),
+    3: MeasuredCost(14_287_299, activations_gb=(1.57, 1.14), core_seconds=(11.3, 6.9), libraries_gb=0.3),
+}
 
 
 class TransMorphSettings(NetworkSettings):
@@ -38,19 +36,16 @@ class TransMorphPlugin(NetworkPlugin[TransMorphSettings]):
     title = "TransMorph"
     summary = "a Swin transformer and a convolutional decoder (46.8 M; 14.3 M with network.stages=3)"
     settings_type = TransMorphSettings
+    network = "llmreg.networks.transmorph.network:TransMorph"
     variants: ClassVar = {"transmorph-3": Variant("TransMorph (3 stages)", ("network.stages=3",), in_tables=False)}
 
-    def build(self, settings: TransMorphSettings, shape: Sequence[int], device: torch.device) -> RegistrationNetwork:
-        from llmreg.networks.transmorph.network import TransMorph
-
-        return TransMorph(settings, shape)
-
+    @override
     def step_cost(self, settings: TransMorphSettings, size: StepSize) -> StepCost:
-        parameters, memory, seconds = _COSTS[settings.stages]
-        return StepCost(parameters, memory * size.megavoxels, seconds * size.megavoxels)
+        return _COSTS[settings.stages].scale_to(size)
 
+    @override
     def coarsest_stride(self, settings: TransMorphSettings) -> int:
-        return 2 ** (settings.stages + 1)
+        return 1 << (settings.stages + 1)
 
 
 register(TransMorphPlugin())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from llmreg.networks.layers import ConvBlock, FieldHead
 
@@ -27,6 +28,7 @@ class UpBlock(nn.Module):
         self.first = NormalizedConv(incoming + skipped, outgoing)
         self.second = NormalizedConv(outgoing, outgoing)
 
+    @override
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
         features = self.first(finer, skip)

@@ -23,7 +23,7 @@ class TokenPyramid(nn.Module):
         positions: whether to add a sinusoidal encoding of the tokens' places.
     """
 
-    def __init__(self, incoming: int, stages: Sequence[nn.Module], positions: bool = False) -> None:
+    def __init__(self, incoming: int, stages: Sequence[nn.Module], *, positions: bool = False) -> None:
         super().__init__()
         self.positions = positions
         self.embedding = PatchEmbed(PATCH, incoming, WIDTH, nn.LayerNorm, spatial_dims=3)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from llmreg.geometry import warping
 from llmreg.networks.layers import FieldHead
@@ -41,6 +42,7 @@ class VoxelMorph(RegistrationNetwork):
         self.unet = UNet(2, down, up)
         self.head = FieldHead(up[-1])
 
+    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
         # Halves of values on half the grid, and back: what is left is smooth.

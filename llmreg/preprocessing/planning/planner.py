@@ -1,20 +1,95 @@
-"""The plans of a dataset: all decisions with their reasons."""
+"""The plans of a dataset: all decisions with their reasons, and the same plans with the paper's settings."""
 
-from __future__ import annotations
-
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from llmreg.data.dataset import Dataset
 from llmreg.engine.prealignment import PreAlignment
-from llmreg.networks.registry import NetworkSettings, default_settings
-from llmreg.plans.plan_settings import Training
+from llmreg.networks.registry import NetworkSettings, default_settings, plugin_of
+from llmreg.plans.plan_settings import AugmentationSettings, Normalization, Training
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.fingerprint import Fingerprint
-from llmreg.preprocessing.planning.effort import Budget, plan_batch_size, plan_epochs
-from llmreg.preprocessing.planning.frame_grid import aligned_grid, choose_reference_case
-from llmreg.preprocessing.planning.loss_and_augmentation import plan_loss, plan_mirroring
-from llmreg.preprocessing.planning.sizes import choose_configuration, displacement_voxels, plan_sizes
-from llmreg.preprocessing.planning.windows import plan_window
+from llmreg.preprocessing.common_frame import MR_PERCENTILES, is_ct, is_mr, safe_default
+from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint
+from llmreg.preprocessing.planning.sizes import (
+    Budget,
+    aligned_grid,
+    choose_configuration,
+    choose_reference_case,
+    displacement_voxels,
+    plan_batch_size,
+    plan_epochs,
+    plan_sizes,
+)
+from llmreg.similarity.loss_settings import LossSettings
+
+# The paper's window (section Data Preparation), for soft tissue.
+PAPER_HU = (-180.0, 400.0)
+# Structures get a window of their own if their range, with as much again on each side, is less than this share of the
+# paper's window.
+NARROW = 0.5
+# Hounsfield units of a CT span at least the range from air or fat to soft tissue.
+LEAST_HU_RANGE = 100.0
+
+
+def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    """Choose how a modality's intensities become [0, 1], and give the reason."""
+    low, high = min(case.range[0] for case in cases), max(case.range[1] for case in cases)
+    for lower, upper in ((0.0, 1.0), (-1.0, 1.0)):
+        # Each image must come near both ends, or its values are small numbers of another unit.
+        ends = all(c.range[0] < lower + 0.25 and c.range[1] > upper - 0.25 for c in cases)
+        if lower - 0.01 <= low and high <= upper + 0.01 and ends:
+            return _window(modality, lower, upper), (
+                f"{modality}: values lie in {lower:g} to {upper:g}, so the images are normalised already and are "
+                "used as they are."
+            )
+    if is_mr(modality):
+        lower, upper = MR_PERCENTILES
+        return safe_default(modality), (
+            f"{modality}: clipped to each image's own foreground percentiles {lower:g} and {upper:g}, as in the paper."
+        )
+    if not is_ct(modality):
+        default = safe_default(modality)
+        return default, (
+            f"{modality}: neither CT nor MR by its name, so the safe default: each image's own foreground percentiles "
+            f"{default.lower:g} and {default.upper:g}."
+        )
+    if low >= 0 or high - low < LEAST_HU_RANGE:
+        return safe_default(modality), (
+            f"{modality}: values from {low:g} to {high:g} cannot be Hounsfield units, so each image's own percentiles "
+            "are used."
+        )
+    return _plan_hu(cases, modality)
+
+
+def _plan_hu(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normalization, str]:
+    # Where some cases are annotated, only the annotated structures decide and not whole bodies.
+    rows = [row for case in cases for row in case.structure_intensities.values()] or [c.intensities for c in cases]
+    low = float(np.percentile([row[1] for row in rows], 10))
+    high = float(np.percentile([row[3] for row in rows], 90))
+    margin = high - low
+    region = "structures" if any(case.structure_intensities for case in cases) else "bodies"
+    measured = f"the {region} lie between {low:.0f} and {high:.0f} HU"
+    if 0 < 3 * margin < NARROW * (PAPER_HU[1] - PAPER_HU[0]):
+        lower, upper = math.floor(low - margin), math.ceil(high + margin)
+        return _window(modality, lower, upper), (
+            f"{modality}: window {lower} to {upper} HU: {measured}, with that range again on each side."
+        )
+    if region == "bodies":
+        # Every body contains lungs and bones, so its range does not tell that of the structures of interest.
+        low, high = PAPER_HU
+    lower, upper = round(min(PAPER_HU[0], low)), round(max(PAPER_HU[1], high))
+    return _window(modality, lower, upper), (
+        f"{modality}: window {lower} to {upper} HU: {measured}; the paper's {PAPER_HU[0]:g} to {PAPER_HU[1]:g} for "
+        "soft tissue" + (", widened to hold them." if (lower, upper) != PAPER_HU else ".")
+    )
+
+
+def _window(modality: str, lower: float, upper: float) -> Normalization:
+    return Normalization(modality=modality, scheme="window", lower=lower, upper=upper)
+
 
 CONFIGURATIONS = ("full", "half")
 
@@ -39,7 +114,7 @@ def make_plans(
 ) -> Plans:
     """Make the plans of a dataset; each decision's reason is in ``reasons``.
 
-    The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.alignment_choice.choose_prealignment`.
+    The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.dataset_alignment.choose_prealignment`.
 
     Args:
         dataset: its pairing, its modalities and the cases it holds out, which influence no decision.
@@ -108,3 +183,64 @@ def make_plans(
             "reasons": reasons,
         }
     )
+
+
+# Pairs are mirrored where the anatomy overlaps its mirror image by at least this Dice.
+SYMMETRIC = 0.85
+
+
+def plan_loss(fingerprint: Fingerprint) -> tuple[LossSettings, str]:
+    """Choose Dice where everything is annotated, the images' similarity where nothing is, and both in between."""
+    if not fingerprint.annotated_cases or not fingerprint.annotated_structures:
+        return LossSettings(dice=0.0, similarity=1.0), (
+            "No case is annotated: image similarity (MIND-SSC) and smoothness, without Dice."
+        )
+    shares = fingerprint.annotated_structures.values()
+    if min(shares) == 1:
+        return LossSettings(), "Every case is annotated for every structure: soft Dice and smoothness, as in the paper."
+    return LossSettings(similarity=1.0), (
+        f"{100 * fingerprint.annotated_cases:.0f} % of the cases are annotated, the least annotated structure in "
+        f"{100 * min(shares):.0f} %: soft Dice where structures are annotated, image similarity (MIND-SSC) everywhere, "
+        "smoothness."
+    )
+
+
+def plan_mirroring(cases: Sequence[CaseFingerprint]) -> tuple[AugmentationSettings, str]:
+    """Choose to mirror pairs where the anatomy is symmetric."""
+    overlap = float(np.median([case.mirror_overlap for case in cases]))
+    symmetric = overlap >= SYMMETRIC
+    return AugmentationSettings(mirror_axes=("x",) if symmetric else ()), (
+        f"The annotated region overlaps its left-right mirror image by {overlap:.2f} (Dice): "
+        + ("pairs are mirrored too." if symmetric else "the anatomy is not symmetric, so pairs are not mirrored.")
+    )
+
+
+def paper_plans(plans: Plans) -> Plans:
+    """Change plans to the paper's settings.
+
+    These are Dice + 0.1 L2, a learning rate of 1e-4, no pre-alignment, the paper's windows, and 50 epochs of 1,620
+    pairs. Settings that the paper leaves open (normalisation of the convolutions, attention, rotary embedding) stay.
+    """
+    content = plans.model_dump()
+    for modality in content["normalization"].values():
+        if modality["scheme"] == "window" and is_ct(modality["modality"]) and modality["lower"] < -1:
+            modality["lower"], modality["upper"] = PAPER_HU
+    content["plans_name"] = "paper"
+    # Images on different grids need at least a common centre to lie in the frame at all.
+    aligned = plans.prealignment.aligned_grid is not None
+    content["prealignment"]["method"] = "identity" if aligned else "centre"
+    content["network"] = plugin_of(plans.network).as_published(plans.network)
+    content["loss"] |= {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1}
+    content["training"] |= {
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "clip_gradient": None,
+        "epochs": 50,
+        "steps_per_epoch": 1620,
+    }
+    content["augmentation"] |= {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0}
+    content["reasons"]["paper"] = (
+        "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its brain 300 epochs. "
+        + ("" if aligned else "Unlike in the paper, cases are centred, since they have different grids.")
+    ).strip()
+    return Plans.model_validate(content)

@@ -1,20 +1,149 @@
-"""Sizes that train within the memory: configurations, the network's width, full or half resolution."""
-
-from __future__ import annotations
+"""Sizes that train within the memory and the time: the frame's grid, configurations, the network's width, epochs."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from llmreg.devices import Machine
 from llmreg.errors import NotEnoughMemory
-from llmreg.networks.costs import training_memory_gb
-from llmreg.networks.registry import NetworkSettings, plugin_of
-from llmreg.plans.plan_settings import Configuration
+from llmreg.geometry.grid import Grid
+from llmreg.networks.costs import step_seconds, training_memory_gb
+from llmreg.networks.registry import NetworkSettings, StepSize, plugin_of
+from llmreg.plans.plan_settings import Configuration, Training
+from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint, PairFingerprint
-from llmreg.preprocessing.planning.effort import FEWEST_EPOCHS, Budget, affordable_epochs
-from llmreg.preprocessing.planning.frame_grid import plan_grid
+from llmreg.similarity.loss_settings import LossSettings
+
+# The paper's larger grid, 192 x 208 x 176.
+MOST_VOXELS = 192 * 208 * 176
+# Voxels of a common grid are at most this much longer or shorter than their geometric mean along an axis.
+ANISOTROPY = 1.5
+_GENEROUS = "the foreground's 90th percentile and 5 %"
+# Cases on one grid whose structures overlap less than this (Dice) are not aligned: their grid is only a common format.
+# They need pre-alignment, since the gradient of a Dice loss is zero where nothing overlaps.
+ALIGNED_DICE = 0.1
+
+
+def aligned_grid(cases: Sequence[CaseFingerprint], pairs: Sequence[PairFingerprint] = ()) -> Grid | None:
+    """Find the axis-aligned grid of cases that are aligned already.
+
+    Args:
+        cases: of both modalities.
+        pairs: sampled pairs; where none of them is annotated, a common grid is enough to count as aligned.
+
+    Returns:
+        The grid; None where cases have different grids, or structures that do not overlap.
+    """
+    overlaps = [pair.dice for pair in pairs if pair.dice is not None]
+    if overlaps and np.mean(overlaps) < ALIGNED_DICE:
+        return None
+    first = Grid.from_dict(cases[0].grid)
+    if not np.allclose(np.abs(first.direction).round(), np.abs(first.direction), atol=1e-3):
+        return None
+    return first if all(first.same_as(Grid.from_dict(case.grid)) for case in cases) else None
+
+
+def plan_grid(
+    cases: Sequence[CaseFingerprint],
+    *,
+    aligned: bool,
+    coarsening: float = 1.0,
+    requested: Sequence[float] | None = None,
+) -> tuple[tuple[float, ...], tuple[int, ...], str]:
+    """Choose spacing (mm) and size of the common grid, x, y, z, and give the reason.
+
+    Args:
+        cases: of both modalities.
+        aligned: whether the cases are aligned on one grid, which is then used.
+        coarsening: the factor by which voxels are made longer, to save memory.
+        requested: the user's spacing, instead of the cases'.
+    """
+    spacing = np.median([case.spacing for case in cases], axis=0)
+    if aligned:
+        extent = np.asarray(cases[0].size) * spacing
+    else:
+        mean = float(np.prod(spacing) ** (1 / 3))
+        spacing = np.clip(spacing, mean / ANISOTROPY, mean * ANISOTROPY)
+        extent = np.percentile([case.foreground_extent for case in cases], 90, axis=0) * 1.05
+    spacing = spacing if requested is None else np.asarray(requested)
+    coarser = coarsening * max(1.0, float(np.prod(extent / spacing) / MOST_VOXELS) ** (1 / 3))
+    # The ratio is rounded first, so that the grid of aligned cases keeps its size to the voxel.
+    size = np.ceil(np.round(extent / (spacing * coarser), 3)).astype(int)
+    reason = (
+        "All cases lie on one grid, which is used as it is"
+        if aligned and requested is None
+        else f"Spacing: as requested; size: {'that of the grid of all cases' if aligned else _GENEROUS}"
+        if requested is not None
+        else f"Spacing: the cases' median, at most {ANISOTROPY:g} times anisotropic; size: {_GENEROUS}"
+    )
+    if coarsening > 1:
+        reason += f"; coarsened {coarser:.2f} times, to fit into memory"
+    elif coarser > 1:
+        reason += f"; coarsened {coarser:.2f} times to {MOST_VOXELS / 1e6:.1f} million voxels, the paper's larger grid"
+    return tuple((spacing * coarser).round(4).tolist()), tuple(size.tolist()), reason + "."
+
+
+def choose_reference_case(cases: Sequence[CaseFingerprint], fixed_modality: int) -> str:
+    """Choose the fixed case whose extent is nearest to the median."""
+    fixed = [case for case in cases if case.modality == fixed_modality]
+    middle = np.median([case.foreground_extent for case in fixed], axis=0)
+    return min(fixed, key=lambda c: (float(np.abs(np.asarray(c.foreground_extent) - middle).sum()), c.case)).case
+
+
+# Training on a CPU should end within a night. Where a night gives full resolution fewer than FEWEST_EPOCHS, half
+# resolution is trained.
+NIGHT_HOURS = 10.0
+FEWEST_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What decides the cost of a training beside the network: the machine and the loss."""
+
+    machine: Machine
+    loss: LossSettings = field(default_factory=LossSettings)
+
+    def step_of(self, configuration: Configuration, pairs: int = 1) -> StepSize:
+        """The size of a training step of some pairs."""
+        x, y, z = configuration.network_shape
+        voxels = math.prod(configuration.padded_size)
+        return StepSize((z, y, x), voxels, self.machine, configuration.recompute, pairs, self.loss.memory_gb)
+
+
+def affordable_epochs(configuration: Configuration, network: NetworkSettings, budget: Budget) -> int | None:
+    """The number of epochs that a night on the CPU allows; None on a GPU, for which there are no measurements."""
+    if budget.machine.device != "cpu":
+        return None
+    seconds = step_seconds(network, budget.step_of(configuration))
+    return int(NIGHT_HOURS * 3600 / (seconds * Training().steps_per_epoch))
+
+
+def plan_epochs(configuration: Configuration, network: NetworkSettings, budget: Budget) -> tuple[int, str]:
+    """Choose the default number of epochs, or on a CPU as many as a night allows, but not fewer than the least."""
+    most = Training().epochs
+    affordable = affordable_epochs(configuration, network, budget)
+    if affordable is None or affordable >= most:
+        return most, f"{most} epochs of {Training().steps_per_epoch} pairs."
+    chosen = max(affordable, FEWEST_EPOCHS)
+    return chosen, (
+        f"{chosen} epochs of {Training().steps_per_epoch} pairs: what {budget.machine.cores} CPU cores train in about "
+        f"{NIGHT_HOURS:g} hours, at least {FEWEST_EPOCHS}, at most {most}."
+    )
+
+
+def plan_batch_size(configuration: Configuration, network: NetworkSettings, budget: Budget) -> tuple[int, str]:
+    """Choose the paper's batch size of 1; the reason says how many pairs would fit into the memory."""
+    with_one, with_two = (training_memory_gb(network, budget.step_of(configuration, pairs)) for pairs in (1, 2))
+    most = 1 + max(0, int((budget.machine.memory_gb - with_one) / (with_two - with_one)))
+    return 1, (
+        f"1, as in the paper: a step sees one pair; {most} would fit into {budget.machine.memory_gb:g} GB "
+        "(training.batch_size), but whether they help was not measured."
+        if most > 1
+        else f"1: no second pair fits into {budget.machine.memory_gb:g} GB."
+    )
+
 
 # Voxels are made longer by this factor until training fits into the memory.
 COARSENING = 1.1
@@ -34,23 +163,35 @@ def plan_configuration(
     shape = [n // downsampling for n in padded]
     coarsest = plugin.coarsest_stride(network)
     tokens = plugin.token_grid(network, shape) or [-(-n // coarsest) for n in shape]
-    # They are rounded as in the plans, so that a reader can follow the decision.
-    memory = [
-        round(training_memory_gb(network, budget.step_size(shape, padded, recompute=recompute)), 2)
-        for recompute in (False, True)
-    ]
-    recompute = memory[False] > budget.machine.memory_gb
-    return Configuration.model_validate(
-        {
-            "downsampling": downsampling,
-            "padded_size": padded,
-            "network_shape": shape,
-            "token_grid": tokens,
-            "token_length": math.prod(tokens),
-            "recompute": recompute,
-            "memory_gb": memory[recompute],
-        }
-    )
+    content = {
+        "downsampling": downsampling,
+        "padded_size": padded,
+        "network_shape": shape,
+        "token_grid": tokens,
+        "token_length": math.prod(tokens),
+    }
+    for recompute in (False, True):
+        planned = Configuration.model_validate(content | {"recompute": recompute, "memory_gb": 0.0})
+        # It is rounded as in the plans, so that a reader can follow the decision.
+        memory = round(training_memory_gb(network, budget.step_of(planned)), 2)
+        if memory <= budget.machine.memory_gb:
+            break
+    return planned.model_copy(update={"memory_gb": memory})
+
+
+def replace_network(plans: Plans, network: NetworkSettings, budget: Budget) -> Plans:
+    """The plans with another network, for which the memory of all configurations is estimated again.
+
+    Configurations whose shape the network takes keep it, so that volumes and digests stay; the others are padded again.
+    """
+    configurations = {}
+    for name, old in plans.configurations.items():
+        if plugin_of(network).shape_problem(network, old.network_shape, old.token_grid):
+            configurations[name] = plan_configuration(plans.size, old.downsampling, network, budget)
+        else:
+            new = plan_configuration(old.padded_size, old.downsampling, network, budget)
+            configurations[name] = old.model_copy(update={"memory_gb": new.memory_gb, "recompute": new.recompute})
+    return plans.model_copy(update={"network": network, "configurations": configurations})
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 import SimpleITK as sitk
 
 from llmreg.commands.convert_dataset import main
-from llmreg.data.converters import raw_folder
+from llmreg.data.converters import converter
+from llmreg.data.converters.converter import read_protocol
 from llmreg.data.converters.learn2reg_abdomen_mrct import PAPER_FILE, make_paper_protocol
-from llmreg.data.converters.raw_folder import read_protocol
 from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
 from llmreg.data.splits import make_splits
 from llmreg.errors import UserError
@@ -233,7 +233,7 @@ def test_files_are_copied_where_links_are_forbidden(download: Path, raw: Path, m
     def forbidden(*arguments: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(raw_folder.os, "link", forbidden)
+    monkeypatch.setattr(converter.os, "link", forbidden)
     assert main([ABDOMEN, str(download)]) == 0
     made = raw / "Dataset101_AbdomenMRCT" / "imagesTr" / f"{case(1, 0)}.nii.gz"
     original = download / "imagesTr" / made.name
@@ -249,6 +249,6 @@ def test_nothing_is_left_of_a_conversion_that_failed(
     def refuse(folder: Path) -> None:
         raise UserError("It cannot be read back.")
 
-    monkeypatch.setattr(raw_folder, "load_dataset", refuse)
+    monkeypatch.setattr(converter, "load_dataset", refuse)
     assert main([ABDOMEN, str(download)]) == 2
     assert not list(raw.iterdir())

@@ -1,4 +1,4 @@
-"""The converter on small files in the layout of the SR-Reg download."""
+"""SR-Reg, MambaMorph's brains: 180 subjects with aligned MR and CT and one segmentation for both."""
 
 from __future__ import annotations
 
@@ -14,13 +14,34 @@ import pytest
 import SimpleITK as sitk
 
 from llmreg.commands.convert_dataset import main
-from llmreg.data.converters.raw_folder import read_protocol
-from llmreg.data.converters.sr_reg import PROTOCOL_FILE, Options, convert, make_protocol, mambamorph_pairs
+from llmreg.data.case_images import verify_dataset_integrity
+from llmreg.data.converters.converter import read_protocol
+from llmreg.data.converters.sr_reg import (
+    PROTOCOL_FILE,
+    Options,
+    convert,
+    make_protocol,
+    mambamorph_pairs,
+    structure_name,
+)
 from llmreg.data.dataset import load_dataset, pairs_among
 from llmreg.data.splits import make_splits
-from llmreg.data.verification import verify_dataset_integrity
-from llmreg.errors import BadDownload, DatasetExists, UnreadableFile, UserError
+from llmreg.errors import BadArgument, BadDownload, UnreadableFile, UserError
 from llmreg.inference.pair_inputs import find_pairs
+
+
+def test_names_are_those_of_freesurfers_table() -> None:
+    assert structure_name(17) == "Left-Hippocampus"
+    assert structure_name(53) == "Right-Hippocampus"
+    assert structure_name(16) == "Brain-Stem"
+    # The right side's ids are the left side's plus 36 to 41, so each name has a partner.
+    assert structure_name(2).removeprefix("Left-") == structure_name(41).removeprefix("Right-")
+    assert structure_name(28).removeprefix("Left-") == structure_name(60).removeprefix("Right-")
+
+
+def test_another_structure_is_called_by_its_id() -> None:
+    assert structure_name(77) == "FreeSurfer-77"
+
 
 # Of the plans, a table of pairs needs the numbers of the modalities alone.
 ANY_PLANS = SimpleNamespace(normalization={0: None, 1: None})
@@ -202,6 +223,8 @@ def test_lists_that_cannot_be_used(
 def test_an_existing_dataset_is_never_overwritten(download: Path, raw: Path, split: Path) -> None:
     write(download, NAMES[:6])
     folder = convert(download, Options(split=split))
-    with pytest.raises(DatasetExists) as refused:
+    with pytest.raises(BadArgument) as refused:
         convert(download, Options(split=split))
-    assert refused.value.folder == folder == raw / "Dataset103_SRReg"
+    assert refused.value.argument == "dataset_id"
+    assert folder == raw / "Dataset103_SRReg"
+    assert str(folder) in refused.value.problem

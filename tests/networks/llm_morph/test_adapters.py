@@ -33,7 +33,7 @@ def test_each_channel_lands_in_its_voxel(factor: int) -> None:
 def test_stage_adapters_match_the_encoder(tokens: int, stage: int, direct: bool) -> None:
     grid, base = GRIDS[tokens], 16
     with torch.device("meta"):
-        adapter = StageAdapter(576, base, stage, direct)
+        adapter = StageAdapter(576, base, stage, direct=direct)
         features = adapter(torch.empty(1, tokens, 576), grid)
     assert adapter.linear.out_features == {4: 256, 3: 1024, 2: 4096, 1: 16384}[stage]
     channels = {4: 32, 3: 16, 2: 8, 1: 4}[stage] if direct else base * 2 ** (stage - 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.devices import Machine
 from llmreg.errors import UserError
+from llmreg.networks.costs import step_seconds, training_memory_gb
 from llmreg.networks.language_models.families import family_of
 from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
@@ -22,13 +24,12 @@ from llmreg.networks.llm_morph.costs import (
     BUILT_IN_SIZE,
     LLMSize,
     llm_size,
-    step_seconds,
+    step_cost,
     trained_parameters,
-    training_memory_gb,
 )
 from llmreg.networks.llm_morph.network import LLMMorph
 from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.similarity.loss_settings import LossSettings
+from llmreg.networks.registry import StepSize
 
 PROCESSOR = Machine("cpu", 64, 2, False)
 # benchmarks/training_memory.py on a CPU, float32, SmolLM2 layers, Dice alone: the grid, downsampling, width, whether
@@ -52,19 +53,15 @@ SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads":
 LLAMA3 = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 
 
+def size(voxels: int, recompute: bool = False, machine: Machine = PROCESSOR, grid_voxels: int = 0) -> StepSize:
+    return StepSize((1, 1, voxels), grid_voxels, machine, recompute)
+
+
 @pytest.mark.parametrize(("grid", "downsampling", "width", "recompute", "peak"), MEASURED)
 def test_memory_is_estimated_as_measured(grid, downsampling, width, recompute, peak) -> None:
-    voxels = int(np.prod(grid))
-    estimate = training_memory_gb(
-        LLMMorphSettings(width=width),
-        BUILT_IN_SIZE,
-        voxels // downsampling**3,
-        voxels,
-        recompute,
-        PROCESSOR,
-        LossSettings(),
-    )
-    assert estimate == pytest.approx(peak, rel=0.15)
+    voxels = math.prod(grid)
+    step = size(voxels // downsampling**3, recompute, grid_voxels=voxels)
+    assert training_memory_gb(LLMMorphSettings(width=width), step) == pytest.approx(peak, rel=0.15)
 
 
 def built(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
@@ -74,23 +71,40 @@ def built(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int
     with torch.device("meta"):
         layers = [LlamaDecoderLayer(config, 0).requires_grad_(False) for _ in settings.llm.layers]
         family = family_of(config.to_dict(), "a language model")
-        return LLMMorph(
-            settings, shape, LoadedLayers(family, config, layers, settings.llm.layers, (1.0,) * len(layers))
-        )
+        return LLMMorph(settings, shape, LoadedLayers(family, config, layers, settings.llm.layers))
+
+
+LORA_SETTINGS = [None, LoRASettings(r=8), LoRASettings(r=64)]
 
 
 @pytest.mark.parametrize("llm", [SMOLLM2, LLAMA3], ids=["SmolLM2", "LLaMA 3"])
-@pytest.mark.parametrize("width", [8, 12, 16, 24])
-@pytest.mark.parametrize("lora", [None, LoRASettings(r=8), LoRASettings(r=64)], ids=["no LoRA", "r = 8", "r = 64"])
+@pytest.mark.parametrize("width", [8, 16, 24])
+@pytest.mark.parametrize("lora", LORA_SETTINGS, ids=["no LoRA", "r = 8", "r = 64"])
 def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
     settings = LLMMorphSettings(width=width, llm=LLMSettings(lora=lora))
     network = built(settings, (96, 208, 160), llm)
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
-    size = LLMSize(llm["hidden_size"], frozen // 2)
-    assert trained_parameters(settings, size, 6 * 13 * 10) == pytest.approx(trained, rel=0.03)
+    estimate = trained_parameters(settings, llm["hidden_size"], 6 * 13 * 10)
+    assert estimate == pytest.approx(count_trained(network), rel=0.03)
     if llm is SMOLLM2:
-        assert size == BUILT_IN_SIZE
+        assert LLMSize(llm["hidden_size"], frozen // 2) == BUILT_IN_SIZE
+
+
+@pytest.mark.parametrize("blocks", ["vit", "adapters", "none"])
+@pytest.mark.parametrize("layers", [(15,), (15, 16)], ids=["one block", "two blocks"])
+@pytest.mark.parametrize("token_width", [576, 4096])
+def test_parameters_of_other_blocks_are_counted(blocks, layers, token_width) -> None:
+    settings = LLMMorphSettings(blocks=blocks, token_width=token_width, llm=LLMSettings(layers=layers))
+    with torch.device("meta"):
+        network = LLMMorph(settings, (96, 208, 160), None)
+    assert trained_parameters(settings, token_width, 6 * 13 * 10) == pytest.approx(count_trained(network), rel=0.03)
+    cost = step_cost(settings, size(10**6))
+    assert cost.frozen_bytes == 0
+    assert cost.trained_parameters == pytest.approx(count_trained(network), rel=0.1)
+
+
+def count_trained(network: LLMMorph) -> int:
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def test_the_size_of_another_model_is_that_of_its_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,26 +129,18 @@ def test_the_built_in_model_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) ->
     bfloat16=st.booleans(),
 )
 def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int, bfloat16: bool) -> None:
-    machine = Machine("cuda", 24, 8, bfloat16)
-
-    def memory(
-        width: int = width, voxels: int = voxels, twice: bool = False, llm: LLMSize = BUILT_IN_SIZE, **loss: float
-    ) -> float:
-        return training_memory_gb(
-            LLMMorphSettings(width=width), llm, voxels, 2 * voxels, twice, machine, LossSettings(**loss)
-        )
-
-    assert memory(twice=True) < memory() <= memory(voxels=voxels + more)
-    assert memory() < memory(width=width + 1)
-    assert memory() < memory(similarity=1.0)
-    with_costs = LLMMorphSettings(width=width, cost_volume=1)
-    assert memory() < training_memory_gb(with_costs, BUILT_IN_SIZE, voxels, 2 * voxels, False, machine, LossSettings())
-    assert step_seconds(LLMMorphSettings(width=width), voxels, False, machine) < step_seconds(
-        with_costs, voxels, False, machine
+    machine = Machine("cpu", 24, 8, bfloat16)
+    settings, with_costs = LLMMorphSettings(width=width), LLMMorphSettings(width=width, cost_volume=1)
+    wider = LLMMorphSettings(width=width + 1)
+    step, twice = size(voxels, machine=machine), size(voxels, True, machine)
+    memory, seconds = training_memory_gb(settings, step), step_seconds(settings, step)
+    assert (
+        training_memory_gb(settings, twice)
+        < memory
+        <= training_memory_gb(settings, size(voxels + more, False, machine))
     )
-    assert memory() < memory(llm=LLMSize(4096, 218_112_000))
-    time = step_seconds(LLMMorphSettings(width=width), voxels, False, machine)
-    assert time < step_seconds(LLMMorphSettings(width=width), voxels, True, machine)
-    assert time == pytest.approx(
-        2 * step_seconds(LLMMorphSettings(width=width), voxels, False, Machine("cpu", 1, 16, bfloat16))
-    )
+    assert memory < training_memory_gb(wider, step)
+    assert memory < training_memory_gb(with_costs, step)
+    assert seconds < step_seconds(settings, twice)
+    assert seconds < step_seconds(with_costs, step)
+    assert seconds == pytest.approx(step_seconds(settings, size(voxels, machine=replace(machine, cores=16))) * 2)

@@ -1,4 +1,4 @@
-"""Plans of simulated fingerprints: those of the paper's two datasets, and of any other."""
+"""Windows follow the structures; other contrasts are ranked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_studies import BONE, LUNG, RAS, Study, abdomen, brain, ct, default, seen, study
+from simulated_studies import (
+    BONE,
+    BRAIN,
+    KIDNEY,
+    LIVER,
+    LUNG,
+    RAS,
+    VENTRICLE,
+    Study,
+    abdomen,
+    brain,
+    ct,
+    default,
+    names_of,
+    seen,
+    study,
+)
 
 from llmreg.devices import Machine
 from llmreg.errors import UserError
@@ -17,9 +33,67 @@ from llmreg.geometry.grid import Grid
 from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import parse_plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint
-from llmreg.preprocessing.planning.effort import FEWEST_EPOCHS
-from llmreg.preprocessing.planning.frame_grid import MOST_VOXELS
-from llmreg.preprocessing.planning.paper import paper_plans
+from llmreg.preprocessing.planning.planner import paper_plans, plan_window
+from llmreg.preprocessing.planning.sizes import FEWEST_EPOCHS, MOST_VOXELS
+
+
+def test_a_window_follows_the_structures() -> None:
+    def window(*structures: tuple[float, ...], cases: int = 3) -> tuple[float, float]:
+        found, reason = plan_window([ct(structures=structures) for _ in range(cases)], "CT venous")
+        assert found.scheme == "window"
+        assert f"{found.lower:g} to {found.upper:g} HU" in reason
+        return found.lower, found.upper
+
+    assert window(LIVER, KIDNEY) == (-180, 400)
+    assert window() == (-180, 400)  # Lungs and bones of bodies do not count.
+    low, high = window(BONE, LIVER)
+    assert low == -180
+    assert 1000 < high <= 1200
+    low, high = window(LUNG, LIVER)
+    assert -940 <= low < -700
+    assert high == 400
+    low, high = window(BRAIN, VENTRICLE)
+    assert low < 2
+    assert high > 45
+    assert high - low < 200
+    # Of structures that are all alike, too, something is seen.
+    low, high = window((40.1, 40.1, 40.2, 40.3, 40.3))
+    assert low < high
+    # A single image does not decide.
+    odd = [ct(structures=(BRAIN,)) for _ in range(30)] + [ct(structures=(BONE,))]
+    assert plan_window(odd, "CT")[0].upper < 100
+
+
+@pytest.mark.parametrize("name", ["CT", "MR", "PET"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.002, 0.99)])
+def test_images_that_are_normalised_already_stay_as_they_are(name: str, low: float, high: float) -> None:
+    found, reason = plan_window([seen(range=[low, high]), seen(range=[low, high])], name)
+    assert (found.scheme, found.lower, found.upper) == ("window", round(low), round(high))
+    assert "already" in reason
+
+
+@pytest.mark.parametrize("ranges", [[[0.0, 0.3], [0.0, 1.0]], [[0.0, 1.0], [0.0, 40.0]], [[-0.4, 0.9]]])
+def test_small_numbers_are_not_taken_to_be_normalised(ranges: list[list[float]]) -> None:
+    found, _ = plan_window([seen(range=r) for r in ranges], "PET")
+    assert (found.scheme, found.lower, found.upper) == ("percentiles", 0.5, 99.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "lower", "upper"),
+    [("MR T1", 0, 95), ("FLAIR", 0, 95), ("PET", 0.5, 99.5), ("ultrasound", 0.5, 99.5), ("unheard of", 0.5, 99.5)],
+)
+def test_other_contrasts_are_ranked(name: str, lower: float, upper: float) -> None:
+    found, reason = plan_window([seen(), seen()], name)
+    assert (found.modality, found.scheme, found.lower, found.upper) == (name, "percentiles", lower, upper)
+    assert ("safe default" in reason) == (lower > 0)
+
+
+@pytest.mark.parametrize("values", [[0.0, 4095.0], [3.0, 255.0], [-20.0, 60.0]])
+def test_ct_without_hounsfield_units_is_ranked(values: list[float]) -> None:
+    found, reason = plan_window([ct(structures=(BRAIN,), range=values)], "CT")
+    assert (found.scheme, found.lower, found.upper) == ("percentiles", 0.5, 99.5)
+    assert "Hounsfield" in reason
+
 
 DECISIONS = {
     "grid",
@@ -37,6 +111,7 @@ DECISIONS = {
 def test_the_abdomen_is_planned_as_in_the_paper() -> None:
     plans = abdomen().plans()
     assert (plans.spacing, plans.size) == ((2, 2, 2), (192, 160, 192))
+    assert (plans.fixed_modality, plans.moving_modality) == (0, 1)
     assert plans.default_configuration == "half"
     assert (default(plans).token_grid, default(plans).token_length) == ((6, 5, 6), 180)
     mr, hu = plans.normalization[0], plans.normalization[1]
@@ -153,3 +228,43 @@ def test_any_dataset_gets_sound_plans_or_a_sentence(planned: Study, machine: Mac
     assert FEWEST_EPOCHS <= plans.training.epochs <= Training().epochs
     for made in (plans, paper_plans(plans)):
         assert parse_plans(json.loads(json.dumps(made.model_dump(mode="json"))), "plans.json") == made
+
+
+def test_without_labels_images_alone_align() -> None:
+    plans = brain(None, unlabelled=names_of(brain(), 0, 1)).plans()
+    assert plans.default_configuration == "half"
+    assert (plans.loss.dice, plans.loss.similarity) == (0, 1)
+    assert "No case is annotated" in plans.reasons["loss"]
+
+
+@pytest.mark.parametrize("lacking", ["unlabelled", "partly"])
+def test_with_some_labels_both_labels_and_images_align(lacking: str) -> None:
+    plans = brain(**{lacking: names_of(brain(), 1)}).plans()
+    assert (plans.loss.dice, plans.loss.similarity) == (1, 1)
+    assert "50 %" in plans.reasons["loss"]
+    # What is held out is not trained on: it may lack labels.
+    held = brain(**{lacking: names_of(brain(), 1)[:1]}, held_out=names_of(brain(), 1)[:1])
+    assert held.plans().loss.similarity == 0
+
+
+@pytest.mark.parametrize(("overlap", "axes"), [(0.95, ("x",)), (0.6, ())])
+def test_symmetric_anatomy_is_mirrored(overlap: float, axes: tuple[str, ...]) -> None:
+    plans = study([seen("A_0001_0000", mirror_overlap=overlap), ct(mirror_overlap=overlap)]).plans()
+    assert plans.augmentation.mirror_axes == axes
+    assert f"{overlap:.2f}" in plans.reasons["augmentation.mirror_axes"]
+
+
+def test_the_papers_settings_are_those_of_the_paper() -> None:
+    paper = paper_plans(brain().plans())
+    assert (paper.plans_name, paper.prealignment.method) == ("paper", "identity")
+    assert (brain().plans().network.cost_volume, paper.network.cost_volume) == (1, 0)
+    assert (paper.loss.dice, paper.loss.similarity, paper.loss.smoothness) == (1, 0, 0.1)
+    assert (paper.training.learning_rate, paper.training.schedule) == (1e-4, "constant")
+    assert (paper.training.epochs, paper.training.steps_per_epoch) == (50, 1620)
+    assert (paper.normalization[1].lower, paper.normalization[1].upper) == (-180, 400)
+    assert paper.augmentation.mirror_axes == ()
+    assert paper.reasons["paper"]
+    apart = study([seen("A_0001_0000", Grid((90, 90, 90), (1, 1, 1), (5, 5, 5))), ct()])
+    assert paper_plans(apart.plans()).prealignment.method == "centre"
+    unit = study([seen(range=[0.0, 1.0]), ct(range=[0.0, 1.0])])
+    assert paper_plans(unit.plans()).normalization[1].upper == 1

@@ -1,10 +1,11 @@
-"""What is given up for memory, and in which order."""
+"""The frame is the grid that cases share, or one that holds most of their bodies."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,11 +14,130 @@ from simulated_studies import GPU, RAS, Study, abdomen, brain, ct, default, seen
 from llmreg.devices import Machine
 from llmreg.errors import NotEnoughMemory, UserError
 from llmreg.geometry.grid import Grid
+from llmreg.networks.costs import step_seconds, training_memory_gb
 from llmreg.networks.llm_morph.plugin import LLMMorphPlugin
 from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.registry import StepSize, network_settings
+from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.planning.effort import Budget
-from llmreg.preprocessing.planning.sizes import plan_configuration
+from llmreg.preprocessing.fingerprint import summarize
+from llmreg.preprocessing.planning.planner import make_plans
+from llmreg.preprocessing.planning.sizes import (
+    FEWEST_EPOCHS,
+    MOST_VOXELS,
+    NIGHT_HOURS,
+    Budget,
+    aligned_grid,
+    plan_configuration,
+    plan_grid,
+    replace_network,
+)
+
+
+def test_a_shared_grid_is_the_frame() -> None:
+    grid = Grid((80, 96, 70), (2.0, 2.0, 2.5), (1, 2, 3), RAS)
+    rounded = Grid(grid.size, (2.0, 2.0, 2.5 + 1e-5), (1.001, 2, 3), RAS)
+    assert aligned_grid([seen(grid=grid), seen(grid=rounded)]) == grid
+    assert plan_grid([seen(grid=grid), seen(grid=rounded)], aligned=True)[:2] == (
+        pytest.approx((2.0, 2.0, 2.5), abs=1e-4),
+        (80, 96, 70),
+    )
+    for other in (Grid((80, 96, 71), *astuple(grid)[1:]), Grid(grid.size, grid.spacing, (1, 2, 4), RAS)):
+        assert aligned_grid([seen(grid=grid), seen(grid=other)]) is None
+    plans = study([seen("A_0001_0000", grid), ct(grid=grid)]).plans()
+    np.testing.assert_allclose(plans.frame.corners().min(axis=0), grid.corners().min(axis=0))
+    np.testing.assert_allclose(plans.frame.corners().max(axis=0), grid.corners().max(axis=0))
+    assert plans.prealignment.aligned_grid == grid.to_dict()
+
+
+@pytest.mark.parametrize(("dice", "stays"), [(0.25, True), (0.04, False), (None, True)])
+def test_a_shared_grid_on_which_nothing_overlaps_is_a_format_and_no_alignment(dice: float | None, stays: bool) -> None:
+    grid = Grid((80, 96, 70), (2.0, 2.0, 2.5), (1, 2, 3), RAS)
+    cases = [seen("A_0001_0000", grid), ct(grid=grid)]
+    pair = study(cases).fingerprint.pairs[0].model_copy(update={"dice": dice})
+    assert (aligned_grid(cases, [pair, pair]) == grid) is stays
+    apart = study(cases)
+    fingerprint = summarize(apart.dataset, cases, [pair, pair])
+    plans = make_plans(apart.dataset, fingerprint, Budget(GPU))
+    assert (plans.prealignment.aligned_grid is not None) is stays
+    assert ("All cases lie on one grid" in plans.reasons["grid"]) is stays
+
+
+def test_an_oblique_grid_is_not_the_frame(oblique: Grid) -> None:
+    assert aligned_grid([seen(grid=oblique), seen(grid=oblique)]) is None
+
+
+def astuple(grid: Grid) -> tuple:
+    return grid.size, grid.spacing, grid.origin, grid.direction
+
+
+def test_other_grids_are_brought_near_isotropy_and_hold_the_bodies() -> None:
+    thick = [
+        seen(f"A_000{k}_0000", Grid((256, 200, n), (1.25, 1.25, 7.7), (n, 0, 0), RAS)) for k, n in enumerate((30, 40))
+    ]
+    spacing, size, reason = plan_grid(thick, aligned=False)
+    assert max(spacing) / min(spacing) <= 1.5**2 + 0.01
+    assert np.all(np.array(spacing) * size >= np.array((320, 250, 7.7 * 39)))
+    assert "coarsened" not in reason
+    huge = [
+        seen(f"A_000{k}_0000", Grid((900, 900, n), (0.3, 0.3, 0.3), (0, 0, 0), RAS)) for k, n in enumerate((900, 901))
+    ]
+    spacing, size, reason = plan_grid(huge, aligned=False)
+    assert np.prod(size) < 1.02 * MOST_VOXELS
+    assert np.all(np.array(spacing) * size >= 270)
+    assert "coarsened" in reason
+
+
+def test_the_reference_is_the_fixed_case_of_middling_size() -> None:
+    extents = {1: 90, 2: 300, 3: 110, 4: 100, 5: 20}
+    cases = [
+        seen(f"A_000{k}_0000", Grid((400, 400, 400 + k), (1, 1, 1), (0, 0, 0)), foreground_extent=[mm] * 3)
+        for k, mm in extents.items()
+    ]
+    plans = study([*cases, ct("A_0009_0001", foreground_extent=[100] * 3)]).plans()
+    assert plans.prealignment.reference_case == "A_0004_0000"
+
+
+def test_the_spacing_that_is_requested_is_planned() -> None:
+    plans = abdomen().plans(spacing=(3.0, 4.0, 2.5))
+    assert (plans.spacing, plans.size) == ((3.0, 4.0, 2.5), (128, 80, 154))
+    assert "requested" in plans.reasons["grid"]
+    # The frame is still where the cases lie.
+    np.testing.assert_allclose(plans.frame.centre, abdomen().plans().frame.centre)
+    apart = study([seen("A_0001_0000", Grid((90, 90, 90), (1, 1, 1), (5, 5, 5))), ct()])
+    assert apart.plans(spacing=(1.0, 1.0, 6.0)).spacing == (1, 1, 6)
+    fine = abdomen().plans(Machine("cuda", 80, 8, True), spacing=(0.5, 0.5, 1.0))
+    assert np.prod(fine.size) < 1.02 * MOST_VOXELS
+    assert fine.spacing[2] == pytest.approx(2 * fine.spacing[0], rel=1e-3)
+    assert "coarsened" in fine.reasons["grid"]
+
+
+def test_on_a_processor_a_night_must_do() -> None:
+    slow, fast = (brain().plans(Machine("cpu", 64, *speed)) for speed in ((2, False), (64, True)))
+    assert (slow.default_configuration, slow.training.epochs) == ("half", FEWEST_EPOCHS)
+    assert "night" in slow.reasons["default_configuration"]
+    assert (fast.default_configuration, fast.training.epochs) == ("full", Training().epochs)
+    for cores in (6, 8, 12, 16):
+        plans = abdomen().plans(Machine("cpu", 64, cores, False))
+        seconds = step_seconds(plans.network, StepSize((96, 80, 96), 192 * 160 * 192, Machine("cpu", 64, cores, False)))
+        hours = plans.training.epochs * plans.training.steps_per_epoch * seconds / 3600
+        assert hours <= NIGHT_HOURS < hours * (1 + 1.01 / plans.training.epochs)
+        assert str(plans.training.epochs) in plans.reasons["training.epochs"]
+
+
+@pytest.mark.parametrize("memory", [5.0, 10.0, 40.0])
+def test_the_reason_for_one_pair_a_step_says_how_many_would_fit(memory: float) -> None:
+    machine = Machine("cuda", memory, 8, True)
+    plans = abdomen().plans(machine)
+    found, reason = default(plans), plans.reasons["training.batch_size"]
+    fitting = int(reason.split("; ")[1].split()[0]) if "would fit" in reason else 1
+    shape, grid = found.network_shape[::-1], int(np.prod(found.padded_size))
+    needed = [
+        training_memory_gb(plans.network, StepSize(shape, grid, machine, found.recompute, pairs, plans.loss.memory_gb))
+        for pairs in (fitting, fitting + 1)
+    ]
+    assert needed[0] <= memory < needed[1]
+    assert plans.training.batch_size == 1
 
 
 @pytest.mark.parametrize(("mm", "chosen"), [(15.9, "full"), (16.1, "half")])
@@ -131,3 +251,17 @@ def test_the_width_that_is_requested_is_planned(width: int) -> None:
     assert plans.network == LLMMorphSettings(width=width, accumulate="sum")
     assert plans.reasons["network.width"].startswith(f"{width}")
     assert "does not fit" not in plans.reasons["network.width"]
+
+
+def test_another_network_keeps_shapes_that_it_takes_and_is_estimated_by_itself() -> None:
+    plans, budget = brain().plans(GPU), Budget(GPU)
+    replaced = replace_network(plans, network_settings("voxelmorph"), budget)
+    assert replaced.network == network_settings("voxelmorph")
+    for name, configuration in plans.configurations.items():
+        new = replaced.configurations[name]
+        assert new.padded_size == configuration.padded_size
+        assert new.token_grid == configuration.token_grid
+        assert (
+            new.memory_gb == plan_configuration(new.padded_size, new.downsampling, replaced.network, budget).memory_gb
+        )
+        assert new.memory_gb != configuration.memory_gb
