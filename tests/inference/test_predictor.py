@@ -11,7 +11,7 @@ import torch
 from tiny_model_folder import make_image, make_network, make_plans, write_model, write_pair
 
 from llmreg.engine.refinement import refine
-from llmreg.errors import TooFewFolds, UserError
+from llmreg.errors import BadArgument, UserError
 from llmreg.geometry import warping
 from llmreg.geometry.field import jacobian_determinant
 from llmreg.geometry.grid import Grid, image_to_array
@@ -127,9 +127,9 @@ def test_the_uncertainty_is_the_spread_over_folds_in_the_moving_image(folder: Pa
 
 
 def test_the_uncertainty_of_one_fold_is_refused(folder: Path) -> None:
-    with pytest.raises(TooFewFolds) as refusal:
+    with pytest.raises(BadArgument, match="fold 1 is alone") as refusal:
         Predictor.from_folder(folder, ["1"], "cpu", RegistrationOptions(uncertainty=True))
-    assert refusal.value.fold == "1"
+    assert refusal.value.argument == "folds"
 
 
 def test_a_given_start_leads_from_the_fixed_to_the_moving_image(tmp_path: Path, images: tuple[Path, Path]) -> None:
