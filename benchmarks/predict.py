@@ -22,10 +22,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg.comparison.benchmark_settings import Study, dataset_of, judged_pairs
-from llmreg.comparison.classical_methods import CLASSICAL
-from llmreg.comparison.classical_runs import missing, register_pairs
-from llmreg.comparison.pair_tables import peer_pairs, write_pairs
+from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_raw_dataset
+from llmreg.comparison.classical_methods import CLASSICAL, is_installed
+from llmreg.comparison.classical_runs import register_pairs
+from llmreg.comparison.judged_pairs import judged_pairs
+from llmreg.comparison.pair_tables import classical_pairs, write_pairs
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.predictions import read_predictions
 
@@ -34,14 +35,15 @@ Row = tuple[str, float, float, float]
 
 def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """Name, seconds a pair, peak memory (GB) and mean Dice (%) of each method, as they come."""
-    study = Study(options.dataset, (options.fold,))
-    dataset = dataset_of(study)
-    judged = peer_pairs(study, judged_pairs(study, options.fold, dataset), dataset)
+    settings = BenchmarkSettings(options.dataset, (options.fold,))
+    dataset = load_raw_dataset(settings)
+    judged = classical_pairs(settings, judged_pairs(settings, options.fold, dataset), dataset)
     pairs = [pair for pair in judged if pair.fixed_label is not None and pair.moving_label is not None][: options.pairs]
-    listed = write_pairs(work / "pairs.csv", [pair.cases for pair in pairs], dataset)
+    table = work / "pairs.csv"
+    write_pairs(table, [pair.cases for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"
-        command = ["-i", str(listed), "-o", str(folder), "-m", str(options.model), "-f", options.fold]
+        command = ["-i", str(table), "-o", str(folder), "-m", str(options.model), "-f", options.fold]
         command += ["--save", "field", "warped", "prealignment", *flags.split()]
         began = time.perf_counter()
         subprocess.run(
@@ -54,7 +56,7 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
         memory = read_predictions(folder).peak_memory_gb or float("nan")
         yield f"llmreg {flags}".strip(), seconds, memory, 100 * metrics["dice"]["mean"]
     for method in options.methods:
-        if missing(method):
+        if not is_installed(method):
             sys.stdout.write(f"{method:<40}  is not installed\n")
             continue
         register_pairs(method, pairs, work / method, 1800)
