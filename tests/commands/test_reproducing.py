@@ -77,7 +77,8 @@ def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plans = tmp_path / "preprocessed" / NAME / "plans.json"
     content = json.loads(plans.read_text())
     content["network"]["width"] = 4
-    content["training"] |= {"epochs": 1, "steps_per_epoch": 1, "validation_pairs": 1}
+    # Gradients in bfloat16 of so small volumes are not finite by chance on some processors.
+    content["training"] |= {"epochs": 1, "steps_per_epoch": 1, "validation_pairs": 1, "autocast": "none"}
     plans.write_text(json.dumps(content))
     return tmp_path / "results" / NAME / "benchmark"
 
