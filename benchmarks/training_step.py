@@ -29,14 +29,12 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from llmreg.devices import autocast, has_bfloat16
-from llmreg.networks.factory import DTYPES
-from llmreg.networks.fast_layers import Conv3d
+from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
 from llmreg.networks.language_models.loading import LoadedLayers, build_layers, random_layers
 from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.llm_morph.encoder import ConvBlock
 from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.similarity.soft_dice import soft_dice
 from llmreg.similarity.terms import gradient_l2
 
@@ -86,7 +84,7 @@ def one_hot_dice(moving: Tensor, fixed: Tensor, flow: Tensor, count: int) -> Ten
 def make_plain() -> None:
     """Use PyTorch's own layers where the network has faster ways to compute the same."""
     Conv3d.forward = nn.Conv3d.forward  # type: ignore[method-assign]
-    ConvBlock._normalized = lambda self, features, norm: norm(features)  # type: ignore[method-assign]
+    InstanceNorm3d.forward = nn.InstanceNorm3d.forward  # type: ignore[method-assign]
 
 
 def measure(which: str, case: Case, width: int, steps: int) -> None:
@@ -96,7 +94,7 @@ def measure(which: str, case: Case, width: int, steps: int) -> None:
     in_bfloat16 = not plain and has_bfloat16(torch.device("cpu"))
     torch.manual_seed(0)
     settings = LLMMorphSettings(llm=LLMSettings(dtype="bfloat16" if in_bfloat16 else "float32"))
-    network = LLMMorph(settings, case.shape, layers_of(width, DTYPES[settings.llm.dtype]))
+    network = LLMMorph(settings, case.shape, layers_of(width, getattr(torch, settings.llm.dtype)))
     network.recompute = not plain
     if plain:
         make_plain()
