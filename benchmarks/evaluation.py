@@ -24,9 +24,8 @@ import SimpleITK as sitk
 from scipy.ndimage import zoom
 from scipy.spatial import cKDTree
 
-from llmreg.evaluation.keypoints import Keypoints, keypoint_errors
 from llmreg.evaluation.metrics import dice_per_label
-from llmreg.evaluation.pair_scores import evaluate_pair
+from llmreg.evaluation.pair_scores import evaluate_pair, landmark_errors
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
@@ -69,7 +68,7 @@ def scoring(method: str, shape: tuple[int, ...], labels: int) -> Callable[[], ob
     points = grid.index_to_physical(np.random.default_rng(3).uniform(10, min(shape) - 10, (100, 3)))
 
     def ours() -> object:
-        errors = keypoint_errors(Keypoints(points, points), field, grid)
+        errors = landmark_errors(points, points, field, grid)
         return errors, evaluate_pair(fixed, moving, field, threads=available_cores())
 
     def ours_surfaces() -> object:

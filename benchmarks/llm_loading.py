@@ -77,8 +77,7 @@ def peak_mb() -> float:
 
 
 def fill_cache(folder: Path) -> None:
-    from llmreg.networks.language_models.fetching import fetch
-    from llmreg.networks.language_models.loading import find_layers
+    from llmreg.networks.language_models.loading import fetch, find_layers
     from llmreg.networks.language_models.settings import LLMSettings
 
     pinned = fetch(LLMSettings(source=str(folder), layers=LAYERS), folder / "cache")
@@ -93,19 +92,20 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoModel
 
     from llmreg.networks.language_models.loading import build_layers, find_layers
-    from llmreg.networks.language_models.reading import LocalFiles
+    from llmreg.networks.language_models.model_files import LocalFiles
+    from llmreg.networks.language_models.reading import read_layers
     from llmreg.networks.language_models.settings import LLMSettings
-    from llmreg.networks.language_models.sources import read_layers
 
     read = 0
-    real = LocalFiles.read
+    read_whole = LocalFiles.read
 
-    def counted(self: LocalFiles, name: str, start: int, count: int) -> np.ndarray:
+    def count_bytes(self: LocalFiles, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
         nonlocal read
-        read += count
-        return real(self, name, start, count)
+        content = read_whole(self, name, start, count)
+        read += len(content)
+        return content
 
-    LocalFiles.read = counted  # type: ignore[method-assign]
+    LocalFiles.read = count_bytes  # type: ignore[method-assign]
     before, start = peak_mb(), time.perf_counter()
     if which == "model":
         layers = build_layers(read_layers(str(folder), LAYERS), dtype).layers

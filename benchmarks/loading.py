@@ -21,7 +21,7 @@ import numpy as np
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 from llmreg.plans.plan_settings import AugmentationSettings, Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.planning.sizes import Budget, plan_configuration

@@ -30,7 +30,7 @@ from llmreg.data.splits import SPLITS_FILE
 from llmreg.data.synthetic import write_demo_dataset
 from llmreg.devices import choose_device, has_bfloat16
 from llmreg.networks.factory import build_network
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.paths import preprocessed_dataset
 from llmreg.plans.plans import find_plans
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder

@@ -17,10 +17,9 @@ import torch
 
 from llmreg.devices import Machine, autocast, detect_machine
 from llmreg.machine import peak_memory_gb
-from llmreg.networks.costs import step_seconds, training_memory_gb
 from llmreg.networks.factory import build_network
-from llmreg.networks.registry import NetworkSettings, StepSize, default_settings
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.registration_network import GridNetwork
+from llmreg.networks.registry import NetworkSettings, StepSize, default_settings, step_seconds, training_memory_gb
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
 from llmreg.similarity.registry import Prediction
 

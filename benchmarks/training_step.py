@@ -33,8 +33,8 @@ from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
 from llmreg.networks.language_models.loading import LoadedLayers, build_layers, random_layers
 from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.similarity.soft_dice import soft_dice
 from llmreg.similarity.terms import gradient_l2
 

@@ -248,6 +248,33 @@ class EditedPlans(UserError):
         self.path, self.changes = path, changes
 
 
+class MissingLayers(UserError):
+    """The layers of a language model are neither in the layer cache nor at their source.
+
+    Attributes:
+        source: the language model.
+        layers: zero-based indices.
+        sha256: digest that they must have.
+        folder: the layer cache.
+        reason: why they cannot be read from their source.
+    """
+
+    def __init__(self, source: str, layers: Sequence[int], sha256: str, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"Layers {', '.join(map(str, layers))} of the language model '{source}' (sha256 {sha256[:12]}) are not in "
+            f"the layer cache {folder}, and not at their source ({reason}): copy their folder into the cache from the "
+            "computer that trained with them, or fetch them again."
+        )
+        self.source, self.layers, self.sha256, self.folder, self.reason = source, tuple(layers), sha256, folder, reason
+
+
+class DamagedLayers(UnreadableFile):
+    """A folder of the layer cache is damaged, or does not hold the weights that its record names."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(folder, problem, "remove it and fetch the layers again")
+
+
 class NotEnoughMemory(UserError):
     """Nothing that can be trained fits into the memory.
 

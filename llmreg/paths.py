@@ -8,6 +8,13 @@ from typing import Self
 
 from llmreg.errors import Ambiguous, UnknownDataset, UserError
 
+# What a network, plans or a configuration may be called, so that every file system and shell takes the name.
+WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
+_PORTABLE = re.compile(rf"Dataset[0-9]{{3}}_[^/\\:*?\"<>|]+(?<![. ])/{WORD}__{WORD}__{WORD}")
+# File systems allow 255 bytes in the name of a folder.
+_MOST_BYTES = 240
+_FOLD = "fold_"
+
 
 def _find_folder(variable: str, subfolder: str) -> Path | None:
     """The folder of a variable, else a subfolder of ``$llmreg_home``; None when neither is set."""
@@ -69,14 +76,6 @@ def find_dataset_folder(name_or_id: str | int, root: Path) -> Path:
 def preprocessed_dataset(name_or_id: str | int) -> Path:
     """The folder of a dataset's preprocessed cases and plans, named like its raw folder (see find_dataset_folder)."""
     return preprocessed_folder() / find_dataset_folder(name_or_id, raw_folder()).name
-
-
-# What a network, plans or a configuration may be called, so that every file system and shell takes the name.
-WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
-_PORTABLE = re.compile(rf"Dataset[0-9]{{3}}_[^/\\:*?\"<>|]+(?<![. ])/{WORD}__{WORD}__{WORD}")
-# File systems allow 255 bytes in the name of a folder.
-_MOST_BYTES = 240
-_FOLD = "fold_"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ import pytest
 
 from llmreg import errors
 from llmreg.comparison import benchmark_errors
-from llmreg.networks.language_models import layer_errors
 from llmreg.training import training_errors
 
-MODULES = (errors, benchmark_errors, layer_errors, training_errors)
+MODULES = (errors, benchmark_errors, training_errors)
 CLASSES = sorted(
     {
         kind

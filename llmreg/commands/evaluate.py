@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def action(options: argparse.Namespace) -> None:
     """Score the predictions and show the summary."""
     from llmreg.evaluation.evaluate import evaluate_folder
-    from llmreg.evaluation.table import format_summary
+    from llmreg.evaluation.summary import format_summary
 
     summary = evaluate_folder(
         options.input,

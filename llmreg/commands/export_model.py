@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def action(options: argparse.Namespace) -> None:
     """Write the zip and say what it holds."""
-    from llmreg.networks.language_models.sources import is_local
+    from llmreg.networks.language_models.reading import is_local
     from llmreg.plans.plans import PLANS_FILE, read_plans
     from llmreg.sharing.exporting import export_model
 

@@ -15,7 +15,7 @@ EXAMPLES = """\
 def action(options: argparse.Namespace) -> None:
     """Fetch the layers into the cache."""
     from llmreg import paths
-    from llmreg.networks.language_models.fetching import fetch, select_layers
+    from llmreg.networks.language_models.loading import fetch, select_layers
 
     fetch(select_layers(options.source, options.layers), paths.llm_cache_folder())
 

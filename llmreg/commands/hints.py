@@ -7,7 +7,6 @@ attributes. A class that has no hint of its own gets that of its base.
 from functools import singledispatch
 
 from llmreg import errors
-from llmreg.networks.language_models import layer_errors
 from llmreg.training import training_errors
 
 OUT_OF_MEMORY_HINT = (
@@ -31,7 +30,7 @@ _HINTS: dict[type[Exception], str] = {
     training_errors.TrainingInterrupted: "Resume with --continue.",
     training_errors.NothingToTrainOn: "Image similarity: --set loss.similarity=1 --as NAME.",
     training_errors.NonFiniteLoss: "A lower learning rate: --set training.learning_rate=1e-4 --as NAME.",
-    layer_errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
+    errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
     # Prediction.
     errors.HoldsPredictions: "Choose another --output, or add --overwrite, or --continue for missing pairs.",
     errors.OtherPredictions: "Add --overwrite, or choose another --output.",
@@ -96,5 +95,5 @@ def _(error: errors.MissingPackage) -> str:
 
 
 @hint.register
-def _(error: layer_errors.MissingLayers) -> str:
+def _(error: errors.MissingLayers) -> str:
     return f"Type: llmreg_fetch_llm {error.source} --layers {' '.join(map(str, error.layers))}."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmreg.commands import shell
 
 if TYPE_CHECKING:
-    from llmreg.sharing.manifest import NeededLayers
+    from llmreg.sharing.exporting import NeededLayers
 
 EXAMPLES = """\
   llmreg_install_model model.zip
@@ -43,13 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
 def action(options: argparse.Namespace) -> None:
     """Install the model and say how to predict with it."""
     from llmreg import paths
-    from llmreg.sharing.installing import install_model
-    from llmreg.sharing.manifest import has_layers
+    from llmreg.sharing.installing import has_layers, install_model
 
-    installed = install_model(options.archive, options.output or paths.results_folder(), overwrite=options.overwrite)
-    folder, llm = installed.model.folder, installed.manifest.llm
-    lines = [f"Installed {installed.manifest.name}, folds {', '.join(installed.model.folds)}. Predict with:"]
-    lines += [f"  llmreg_predict -i in/ -o out/ -m {shlex.quote(str(folder))}"]
+    root = options.output or paths.results_folder()
+    model, manifest = install_model(options.archive, root, overwrite=options.overwrite)
+    llm = manifest.llm
+    lines = [f"Installed {manifest.name}, folds {', '.join(model.folds)}. Predict with:"]
+    lines += [f"  llmreg_predict -i in/ -o out/ -m {shlex.quote(str(model.folder))}"]
     if llm is not None:
         layers = ", ".join(map(str, llm.layers))
         state = "are here." if has_layers(llm) else f"are not here yet. Get them with:\n  {explain_how_to_get(llm)}"
@@ -59,7 +59,7 @@ def action(options: argparse.Namespace) -> None:
 
 def explain_how_to_get(llm: NeededLayers) -> str:
     """Explain how to get the layers of a language model that a model needs, and that are not on this computer."""
-    from llmreg.networks.language_models.sources import BUILT_IN
+    from llmreg.networks.language_models.reading import BUILT_IN
     from llmreg.paths import llm_cache_folder
 
     copy = (

@@ -79,7 +79,7 @@ def load_network_settings(settings: BenchmarkSettings) -> NetworkSettings:
 def count_layers(network: NetworkSettings) -> int:
     """Count the layers of the language model that a network takes its layers from."""
     from llmreg.networks.language_models.families import build_config
-    from llmreg.networks.language_models.sources import open_model
+    from llmreg.networks.language_models.reading import open_model
 
     llm = plugin_of(network).language_model(network)
     if llm is None:

@@ -151,7 +151,7 @@ def find_method(name: str, settings: NetworkSettings) -> Method:
 
 def _with_language_model(source: str, settings: NetworkSettings) -> Method:
     # Imported here, because transformers takes seconds to import.
-    from llmreg.networks.language_models.fetching import select_layers
+    from llmreg.networks.language_models.loading import select_layers
 
     name = _short_name(source)
     chosen = select_layers(source, None, plugin_of(settings).language_model(settings))

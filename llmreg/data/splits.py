@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
 from llmreg.errors import BadSplits, UnknownName, UnreadableFile, UserError
 from llmreg.files import read_json, write_json
+from llmreg.paths import fold_name
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +168,12 @@ def parse_fold(text: str | int, available: Iterable[int]) -> int | Literal["all"
     Raises:
         UnknownName: it is anything else, or a fold that is not among ``available``.
     """
-    numbers = sorted(available)
-    if str(text) in ("all", "fold_all"):
+    numbers, name = sorted(available), fold_name(str(text))
+    if name == "all":
         return "all"
-    match = re.fullmatch(r"(?:fold_?)?([0-9]+)", str(text))
-    if match is None or int(match[1]) not in numbers:
+    if not re.fullmatch("[0-9]+", name) or int(name) not in numbers:
         raise UnknownName("fold", str(text), (*map(str, numbers), "all"))
-    return int(match[1])
+    return int(name)
 
 
 def _usable_cases(dataset: Dataset) -> tuple[Case, ...]:

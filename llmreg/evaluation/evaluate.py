@@ -12,8 +12,14 @@ from typing import Any
 from llmreg.errors import BadImage, UserError
 from llmreg.evaluation import learn2reg_scores
 from llmreg.evaluation.inputs import PairFiles, find_inputs
-from llmreg.evaluation.keypoints import keypoint_errors, read_keypoints
-from llmreg.evaluation.pair_scores import STAGED_METRICS, Row, evaluate_pair, score_unlabelled
+from llmreg.evaluation.pair_scores import (
+    STAGED_METRICS,
+    Row,
+    evaluate_pair,
+    landmark_errors,
+    read_landmark_pair,
+    score_unlabelled,
+)
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, make_table, write_results
 from llmreg.files import check_writable, read_json, write_text
 from llmreg.geometry.grid import Grid
@@ -65,20 +71,23 @@ def evaluate_folder(
     score = partial(_score_pair, interpolation=label_interpolation, convention=convention, threads=threads)
     results = map_in_processes(score, inputs.pairs, num_processes, "Evaluate", "pair")
     rows: list[Row] = []
-    landmark_errors: dict[str, list[float]] = {}
-    for pair, (pair_rows, pair_errors) in zip(inputs.pairs, results, strict=True):
+    distances: dict[str, list[float]] = {}
+    for pair, (pair_rows, pair_distances) in zip(inputs.pairs, results, strict=True):
         if not pair_rows:
             log.warning("%s: left out, without landmarks or a label that was annotated in both images.", pair.pair_id)
         rows += pair_rows
-        if pair_errors is not None:
-            landmark_errors[pair.pair_id] = pair_errors
+        distances |= {} if pair_distances is None else {pair.pair_id: pair_distances}
     if not rows:
         raise UserError(f"{predictions}: no pair has a label to score, or landmarks: check both, and the label table.")
     if any(metric.startswith("prealigned_") for row in rows for metric in row):
         # The mean after pre-alignment is over all pairs, so that it compares with the other means: a pair that has no
         # pre-alignment counts as it lay.
-        rows = [_copy_initial_scores(row) | row for row in rows]
-    challenge_results = learn2reg_scores.make_results(make_table(rows), inputs.name, landmark_errors)
+        metrics = (*STAGED_METRICS, "tre_mm")
+        rows = [
+            {f"prealigned_{name}": row[f"initial_{name}"] for name in metrics if f"initial_{name}" in row} | row
+            for row in rows
+        ]
+    challenge_results = learn2reg_scores.make_results(make_table(rows), inputs.name, distances)
     write_text(output / LEARN2REG_FILE, json.dumps(challenge_results, indent=4) + "\n")
     details = {
         "label_interpolation": label_interpolation,
@@ -105,29 +114,23 @@ def _score_pair(
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
     field = read_field(pair.field, pair.format, fixed_grid, moving_grid)
     if not fixed_grid.same_as(field.grid):
-        problem = f"does not lie on the grid of the field {pair.field}"
-        raise BadImage(pair.frames[0], problem, "give the label map on the fixed image's grid")
+        raise BadImage(
+            pair.frames[0],
+            f"does not lie on the grid of the field {pair.field}",
+            "give the label map on the fixed image's grid",
+        )
     initial = None if pair.prealignment is None else read_transform(pair.prealignment)
     pair_figures: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
-    landmark_errors = None
+    distances = None
     if pair.keypoints is not None:
-        keypoints = read_keypoints(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
-        errors = keypoint_errors(keypoints, field, moving_grid, initial)
+        landmarks = read_landmark_pair(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
+        errors = landmark_errors(*landmarks, field, moving_grid, initial)
         pair_figures |= {metric: float(values.mean()) for metric, values in errors.items()}
-        landmark_errors = errors["tre_l2r"].tolist()
+        distances = errors["tre_l2r"].tolist()
     rows = []
     if pair.labelled:
         rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
-    if not rows and landmark_errors is not None:
+    if not rows and distances is not None:
         rows = [score_unlabelled(field)]
     names = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
-    return [names | row | pair_figures for row in rows], landmark_errors
-
-
-def _copy_initial_scores(row: Row) -> Row:
-    """The scores after pre-alignment of a pair without one: those before it."""
-    return {
-        f"prealigned_{metric}": row[f"initial_{metric}"]
-        for metric in (*STAGED_METRICS, "tre_mm")
-        if f"initial_{metric}" in row
-    }
+    return [names | row | pair_figures for row in rows], distances

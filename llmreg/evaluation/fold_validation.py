@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from llmreg.data.dataset import Dataset, Pair
 from llmreg.evaluation.pair_scores import Row, evaluate_pair
-from llmreg.evaluation.summary import write_results
-from llmreg.evaluation.table import format_summary
+from llmreg.evaluation.summary import format_summary, write_results
 from llmreg.images.image_files import read_image
 from llmreg.inference.case_reader import ImageInput
 from llmreg.inference.models import load_model

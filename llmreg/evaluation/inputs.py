@@ -7,9 +7,8 @@ from pathlib import Path
 
 from llmreg.data.dataset import Dataset, load_dataset
 from llmreg.errors import BadArgument, MissingFile, NotPrepared, UnreadableFile, UserError
-from llmreg.evaluation.keypoints import SUFFIXES
 from llmreg.images.formats import DEFAULT_ENDING
-from llmreg.images.landmarks import Convention
+from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention
 from llmreg.predictions import PREDICT_FILE, PredictedPair, predictions_digest, read_predictions
 
 log = logging.getLogger(__name__)
@@ -74,9 +73,9 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
 
     A label map is ``<labels>/<case name>.nii.gz``, else the one that ``predict.json`` names. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
-    Landmarks are ``<keypoints>/<case name>`` with one of :data:`llmreg.evaluation.keypoints.SUFFIXES`, else those that
-    ``predict.json`` names, else, in voxels, those of the dataset in ``labels``; pairs may have none. Where a pair's
-    label maps are missing, landmarks are enough.
+    Landmarks are ``<keypoints>/<case name>`` with one of :data:`llmreg.images.landmarks.LANDMARK_ENDINGS`, else those
+    that ``predict.json`` names, else, in voxels, those of the dataset in ``labels``; pairs may have none. Where a
+    pair's label maps are missing, landmarks are enough.
 
     Raises:
         UserError: for the first file that is missing, or a ``predict.json`` that is not ours.
@@ -91,18 +90,17 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
     if keypoints is not None and not keypoints.is_dir():
         raise MissingFile(keypoints, "name the folder that holds the landmarks")
 
-    labels_dataset = None if labels is None else _find_dataset_around(labels)
-    dataset = labels_dataset
+    dataset = labels_dataset = None if labels is None else _find_dataset_around(labels)
     pairs = []
     for pair in predictions.pairs:
         if pair.field is None:
-            problem = f"{folder} holds no field of {pair.pair_id}: predict again, and save the field."
-            raise BadArgument("outputs", problem)
+            raise BadArgument(
+                "outputs", f"{folder} holds no field of {pair.pair_id}: predict again, and save the field."
+            )
         landmarks, convention = _find_keypoints(pair, keypoints, labels_dataset)
         labelled = True
         try:
-            fixed = _find_label_map(pair, "fixed", labels, dataset)
-            moving = _find_label_map(pair, "moving", labels, dataset)
+            fixed, moving = (_find_label_map(pair, role, labels, dataset) for role in ("fixed", "moving"))
             if labels is None and dataset is None:
                 dataset = _find_dataset_around(fixed.parent)
         except UserError as error:
@@ -130,8 +128,10 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
             )
         )
     if keypoints is not None and all(pair.keypoints is None for pair in pairs):
-        names = f"{pairs[0].fixed}.csv, {pairs[0].moving}.csv"
-        raise BadArgument("keypoints", f"{keypoints} holds no landmarks of any pair: name the files {names}.")
+        raise BadArgument(
+            "keypoints",
+            f"{keypoints} holds no landmarks of any pair: name the files {pairs[0].fixed}.csv, {pairs[0].moving}.csv.",
+        )
     memory = {"peak_memory_gb": predictions.peak_memory_gb, "peak_gpu_memory_gb": predictions.peak_gpu_memory_gb}
     return EvaluationInputs(
         name=dataset.name if dataset else folder.resolve().name,
@@ -158,37 +158,34 @@ def _find_image(pair: PredictedPair, attribute: str) -> Path:
 def _find_dataset_around(folder: Path) -> Dataset | None:
     """The dataset in a folder or in the one above it; links may lie in a dataset, or lead into one."""
     path, target = Path(os.path.abspath(folder)), folder.resolve()
-    problem: UserError | None = None
+    problems = []
     for candidate in dict.fromkeys((path, path.parent, target, target.parent)):
         if (candidate / "dataset.json").is_file() or len(list(candidate.glob("*_dataset.json"))) == 1:
             try:
                 return load_dataset(candidate)
             except UserError as error:
-                problem = problem or error
-    if problem is not None:
-        log.warning("Label names are unknown, and all labels count as annotated everywhere: %s", problem)
+                problems.append(error)
+    if problems:
+        log.warning("Label names are unknown, and all labels count as annotated everywhere: %s", problems[0])
     return None
 
 
 def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, dataset: Dataset | None) -> Path:
     """The label map of a pair's ``fixed`` or ``moving`` case."""
-    case, candidates = getattr(pair, role), []
+    case, recorded = getattr(pair, role), pair.path(f"{role}_label")
+    file, places = f"{case}{DEFAULT_ENDING}", [recorded]
     if folder is not None:
         cases = () if dataset is None else dataset.cases
-        candidates = [folder / f"{case}{DEFAULT_ENDING}"]
-        candidates += [entry.label for entry in cases if entry.name == case and entry.label is not None]
-        candidates.append(folder / "labelsTr" / f"{case}{DEFAULT_ENDING}")
-    recorded = pair.path(f"{role}_label")
-    if recorded is not None:
-        candidates.append(recorded)
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None and candidates:
-        raise MissingFile(candidates[0], f"add the label map of {case}, or name another folder of label maps")
-    if path is None:
+        listed = [entry.label for entry in cases if entry.name == case]
+        places = [folder / file, *listed, folder / "labelsTr" / file, recorded]
+    candidates = [place for place in places if place is not None]
+    if not candidates:
         raise BadArgument(
-            "labels",
-            f"{case} has no label map in {PREDICT_FILE}: name a folder with {case}{DEFAULT_ENDING}, or landmarks.",
+            "labels", f"{case} has no label map in {PREDICT_FILE}: name a folder with {file}, or landmarks."
         )
+    path = next(filter(Path.is_file, candidates), None)
+    if path is None:
+        raise MissingFile(candidates[0], f"add the label map of {case}, or name another folder of label maps")
     return path
 
 
@@ -212,9 +209,9 @@ def _find_keypoints(
 
 def _find_landmark_file(pair: PredictedPair, role: str, folder: Path | None) -> Path | None:
     case, recorded = getattr(pair, role), pair.path(f"{role}_points")
-    candidates = [] if folder is None else [folder / f"{case}{suffix}" for suffix in SUFFIXES]
+    candidates = [] if folder is None else [folder / f"{case}{suffix}" for suffix in LANDMARK_ENDINGS]
     candidates += [] if recorded is None else [recorded]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    path = next(filter(Path.is_file, candidates), None)
     if recorded is not None and path is None:
         raise MissingFile(recorded, f"add the landmarks of {pair.pair_id}, or name a folder of landmarks")
     return path

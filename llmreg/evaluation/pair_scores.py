@@ -1,23 +1,22 @@
-"""Scores of one registered pair, before and after."""
+"""Scores of one registered pair, before and after: of its label maps, its landmarks and its field."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
+from llmreg.errors import BadTable
 from llmreg.evaluation import learn2reg_scores
-from llmreg.evaluation.metrics import (
-    Array,
-    dice_per_label,
-    folding,
-    sd_log_jacobian,
-    sd_log_jacobian_learn2reg,
-)
+from llmreg.evaluation.metrics import Array, dice_per_label, folding, sd_log_jacobian, sd_log_jacobian_learn2reg
 from llmreg.evaluation.surfaces import hd95_learn2reg_per_label, surface_distances_per_label
 from llmreg.geometry.field import DisplacementField, jacobian_determinant
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
+from llmreg.geometry.points import Points, transform_points
 from llmreg.geometry.resampling import LabelInterpolation, resample_labels
+from llmreg.images.landmarks import Convention, read_landmarks
 
 Row = dict[str, Any]
 # Prefixes of a metric's name: before registration, after pre-alignment alone, and after registration.
@@ -25,6 +24,7 @@ STAGES = ("initial_", "prealigned_", "")
 # Metrics of labels that are computed at each stage.
 STAGED_METRICS = ("dice", "hd95_mm", "assd_mm", "hd95_l2r")
 LABEL_METRICS = (*(stage + metric for metric in STAGED_METRICS for stage in STAGES), "dice_l2r")
+LANDMARK_METRICS = ("initial_tre_mm", "prealigned_tre_mm", "tre_mm", "tre_l2r")
 FIELD_METRICS = ("folding_percent", "folding_interior_percent", "sdlogj", "sdlogj_learn2reg")
 # Voxels along each face that the interior leaves out, as Learn2Reg's SDlogJ does.
 BORDER = 2
@@ -94,10 +94,66 @@ def evaluate_pair(
     ]
 
 
+def read_landmark_pair(
+    fixed: Path, moving: Path, convention: Convention, fixed_grid: Grid, moving_grid: Grid
+) -> tuple[Points, Points]:
+    """Read the landmarks of two images, which list the same places in one order.
+
+    Args:
+        fixed: file of the fixed image's landmarks, of a kind that :func:`llmreg.images.landmarks.read_landmarks` reads.
+        moving: the same of the moving image.
+        convention: of coordinates in tables.
+        fixed_grid: of the fixed image, for landmarks in voxels.
+        moving_grid: the same of the moving image.
+
+    Returns:
+        Fixed and moving landmarks (n, 3), mm LPS.
+
+    Raises:
+        UserError: a file cannot be read.
+        BadTable: they do not list equally many landmarks.
+    """
+    _, fixed_points = read_landmarks(fixed, convention, fixed_grid)
+    _, moving_points = read_landmarks(moving, convention, moving_grid)
+    if len(fixed_points) != len(moving_points):
+        raise BadTable(
+            fixed,
+            f"lists {len(fixed_points)} points and {moving} {len(moving_points)}",
+            "list the same places in both, in the same order",
+        )
+    return fixed_points, moving_points
+
+
+def landmark_errors(
+    fixed: Points,
+    moving: Points,
+    field: DisplacementField,
+    moving_grid: Grid,
+    initial: sitk.Transform | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Target registration error of each landmark: the distance of the mapped fixed landmark from the moving one.
+
+    Args:
+        fixed: (n, 3) landmarks of the fixed image, mm LPS.
+        moving: (n, 3) the same places in the moving image.
+        field: the whole displacement from fixed to moving, on the fixed image's grid.
+        moving_grid: of the moving image.
+        initial: pre-alignment that is part of ``field``, fixed points -> moving points.
+
+    Returns:
+        (n,) in mm for each of :data:`LANDMARK_METRICS`: as the points lie; after ``initial``, if there is one; after
+        the field, linearly interpolated as ITK has it; the same as Learn2Reg computes it, by splines.
+    """
+    prealigned = {} if initial is None else {"prealigned_tre_mm": transform_points(fixed, initial)}
+    mapped = {"initial_tre_mm": fixed} | prealigned | {"tre_mm": transform_points(fixed, field)}
+    errors = {name: np.linalg.norm(points - moving, axis=1) for name, points in mapped.items()}
+    return errors | {"tre_l2r": learn2reg_scores.point_errors(fixed, moving, field, moving_grid)}
+
+
 def score_unlabelled(field: DisplacementField) -> Row:
     """Score the field of a pair without a label to score; metrics of labels are NaN."""
-    metrics = (stage + metric for metric in STAGED_METRICS for stage in ("initial_", ""))
-    return {"label": None, "name": None} | dict.fromkeys((*metrics, "dice_l2r"), np.nan) | field_metrics(field)
+    metrics = [metric for metric in LABEL_METRICS if not metric.startswith("prealigned_")]
+    return {"label": None, "name": None} | dict.fromkeys(metrics, np.nan) | field_metrics(field)
 
 
 def field_metrics(field: DisplacementField) -> dict[str, float]:

@@ -110,7 +110,9 @@ def select_best(results: Path, folds: Sequence[str] | None = None) -> Selection:
         raise BadArgument("folds", f"No fold was trained by all models ({listed}): name folds, or train the others.")
     for model in tables.keys() - chosen.keys():
         log.warning("%s is left out: it was not trained on fold %s.", model, ", ".join(common))
-    scores = {model: _average_labels([files[fold] for fold in common]) for model, files in chosen.items()}
+    rows_of = {model: pd.concat([pd.read_csv(files[fold]) for fold in common]) for model, files in chosen.items()}
+    # The score of a pair is the mean over its labels.
+    scores = {model: table.groupby("pair_id")[list(METRICS)].mean() for model, table in rows_of.items()}
     shared = sorted(set.intersection(*(set(table.index) for table in scores.values())))
     if not shared:
         raise UserError(f"The models of {results} were validated on different pairs: train them on the same splits.")
@@ -134,13 +136,6 @@ def write_selection(results: Path, selection: Selection, command: str) -> Path:
     content = asdict(selection) | {"best": selection.candidates[0].model, "command": command}
     write_json(results / BEST_FILE, content)
     return results / BEST_FILE
-
-
-def _average_labels(paths: Sequence[Path]) -> pd.DataFrame:
-    """A row a pair: means over its labels."""
-    table = pd.concat([pd.read_csv(path) for path in paths])
-    means: pd.DataFrame = table.groupby("pair_id")[list(METRICS)].mean()
-    return means
 
 
 def _count_points(model: str, scores: dict[str, pd.DataFrame]) -> int:

@@ -1,4 +1,4 @@
-"""The table of the scores of all pairs, and their summary."""
+"""The table of the scores of all pairs, and their summary in a file and on the terminal."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,14 +7,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmreg.evaluation.keypoints import POINT_METRICS
-from llmreg.evaluation.pair_scores import FIELD_METRICS, LABEL_METRICS, Row
+from llmreg.evaluation.pair_scores import FIELD_METRICS, LABEL_METRICS, LANDMARK_METRICS, Row
 from llmreg.files import atomic_write, write_json
+from llmreg.text_tables import format_table
 
 METRICS_FILE = "metrics.csv"
 SUMMARY_FILE = "summary.json"
-PAIR_METRICS = (*POINT_METRICS, *FIELD_METRICS, "seconds")
+PAIR_METRICS = (*LANDMARK_METRICS, *FIELD_METRICS, "seconds")
 COLUMNS = ("pair_id", "fixed", "moving", "label", "name", *LABEL_METRICS, *PAIR_METRICS)
+_STAGES = (("initial", "initial_"), ("prealigned", "prealigned_"), ("registered", ""))
+_OTHERS = (
+    ("ASSD (mm)", "assd_mm", 2),
+    ("TRE (mm)", "tre_mm", 2),
+    ("HD95 (Learn2Reg, voxels)", "hd95_l2r", 2),
+    ("|J| <= 0 (%)", "folding_percent", 3),
+    ("|J| <= 0, interior (%)", "folding_interior_percent", 3),
+    ("SDlogJ", "sdlogj", 3),
+    ("SDlogJ (Learn2Reg)", "sdlogj_learn2reg", 3),
+)
+_MEMORY = (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory"))
+_INTERPOLATIONS = {"nearest": "nearest neighbours", "linear": "the linearly interpolated label that weighs most"}
 
 
 def make_table(rows: Iterable[Row]) -> pd.DataFrame:
@@ -102,3 +114,57 @@ def _describe(scores: pd.Series) -> dict[str, float | int | None]:
 
 def _finite_or_none(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Tables of Dice (percent) and HD95 (mm) by label, and of the other metrics, before and after registration.
+
+    Args:
+        summary: of :func:`write_results` or :func:`summarise`.
+    """
+    metrics, labels = summary["metrics"], summary["labels"].values()
+    stages = [(title, prefix) for title, prefix in _STAGES if prefix + "dice" in metrics]
+    paragraphs = []
+    # Pairs may have landmarks alone.
+    if labels:
+        head = [f"{metric} {title}" for metric in ("Dice", "HD95") for title, _ in stages]
+        rows = [
+            [str(label["name"]), str(label["num_pairs"])]
+            + [_format(label[prefix + "dice"], 100) for _, prefix in stages]
+            + [_format(label[prefix + "hd95_mm"]) for _, prefix in stages]
+            for label in labels
+        ]
+        rows.append(
+            ["mean +- SD over pairs", str(metrics["dice"]["num_pairs"])]
+            + [_format_with_sd(metrics[prefix + "dice"], 100) for _, prefix in stages]
+            + [_format_with_sd(metrics[prefix + "hd95_mm"]) for _, prefix in stages]
+        )
+        paragraphs.append(format_table(["label", "pairs", *head], rows, footer_rows=1))
+    rows = [
+        [title] + [_format_with_sd(metrics.get(prefix + name), digits=digits) for _, prefix in stages]
+        for title, name, digits in _OTHERS
+        if name in metrics and metrics[name]["num_pairs"]
+    ]
+    paragraphs.append(format_table(["", *(title for title, _ in stages)], rows))
+    sentences = []
+    if summary["num_lost"]:
+        sentences.append(f"{summary['num_lost']} structures vanished in warping: Dice 0, left out of HD95 and ASSD.")
+    if summary.get("failed"):
+        sentences.append(f"Pairs that could not be registered, and have no scores: {', '.join(summary['failed'])}.")
+    if labels and "label_interpolation" in summary:
+        sentences.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
+    seconds = [f"{_format_with_sd(metrics['seconds'], digits=1)} s a pair"] if "seconds" in metrics else []
+    memory = [f"{summary[key]:.1f} GiB of {name} at its peak" for key, name in _MEMORY if key in summary]
+    if seconds or memory:
+        sentences.append(f"The prediction took {', '.join(seconds + memory)}.")
+    return "\n\n".join([*paragraphs, "\n".join(sentences)]) + "\n"
+
+
+def _format(value: float | None, scale: float = 1, digits: int = 2) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"
+
+
+def _format_with_sd(metric: Mapping[str, float | None] | None, scale: float = 1, digits: int = 2) -> str:
+    """Mean and standard deviation; empty for a metric that is missing."""
+    values = [] if metric is None else [metric["mean"]] + ([] if metric["sd"] is None else [metric["sd"]])
+    return " +- ".join(_format(value, scale, digits) for value in values)

@@ -22,7 +22,6 @@ Mask = NDArray[np.bool_]
 Masks = tuple[Mask, Mask]
 Score = TypeVar("Score")
 Distances = NDArray[np.float64]
-_VOXELS = np.ones(3)
 # Marching cubes' area for each connected piece of up to four corners of a cube, told apart by the sum over its corners
 # of the square of how many neighbours a corner has in the piece. Sums are rounded as in the original's table.
 _CUT, _EDGE = np.sqrt(3) / 8, np.sqrt(1 / 2)
@@ -115,7 +114,7 @@ def hd95_learn2reg_per_label(
         if both is None:
             return np.inf
         (a, area_a), (b, area_b) = (_elements(inside) for inside in both)
-        a_to_b, b_to_a = _distances(a, b, _VOXELS), _distances(b, a, _VOXELS)
+        a_to_b, b_to_a = (_distances(of, to, np.ones(3)) for of, to in ((a, b), (b, a)))
         return max(_at_share_of_area(a_to_b, area_a, 0.95), _at_share_of_area(b_to_a, area_b, 0.95))
 
     return _score_in_boxes(score, warped, fixed, ids, threads)

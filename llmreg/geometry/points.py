@@ -16,12 +16,16 @@ from llmreg.geometry.grid import Grid
 Points = NDArray[np.float64]
 
 # An inverse is accepted when the field leads from it back to within this part of a voxel.
-_TOLERANCE = 1e-3
+_CONVERGENCE_TOLERANCE = 1e-3
 _ITERATIONS = 50
 # From this number of points on, torch saves more time than its import takes.
 TORCH_FROM_POINTS = 2**17
 # Number of samples along each axis to which an affine mapping is fitted.
 _SAMPLES = 20
+# An inverse is valid where the field leads from it back to the start within this part of a voxel.
+INVERSE_TOLERANCE = 0.1
+# Voxels per slab; each takes some 300 bytes while a chain is merged.
+SLAB_VOXELS = 2**19
 
 
 def transform_points(points: ArrayLike, transform: sitk.Transform | DisplacementField) -> Points:
@@ -63,7 +67,7 @@ def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Poi
     step = np.ones(len(index))
     active = np.arange(len(index))
     for _ in range(_ITERATIONS):
-        active = active[np.abs(error[active]).max(axis=1) > _TOLERANCE]
+        active = active[np.abs(error[active]).max(axis=1) > _CONVERGENCE_TOLERANCE]
         if active.size == 0:
             break
         candidate = index[active] - step[active, None] * (error[active] @ inverse_matrix)
@@ -104,12 +108,6 @@ def _affine_of_field(field: DisplacementField) -> tuple[Points, Points]:
     if np.linalg.det(matrix) <= 0:
         matrix = np.eye(3)
     return matrix, ends.mean(axis=0) - matrix @ middle
-
-
-# An inverse is valid where the field leads from it back to the start within this part of a voxel.
-INVERSE_TOLERANCE = 0.1
-# Voxels per slab; each takes some 300 bytes while a chain is merged.
-SLAB_VOXELS = 2**19
 
 
 @dataclass(frozen=True, eq=False)

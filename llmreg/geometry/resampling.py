@@ -11,6 +11,9 @@ from llmreg.geometry.grid import Grid, array_to_image, image_to_array, place_ima
 
 Interpolator = Literal["linear", "nearest", "bspline"]
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
+LabelInterpolation = Literal["nearest", "linear"]
+# Labels whose weights differ by no more than this are level; the lowest label wins, as with arg max.
+_LEVEL = 1e-6
 
 
 def resample_image(
@@ -81,11 +84,6 @@ def _resample_with_itk(
     return sitk.Resample(
         image, grid.size, transform, method, grid.origin, grid.spacing, grid.direction, default, pixel_type
     )
-
-
-LabelInterpolation = Literal["nearest", "linear"]
-# Labels whose weights differ by no more than this are level; the lowest label wins, as with arg max.
-_LEVEL = 1e-6
 
 
 def resample_labels(

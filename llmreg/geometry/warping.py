@@ -1,4 +1,9 @@
-"""Flows, the displacements that networks compute: warping with them, composing, inverting and unfolding them."""
+"""Flows, the displacements that networks compute: warping with them, composing, inverting and unfolding them.
+
+Everything is computed in float32, and is differentiable but for the inverse and the unfolding. Images are
+(B, C, z, y, x); flows are (B, 3, z, y, x) with components (x, y, z) in voxels of their own grid, pull-back: the image
+is sampled at index + flow.
+"""
 
 import logging
 
@@ -7,11 +12,19 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+log = logging.getLogger(__name__)
+
 # With 7, as in VoxelMorph, the first step is at most a 128th of the displacement.
 SQUARINGS = 7
 # Newton steps are taken in the first iterations, where the determinant is larger and the step shorter (in voxels) than
 # these limits.
 _NEWTON_ITERATIONS, _LEAST_DETERMINANT, _LONGEST_STEP = 12, 0.1, 3.0
+# Widths of the smoothing that are tried, in voxels, until nothing folds.
+UNFOLDING_SIGMAS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+UNFOLDING_ROUNDS = 12
+# A flow counts as folding where a determinant is lower than this, which leaves linear interpolation between voxels
+# some distance from 0.
+FOLDING_DETERMINANT = 0.02
 
 
 def identity_grid(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -140,16 +153,6 @@ def jacobian_determinant(flow: Tensor) -> Tensor:
         return torch.sum(a * torch.linalg.cross(b, c, dim=1), 1)
 
 
-log = logging.getLogger(__name__)
-
-# Widths of the smoothing that are tried, in voxels, until nothing folds.
-SIGMAS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
-ROUNDS = 12
-# A flow counts as folding where a determinant is lower than this, which leaves linear interpolation between voxels
-# some distance from 0.
-LEAST_DETERMINANT = 0.02
-
-
 @torch.no_grad()
 def nearest_velocity(flow: Tensor) -> Tensor:
     """A velocity whose exponential follows ``flow`` as closely as smoothness without folding allows.
@@ -164,9 +167,9 @@ def nearest_velocity(flow: Tensor) -> Tensor:
         The velocity (1, 3, z, y, x), voxels (see :func:`llmreg.geometry.warping.exponential`). Where even the
         strongest smoothing folds, a warning is logged.
     """
-    for sigma in SIGMAS:
+    for sigma in UNFOLDING_SIGMAS:
         velocity = _smooth(flow.float(), sigma)
-        for _ in range(ROUNDS):
+        for _ in range(UNFOLDING_ROUNDS):
             result = exponential(velocity)
             # An exponential that folds in an early round still folds in the last one.
             if _folds(result):
@@ -180,7 +183,7 @@ def nearest_velocity(flow: Tensor) -> Tensor:
 
 
 def _folds(flow: Tensor) -> bool:
-    return bool(jacobian_determinant(flow).min() <= LEAST_DETERMINANT)
+    return bool(jacobian_determinant(flow).min() <= FOLDING_DETERMINANT)
 
 
 def _smooth(flow: Tensor, sigma: float) -> Tensor:

@@ -24,6 +24,7 @@ from llmreg.images.itk import DISPLACEMENT_VECTOR, NIFTI_ENDINGS, write_with_itk
 
 # nifti1.h: the position of intent_code.
 _INTENT_OFFSET = 68
+_NPZ_KEYS = ("vectors", "size", "spacing", "origin", "direction")
 
 
 def read_finite(path: Path) -> sitk.Image:
@@ -101,13 +102,6 @@ def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -
                 shutil.copyfileobj(source, target, 2**20)
         else:
             shutil.copyfile(uncompressed, temporary)
-
-
-FIELD_FORMATS.register("itk", FieldFormat((*NIFTI_ENDINGS, ".nrrd", ".mha"), _read_itk, _write_itk))
-FIELD_FORMATS.register("nifti-ras", FieldFormat(NIFTI_ENDINGS, _read_ras, _write_ras))
-
-
-_NPZ_KEYS = ("vectors", "size", "spacing", "origin", "direction")
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -215,5 +209,7 @@ def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
+FIELD_FORMATS.register("itk", FieldFormat((*NIFTI_ENDINGS, ".nrrd", ".mha"), _read_itk, _write_itk))
+FIELD_FORMATS.register("nifti-ras", FieldFormat(NIFTI_ENDINGS, _read_ras, _write_ras))
 FIELD_FORMATS.register("learn2reg", FieldFormat((*NIFTI_ENDINGS, ".npz"), _read_learn2reg, _write_learn2reg))
 FIELD_FORMATS.register("npz", FieldFormat((".npz",), _read_npz, _write_npz))

@@ -1,4 +1,7 @@
-"""The image formats that ITK reads and writes, and what it does not report about NIfTI files."""
+"""The image formats that ITK reads and writes, and what it does not report about NIfTI files.
+
+Reference: nifti_convert_nhdr2nim and nifti_read_buffer in nifti1_io.c.
+"""
 
 import errno
 import gzip
@@ -23,6 +26,8 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 DISPLACEMENT_VECTOR = 1006
 # Bytes before the voxels in the NIfTI-1 files that ITK writes.
 _HEADER_BYTES = 352
+# A disk with less free space than this (bytes) counts as full.
+LEAST_FREE_SPACE = 2**20
 
 
 def is_complete(path: Path, image: sitk.Image) -> bool:
@@ -129,10 +134,6 @@ def describe_doubt(image: sitk.Image, grid: Grid) -> str:
         f"is not placed as its sform says (sheared, or at odds with pixdim; up to {distance.max():.3g} mm apart): "
         "write its geometry anew if other programs show it elsewhere."
     )
-
-
-# A disk with less free space than this (bytes) counts as full.
-LEAST_FREE_SPACE = 2**20
 
 
 def read_with_itk(path: Path) -> sitk.Image:

@@ -17,7 +17,6 @@ from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.checks import check_values, to_scalar_volume
 from llmreg.images.image_files import read_header, read_image
 from llmreg.inference.models import Model
-from llmreg.plans.plan_settings import Normalization
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame, read_reference, safe_default
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, name_template_set, read_template_set
@@ -106,8 +105,10 @@ class CaseReader:
         assert source.modality is not None
         files = [Path(item) for item in (source.image, source.mask) if isinstance(item, Path | str)]
         all_are_files = len(files) == 1 + (source.mask is not None)
-        if all_are_files and transform is None and files[0].is_file() and not is_large(files[0]):
-            image, case = self._read_files(tuple((file, *_stamp(file)) for file in files), source.modality)
+        exist = all_are_files and all(file.is_file() for file in files)
+        if exist and transform is None and not is_large(files[0]):
+            stamps = ((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+            image, case = self._read_files(tuple(stamps), source.modality)
             # SimpleITK copies an image when it is written to, so that nobody changes the one that is kept.
             return sitk.Image(image), case
         return self._bring_into_frame(source, role, transform)
@@ -132,21 +133,20 @@ class CaseReader:
             foreground = check_mask(mask, mask_name, image, Path(name).name)
         template = self._templates.get(modality) if isinstance(modality, int) else None
         hints = PlacementHints(self._reference, template, foreground, transform)
-        case = bring_into_frame(image, self._choose_normalization(modality), self._plans, hints, name)
+        trained = self._plans.normalization
+        if isinstance(modality, int):
+            normalization = trained[modality]
+        else:
+            names = ", ".join(settings.modality for settings in trained.values())
+            self._warn(f"The model was not trained on '{modality}' (but on {names}): its own percentiles are used.")
+            normalization = safe_default(modality)
+        case = bring_into_frame(image, normalization, self._plans, hints, name)
         if (case.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
             self._warn(
                 f"The place of {name} along the body was found by its image alone and may be "
                 f"{case.transform.uncertainty_mm:.0f} mm off: look at the result, or give an initial transform."
             )
         return image, case
-
-    def _choose_normalization(self, modality: str | int) -> Normalization:
-        """The settings of a modality by number; the safe default for one that the model was not trained on."""
-        if isinstance(modality, int):
-            return self._plans.normalization[modality]
-        trained = ", ".join(settings.modality for settings in self._plans.normalization.values())
-        self._warn(f"The model was not trained on '{modality}' (but on {trained}): its own percentiles are used.")
-        return safe_default(modality)
 
 
 def is_large(path: Path) -> bool:
@@ -162,11 +162,3 @@ def _load(source: ImageLike, role: str) -> tuple[sitk.Image, str]:
     if isinstance(source, Path | str):
         return read_image(Path(source)), str(source)
     return to_scalar_volume(array_to_image(*source) if isinstance(source, tuple) else source, role), role
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Size and time of change of a file; empty when it is missing."""
-    if not path.is_file():
-        return ()
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

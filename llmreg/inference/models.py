@@ -88,12 +88,13 @@ def find_model(
         folder: ModelName.of(folder)
         for dataset_folder in sorted(root.glob("Dataset[0-9][0-9][0-9]_*"))
         for folder in find_model_folders(dataset_folder)
-        if any(folder.glob("fold_*/checkpoint_*.safetensors"))
+        if any(any(fold.glob("checkpoint_*.safetensors")) for fold in find_fold_folders(folder).values())
     }
+    dataset_id = int(dataset) if dataset is not None and dataset.isdecimal() else None
     fitting = {
         folder: name
         for folder, name in trained.items()
-        if (dataset is None or _has_name_or_id(name.dataset, dataset))
+        if (dataset in (None, name.dataset) or dataset_id == int(name.dataset[7:10]))
         and configuration in (None, name.configuration)
         and plans in (None, name.plans)
         and network in (None, name.network)
@@ -104,8 +105,3 @@ def find_model(
         listed = ", ".join(map(str, trained.values())) or "none"
         raise NotPrepared(f"A trained model in {root} that fits (trained: {listed})", "train", dataset, plans)
     return load_model(next(iter(fitting)), folds)
-
-
-def _has_name_or_id(folder: str, dataset: str) -> bool:
-    """Whether a dataset's folder has that id or whole name."""
-    return folder == dataset or (dataset.isdecimal() and int(folder[7:10]) == int(dataset))

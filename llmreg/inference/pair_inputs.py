@@ -102,14 +102,13 @@ def _from_names(folder: Path, plans: Plans, *, all_pairs: bool) -> list[PairInpu
             )
         if int(match["modality"]) in images:
             images[int(match["modality"])][f"{match['dataset']}_{match['subject']}"] = path
+    for role, modality in (("fixed", plans.fixed_modality), ("moving", plans.moving_modality)):
+        if not images[modality]:
+            raise UserError(
+                f"{folder} holds no {role} image (modality {modality:04d}, {plans.normalization[modality].modality}): "
+                f"add images named Name_<subject>_{modality:04d}{DEFAULT_ENDING}."
+            )
     fixed, moving = images[plans.fixed_modality], images[plans.moving_modality]
-    if not fixed or not moving:
-        lacking = plans.fixed_modality if not fixed else plans.moving_modality
-        role = "fixed" if not fixed else "moving"
-        raise UserError(
-            f"{folder} holds no {role} image (modality {lacking:04d}, {plans.normalization[lacking].modality}): "
-            f"add images named Name_<subject>_{lacking:04d}{DEFAULT_ENDING}."
-        )
     if plans.fixed_modality == plans.moving_modality and not all_pairs:
         raise BadArgument(
             "all_pairs",
@@ -117,19 +116,15 @@ def _from_names(folder: Path, plans: Plans, *, all_pairs: bool) -> list[PairInpu
             f"register all pairs, or list the pairs in {folder / PAIRS_FILE}.",
         )
     if all_pairs:
-        files = [(f, m) for f in fixed.values() for m in moving.values() if f != m]
-    else:
-        incomplete = sorted(fixed.keys() ^ moving.keys())
-        if incomplete:
-            path = fixed.get(incomplete[0]) or moving[incomplete[0]]
-            role = "moving" if incomplete[0] in fixed else "fixed"
-            raise BadArgument(
-                "all_pairs",
-                f"{path} has no {role} image of the same subject: add it, register all pairs, or list the pairs in "
-                f"{folder / PAIRS_FILE}.",
-            )
-        files = [(fixed[subject], moving[subject]) for subject in fixed]
-    return [_make_pair(f, m) for f, m in files]
+        return [_make_pair(f, m) for f in fixed.values() for m in moving.values() if f != m]
+    for subject in sorted(fixed.keys() ^ moving.keys()):
+        path, role = (fixed[subject], "moving") if subject in fixed else (moving[subject], "fixed")
+        raise BadArgument(
+            "all_pairs",
+            f"{path} has no {role} image of the same subject: add it, register all pairs, or list the pairs in "
+            f"{folder / PAIRS_FILE}.",
+        )
+    return [_make_pair(fixed[subject], moving[subject]) for subject in fixed]
 
 
 def _from_table(path: Path, plans: Plans) -> list[PairInput]:

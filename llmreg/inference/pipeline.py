@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmreg.errors import UserError
+from llmreg.geometry.field import jacobian_determinant
+from llmreg.geometry.grid import image_to_array
 from llmreg.geometry.resampling import LabelInterpolation
 from llmreg.images.formats import strip_ending
 from llmreg.images.image_files import read_image
 from llmreg.inference.case_reader import ImageInput, is_large
-from llmreg.inference.overview import measure
 from llmreg.inference.pair_inputs import OPTIONAL_FILES, PairInput
 from llmreg.inference.predictor import Predictor, PreparedPair
-from llmreg.inference.registration import DEFAULT_OUTPUTS, Registration
+from llmreg.inference.registration import DEFAULT_OUTPUTS, FADE, Registration
 from llmreg.predictions import FailedPair, PredictedPair
 
 log = logging.getLogger(__name__)
@@ -43,17 +46,12 @@ class OutputOptions:
     label_interpolation: LabelInterpolation = "nearest"
 
 
-class _Stopwatch:
-    """Adds up the seconds of the steps that are done for a pair, in whichever thread."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds += time.monotonic() - start
+@contextmanager
+def _measure_time(seconds: list[float]) -> Iterator[None]:
+    """Note how long a step takes."""
+    start = time.monotonic()
+    yield
+    seconds.append(time.monotonic() - start)
 
 
 def register_all(
@@ -75,10 +73,10 @@ def register_all(
             was_alone, is_alone = is_alone, is_large(pair.fixed) or is_large(pair.moving)
             while pending and (is_alone or was_alone or len(pending) == IN_FLIGHT):
                 yield _finish(*pending.popleft())
-            stopwatch = _Stopwatch()
-            prepared = reader.submit(_read, predictor, pair, stopwatch)
-            registered = network.submit(_register, predictor, prepared, stopwatch)
-            pending.append((pair, writer.submit(_write, registered, pair, folder, options, stopwatch)))
+            seconds: list[float] = []
+            prepared = reader.submit(_read, predictor, pair, seconds)
+            registered = network.submit(_register, predictor, prepared, seconds)
+            pending.append((pair, writer.submit(_write, registered, pair, folder, options, seconds)))
         while pending:
             yield _finish(*pending.popleft())
     finally:
@@ -87,8 +85,8 @@ def register_all(
             executor.shutdown(cancel_futures=True)
 
 
-def _read(predictor: Predictor, pair: PairInput, stopwatch: _Stopwatch) -> PreparedPair:
-    with stopwatch.running():
+def _read(predictor: Predictor, pair: PairInput, seconds: list[float]) -> PreparedPair:
+    with _measure_time(seconds):
         return predictor.prepare(
             ImageInput(pair.fixed, pair.fixed_modality, pair.fixed_mask),
             ImageInput(pair.moving, pair.moving_modality, pair.moving_mask),
@@ -96,32 +94,33 @@ def _read(predictor: Predictor, pair: PairInput, stopwatch: _Stopwatch) -> Prepa
         )
 
 
-def _register(predictor: Predictor, prepared: Future[PreparedPair], stopwatch: _Stopwatch) -> Registration:
+def _register(predictor: Predictor, prepared: Future[PreparedPair], seconds: list[float]) -> Registration:
     pair = prepared.result()
-    with stopwatch.running():
+    with _measure_time(seconds):
         return predictor.register(pair)
 
 
 def _write(
-    registered: Future[Registration], pair: PairInput, folder: Path, options: OutputOptions, stopwatch: _Stopwatch
+    registered: Future[Registration], pair: PairInput, folder: Path, options: OutputOptions, seconds: list[float]
 ) -> PredictedPair:
     registration = registered.result()
-    with stopwatch.running():
+    with _measure_time(seconds):
         label = read_image(pair.moving_label) if "labels" in options.outputs and pair.moving_label else None
         files = registration.save(
             folder, pair.name, options.outputs, options.format, label, options.label_interpolation
         )
+    paths = {"fixed_path": pair.fixed, "moving_path": pair.moving}
+    paths |= {role: getattr(pair, role) for role in OPTIONAL_FILES}
     content = {
         **_names(pair),
         **files,
         "format": options.format,
-        "fixed_path": _absolute(pair.fixed),
-        "moving_path": _absolute(pair.moving),
-        **{role: _absolute(getattr(pair, role)) for role in OPTIONAL_FILES},
+        # A link stays a link: its name and its folder say which case it is.
+        **{role: str(path.absolute()) if path else None for role, path in paths.items()},
         "fixed_transform": registration.fixed_transform.to_dict(),
         "moving_transform": registration.moving_transform.to_dict(),
         **measure(registration),
-        "seconds": round(stopwatch.seconds, 2),
+        "seconds": round(sum(seconds), 2),
     }
     return PredictedPair.model_validate(content)
 
@@ -142,6 +141,22 @@ def _names(pair: PairInput) -> dict[str, Any]:
     return {"pair_id": pair.pair_id, "fixed": strip_ending(pair.fixed), "moving": strip_ending(pair.moving)}
 
 
-def _absolute(path: Path | None) -> str | None:
-    # A link stays a link: its name and its folder say which case it is.
-    return None if path is None else str(path.absolute())
+def measure(registration: Registration) -> dict[str, Any]:
+    """Measure the deformation in the common frame, without pre-alignment: length (mm), folding and uncertainty.
+
+    Returns:
+        Attributes of :class:`llmreg.predictions.PredictedPair`.
+    """
+    frame = (slice(FADE, -FADE),) * 3
+    lengths = np.linalg.norm(registration.deformation.vectors[frame], axis=-1)
+    folded_percent = 100 * float((jacobian_determinant(registration.deformation)[frame] <= 0).mean())
+    figures: dict[str, Any] = {
+        "mean_mm": round(float(lengths.mean()), 2),
+        "largest_mm": round(float(lengths.max()), 2),
+        "folding_percent": round(folded_percent, 4),
+    }
+    if registration.refined is not None:
+        figures["refined"] = {"before": registration.refined[0], "after": registration.refined[1]}
+    if registration.spread is not None:
+        figures["uncertainty_mm"] = round(float(image_to_array(registration.spread).mean()), 2)
+    return figures

@@ -1,25 +1,24 @@
-"""Predicting the pairs of a folder or table into another folder."""
+"""Predicting the pairs of a folder or table into another folder: those that it lacks, with a record of each."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.devices import peak_memory
-from llmreg.errors import BadArgument, HoldsPredictions, MissingFile, UserError
-from llmreg.files import check_writable
+from llmreg.errors import BadArgument, HoldsPredictions, MissingFile, OtherPredictions, UserError
+from llmreg.files import check_writable, file_digest, image_digest, remove_partial
 from llmreg.images.formats import DEFAULT_ENDING, strip_ending
 from llmreg.inference.models import Model
-from llmreg.inference.overview import format_failures, format_pairs
 from llmreg.inference.pair_inputs import PairInput, find_pairs
-from llmreg.inference.pipeline import OutputOptions, register_all
+from llmreg.inference.pipeline import Outcome, OutputOptions, register_all
 from llmreg.inference.predictor import Predictor, RegistrationOptions
-from llmreg.inference.registration import file_name
-from llmreg.inference.resume import describe_provenance, find_pending, is_current, make_record, remove_prediction
+from llmreg.inference.registration import OUTPUTS, file_name
 from llmreg.plans.plans import PLANS_FILE, read_plans
 from llmreg.predictions import (
     PREDICT_FILE,
@@ -33,6 +32,9 @@ from llmreg.predictions import (
     write_predictions,
     write_record,
 )
+from llmreg.text_tables import format_table
+from llmreg.training.checkpoints import read_state
+from llmreg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,8 @@ def predict_folder(
     pairs = [_add_label(pair, options) for pair in find_pairs(source, plans, all_pairs=options.all_pairs)]
     part = pairs[options.part :: options.parts]
     _check_file_names(pairs, options.output.format)
-    if not (options.overwrite or options.resume) and _holds_predictions(folder, part):
+    files = [folder / PREDICT_FILE, *(record_path(folder, pair.name) for pair in part)]
+    if not (options.overwrite or options.resume) and any(file.exists() for file in files):
         raise HoldsPredictions(folder)
     provenance = describe_provenance(model, options.registration, options.output)
     if options.parts > 1:
@@ -94,15 +97,13 @@ def predict_folder(
         )
     pending = find_pending(part, folder, provenance, options.output.outputs) if options.resume else part
     if pending:
-        predictor = Predictor(model, device, options.registration)
-        _predict(predictor, pending, folder, options.output, provenance)
+        _predict(Predictor(model, device, options.registration), pending, folder, options.output, provenance)
     return _report(pairs, part, folder, provenance, options)
 
 
 def _predict(
     predictor: Predictor, pairs: Sequence[PairInput], folder: Path, output: OutputOptions, provenance: Provenance
 ) -> None:
-    """Predict pairs and write a record of each."""
     check_writable(folder)
     # From here on the folder holds neither the old nor the new set of predictions.
     (folder / PREDICT_FILE).unlink(missing_ok=True)
@@ -111,8 +112,8 @@ def _predict(
     with logging_redirect_tqdm():
         outcomes = register_all(predictor, pairs, folder, output)
         for pair, outcome in tqdm(outcomes, "Predict", len(pairs), unit="pair"):
-            memory = peak_memory(predictor.device)
-            write_record(folder, pair.name, make_record(pair, outcome, provenance, memory))
+            record = make_record(pair, outcome, provenance, peak_memory(predictor.device))
+            write_record(folder, pair.name, record)
 
 
 def _report(
@@ -137,24 +138,18 @@ def _report(
     if missing:
         log.info("%d of %d pairs are left to other parts, or to a run that resumes this one.", missing, len(pairs))
     else:
-        content = provenance.to_json() | _largest_memory(list(records.values())) | {"pairs": done}
-        write_predictions(folder, Predictions.model_validate(content | {"failed": list(failed.values())}))
+        figures = dict.fromkeys(name for record in records.values() for name in record.memory)
+        memory = {
+            name: max(record.memory[name] for record in records.values() if name in record.memory) for name in figures
+        }
+        content = provenance.to_json() | memory | {"pairs": done, "failed": list(failed.values())}
+        write_predictions(folder, Predictions.model_validate(content))
     problem = format_failures([failed[pair] for pair in part if pair in failed], len(part))
     if problem and options.launched:
         log.error("%s", problem)
     elif problem:
         raise UserError(problem)
     return None if missing else folder / PREDICT_FILE
-
-
-def _largest_memory(records: Sequence[PairRecord]) -> dict[str, float]:
-    """The largest of each figure of memory."""
-    names = dict.fromkeys(name for record in records for name in record.memory)
-    return {name: max(record.memory[name] for record in records if name in record.memory) for name in names}
-
-
-def _holds_predictions(folder: Path, pairs: Sequence[PairInput]) -> bool:
-    return (folder / PREDICT_FILE).exists() or any(record_path(folder, pair.name).exists() for pair in pairs)
 
 
 def _add_label(pair: PairInput, options: PredictionOptions) -> PairInput:
@@ -178,9 +173,99 @@ def _check_file_names(pairs: Sequence[PairInput], format: str) -> None:
     pair_ids: dict[str, str] = {}
     for pair in pairs:
         name = file_name("field", pair.name, format)
-        if name in pair_ids:
+        other = pair_ids.setdefault(name, pair.pair_id)
+        if other != pair.pair_id:
             raise UserError(
-                f"The pairs {pair_ids[name]} and {pair.pair_id} would both be {name}: predict them into different "
-                "folders."
+                f"The pairs {other} and {pair.pair_id} would both be {name}: predict them into different folders."
             )
-        pair_ids[name] = pair.pair_id
+
+
+def describe_provenance(model: Model, options: RegistrationOptions, outputs: OutputOptions) -> Provenance:
+    """What predicts, and how, for the record."""
+    return Provenance(
+        llmreg_version=__version__,
+        model=f"{model.folder.parent.name}/{model.folder.name}",
+        folds=list(model.folds),
+        epochs=[read_state(path).epoch for path in model.folds.values()],
+        checkpoints=[file_digest(path)[:16] for path in model.folds.values()],
+        options=vars(options),
+        format=outputs.format,
+        label_interpolation=outputs.label_interpolation,
+    )
+
+
+def describe_sources(pair: PairInput) -> dict[str, str]:
+    """The pair as JSON; of files, the path and a digest of the content."""
+    return {
+        key: f"{value.absolute()} {image_digest(value)}" if isinstance(value, Path) else str(value)
+        for key, value in vars(pair).items()
+    }
+
+
+def make_record(pair: PairInput, outcome: Outcome, provenance: Provenance, memory: dict[str, float]) -> PairRecord:
+    """The record of a pair that was just predicted."""
+    content: dict[str, Any] = {"asked": describe_sources(pair), "pair": outcome, "memory": memory}
+    return PairRecord.model_validate(provenance.to_json() | content)
+
+
+def find_pending(
+    pairs: Sequence[PairInput], folder: Path, provenance: Provenance, outputs: Sequence[str]
+) -> list[PairInput]:
+    """The pairs that are still to be predicted.
+
+    Raises:
+        OtherPredictions: another model predicted one of the pairs, or the same in another way.
+    """
+    records = {pair: read_record(folder, pair.name) for pair in pairs}
+    for record in records.values():
+        difference = None if record is None else record.difference(provenance)
+        if difference is not None:
+            raise OtherPredictions(folder, difference)
+    return [pair for pair, record in records.items() if not is_current(pair, record, folder, provenance, outputs)]
+
+
+def is_current(
+    pair: PairInput, record: PairRecord | None, folder: Path, provenance: Provenance, outputs: Sequence[str]
+) -> bool:
+    """Whether a record is of the pair's files as they are now, and everything that is to be written exists."""
+    if record is None or not isinstance(record.pair, PredictedPair) or record.difference(provenance) is not None:
+        return False
+    files = [getattr(record.pair, output) for output in outputs]
+    return record.asked == describe_sources(pair) and all(
+        file is not None and (folder / file).exists() for file in files
+    )
+
+
+def remove_prediction(pair: PairInput, folder: Path, format: str) -> None:
+    """Remove what was written of a pair, whole or in part, so that no old file lies beside the new ones."""
+    path, record = record_path(folder, pair.name), read_record(folder, pair.name)
+    for file in (path, *(folder / file_name(output, pair.name, format) for output in OUTPUTS)):
+        remove_partial(file)
+    names = [] if record is None else [getattr(record.pair, output, None) for output in OUTPUTS]
+    for name in filter(None, names):
+        (folder / name).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def format_pairs(pairs: Sequence[PredictedPair]) -> str:
+    """A line a pair: how it was placed, how far the network moved it, and how long that took."""
+    head = ["pair", "placed by", "mean mm", "most mm", "folded %", "+- mm", "seconds"]
+    rows = []
+    for pair in pairs:
+        placements = [place.stage for place in (pair.fixed_transform, pair.moving_transform) if place is not None]
+        figures = (pair.mean_mm, 1), (pair.largest_mm, 1), (pair.folding_percent, 3), (pair.uncertainty_mm, 1)
+        numbers = ["" if value is None else f"{value:.{digits}f}" for value, digits in (*figures, (pair.seconds, 1))]
+        rows.append([pair.pair_id, ", ".join(placements), *numbers])
+    shown = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    return format_table([head[index] for index in shown], [[row[index] for index in shown] for row in rows], left=2)
+
+
+def format_failures(failed: Sequence[FailedPair], pairs: int) -> str:
+    """What went wrong, in a sentence a pair; empty when nothing did. ``pairs``: how many there were."""
+    if not failed:
+        return ""
+    if len(failed) == 1:
+        return failed[0].failed
+    reasons = " ".join(f"{pair.pair_id}: {pair.failed}" for pair in failed[:3])
+    ellipsis = " ..." if len(failed) > 3 else ""
+    return f"{len(failed)} of {pairs} pairs failed, and the others are written. {reasons}{ellipsis}"

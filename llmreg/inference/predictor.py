@@ -1,9 +1,10 @@
-"""A trained model that registers images."""
+"""A trained model that registers images: its folds predict in turn, and their predictions are averaged."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
@@ -12,29 +13,34 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from llmreg.devices import choose_device
+from llmreg.devices import autocast, choose_device
 from llmreg.engine.prealignment import CaseTransform
-from llmreg.errors import BadArgument
+from llmreg.errors import BadArgument, UserError
 from llmreg.geometry import warping
 from llmreg.geometry.field import DisplacementField, chain_transforms, fade_outside, jacobian_determinant
 from llmreg.geometry.grid import array_to_image
 from llmreg.geometry.warping import nearest_velocity
 from llmreg.images.fields import read_linear_transform
 from llmreg.inference.case_reader import CaseReader, ImageInput, ImageLike
-from llmreg.inference.ensembling import Ensemble, deviation
 from llmreg.inference.models import Model, load_model
 from llmreg.inference.registration import FADE, Registration
-from llmreg.networks.resolution import pad_to_shape
+from llmreg.networks.factory import build_network, trainable_state
+from llmreg.networks.registration_network import GridNetwork, pad_to_shape
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import FramedCase
+from llmreg.training.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
     from llmreg.engine.refinement import Refined
 
 log = logging.getLogger(__name__)
 
+# Voxels by which LoRA that is merged into the frozen weights may change the field.
+MERGED_CHANGE = 0.01
 # Slices that cut the frame out of what the network predicts.
 Crop = tuple[EllipsisType | slice, ...]
 
@@ -62,6 +68,89 @@ class PreparedPair:
     moving: sitk.Image
     fixed_case: FramedCase
     moving_case: FramedCase
+
+
+class Ensemble:
+    """A model's folds, which share one network and its frozen weights.
+
+    Args:
+        model: from :mod:`llmreg.inference.models`.
+        plans: its plans.
+        device: where to compute.
+        merge_lora: whether LoRA of a single fold is merged into the frozen weights, which is faster, where that changes
+            the field of a made-up pair by less than :data:`MERGED_CHANGE` voxels.
+
+    Attributes:
+        velocity: whether the flows are velocities and not displacements.
+
+    Raises:
+        UserError: the checkpoints, plans and LLM weights do not belong together.
+    """
+
+    def __init__(self, model: Model, plans: Plans, device: torch.device, *, merge_lora: bool = True) -> None:
+        configuration = plans.configuration(model.configuration)
+        self._autocast, self._device = plans.training.autocast, device
+        network = build_network(plans.network, configuration.network_shape[::-1], device)
+        self._network = GridNetwork(network, configuration.downsampling).eval()
+        self.velocity = network.velocity
+        self._states: list[dict[str, Tensor]] = []
+        for path in model.folds.values():
+            state = load_checkpoint(path, network)
+            if state.plans_digest != plans.digest(model.configuration):
+                raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
+            self._states.append({k: v.detach().clone() for k, v in trainable_state(network).items()})
+        # Several folds share the frozen weights, which can hold the LoRA of one alone.
+        if merge_lora and len(self._states) == 1:
+            self._merge_lora()
+
+    def flows(self, moving: Tensor, fixed: Tensor) -> Iterator[Tensor]:
+        """The prediction of each fold for a pair.
+
+        Args:
+            moving: (1, 1, z, y, x), of the configuration's padded size.
+            fixed: the same.
+
+        Yields:
+            (1, 3, z, y, x), voxels, channels (x, y, z): displacements or velocities.
+        """
+        for state in self._states:
+            if len(self._states) > 1:
+                weights = trainable_state(self._network.network)
+                with torch.no_grad():
+                    for name, value in state.items():
+                        weights[name].copy_(value)
+            yield self._flow(moving, fixed)
+
+    def _flow(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(self._device, self._autocast):
+            return self._network.raw(moving, fixed)
+
+    def _merge_lora(self) -> None:
+        """Merge LoRA into the frozen weights, unless rounding the sum to their type changes the field too much."""
+        undo = self._network.network.merge_lora()
+        if undo is None:
+            return
+        # Two smooth random images (1, 1, z, y, x) with values from 0 to 1, always the same ones.
+        shape, generator = self._network.shape, torch.Generator().manual_seed(0)
+        coarse = torch.rand(2, 1, *(-(-size // 8) for size in shape), generator=generator)
+        moving, fixed = functional.interpolate(coarse, size=tuple(shape), mode="trilinear").to(self._device).split(1)
+        merged = self._flow(moving, fixed)
+        undo()
+        if float((merged - self._flow(moving, fixed)).abs().max()) < MERGED_CHANGE:
+            self._network.network.merge_lora()
+
+
+def deviation(flows: Sequence[NDArray[np.float32]], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Root of the mean squared distance of displacements from their mean, (z, y, x), mm.
+
+    Args:
+        flows: vectors (z, y, x, 3), mm, two or more.
+        matrix: (3, 3), what happens to them afterwards.
+    """
+    mean = np.mean(flows, axis=0)
+    away = [(flow - mean) @ matrix.T.astype(np.float32) for flow in flows]
+    squares = sum((vectors**2).sum(axis=-1) for vectors in away)
+    return np.sqrt(squares / (len(flows) - 1)).astype(np.float32)
 
 
 class Predictor:
@@ -97,7 +186,8 @@ class Predictor:
         self.plans: Plans = read_plans(model.folder / PLANS_FILE)
         self.configuration = self.plans.configuration(model.configuration)
         self.device = device
-        self._sentences: set[str] = set()
+        # A sentence is told once.
+        self._warn_once = cache(partial(log.warning, "%s"))
         self._cases = CaseReader(model, self.plans, self._warn_once)
         self._ensemble = Ensemble(model, self.plans, device, merge_lora=merge_lora)
         # Folds take turns in one network.
@@ -234,9 +324,8 @@ class Predictor:
     def _warn_of_direction(self, fixed: str | int | None, moving: str | int | None) -> None:
         """Warn when modalities of the model are registered in a direction that it was not trained for."""
         plans, direction = self.plans, (fixed, moving)
-        trained = {(plans.fixed_modality, plans.moving_modality)}
-        if plans.training.bidirectional:
-            trained.add((plans.moving_modality, plans.fixed_modality))
+        modalities = (plans.fixed_modality, plans.moving_modality)
+        trained = {modalities, modalities[::-1]} if plans.training.bidirectional else {modalities}
         # The case reader warns of a contrast that the model was not trained on.
         if direction in trained or not all(isinstance(modality, int) for modality in direction):
             return
@@ -246,11 +335,6 @@ class Predictor:
             f"The model was trained to warp {name[plans.moving_modality]} onto {name[plans.fixed_modality]}, not "
             f"{name[moving]} onto {name[fixed]}: expect less of it{remedy}."
         )
-
-    def _warn_once(self, sentence: str) -> None:
-        if sentence not in self._sentences:
-            self._sentences.add(sentence)
-            log.warning("%s", sentence)
 
 
 def _integrate(velocity: DisplacementField) -> DisplacementField:

@@ -1,16 +1,20 @@
-"""Building a network from its settings, and the part of it that a checkpoint holds."""
+"""Building a network from its settings, compiling it, and the part of it that a checkpoint holds."""
 
-from __future__ import annotations
-
+import logging
+import time
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from llmreg.devices import autocast
 from llmreg.errors import UserError
 from llmreg.networks.fast_layers import choose_memory_format
-from llmreg.networks.registration_network import RegistrationNetwork
+from llmreg.networks.registration_network import GridNetwork, RegistrationNetwork
 from llmreg.networks.registry import NetworkSettings, plugin_of
+
+log = logging.getLogger(__name__)
 
 
 def build_network(
@@ -36,6 +40,34 @@ def build_network(
     return network.to(device)
 
 
+def compile_or_keep(network: GridNetwork, device: torch.device, precision: str) -> nn.Module:
+    """The compiled network, which shares the network's parameters; the network itself where compiling fails.
+
+    It is tried here, forward and backward, so that a training does not fail later. A failure is logged.
+
+    Args:
+        network: takes (moving, fixed).
+        device: the device that the network lies on.
+        precision: what training computes in, ``bfloat16`` or ``none``.
+    """
+    start = time.monotonic()
+    try:
+        compiled = cast(nn.Module, torch.compile(network, dynamic=False))
+        image = torch.zeros(1, 1, *network.shape, device=device)
+        with autocast(device, precision):
+            flow = compiled(image, image).full
+        flow.sum().backward()
+    # A compiler, a driver or PyTorch's own tracing may raise anything.
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.warning("The network cannot be compiled here (%s): it runs as it is.", reason)
+        return network
+    finally:
+        network.zero_grad(set_to_none=True)
+    log.info("The network was compiled in %.0f s.", time.monotonic() - start)
+    return compiled
+
+
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes: trained parameters and persistent buffers, without frozen weights."""
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
@@ -50,8 +82,10 @@ def load_trainable_state(network: nn.Module, state: Mapping[str, Tensor]) -> Non
     """
     current = trainable_state(network)
     for name in sorted(current.keys() ^ state.keys()):
-        problem = "lacks" if name in current else "has an unknown"
-        raise UserError(f"the checkpoint does not fit this plan's network (it {problem} {name}); use its own plan.")
+        raise UserError(
+            f"the checkpoint does not fit this plan's network (it {'lacks' if name in current else 'has an unknown'} "
+            f"{name}); use its own plan."
+        )
     for name, value in current.items():
         if value.shape != state[name].shape:
             raise UserError(

@@ -1,15 +1,14 @@
-"""Layers of PyTorch, the same up to rounding, that are faster on a CPU or need less memory.
+"""Layers of PyTorch, the same up to rounding, that are faster on a CPU or need less memory, and gradient checkpointing.
 
-Everything that is done for speed alone is in this module, so that networks are read without it.
+Everything that is done for speed or memory alone is in this module, so that networks are read without it.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llmreg.devices import has_bfloat16
 
@@ -18,14 +17,11 @@ from llmreg.devices import has_bfloat16
 # oneDNN.
 _ONEDNN_ABOVE = 20480
 
+T = TypeVar("T")
+
 
 class Conv3d(nn.Conv3d):
     """``torch.nn.Conv3d`` without groups, dilation and other padding than zeros, fast for small volumes too."""
-
-    def __init__(
-        self, incoming: int, outgoing: int, kernel: int, stride: int = 1, padding: int = 0, *, bias: bool = True
-    ) -> None:
-        super().__init__(incoming, outgoing, kernel, stride, padding, bias=bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, z, y, x) -> (B, C', z', y', x')."""
@@ -33,16 +29,18 @@ class Conv3d(nn.Conv3d):
             return super().forward(image)
         # Two groups, each over half of the incoming channels, whose results are added.
         weight = torch.cat(self.weight.chunk(2, dim=1))
-        first, second = F.conv3d(image, weight, stride=self.stride, padding=self.padding, groups=2).chunk(2, dim=1)
+        first, second = nn.functional.conv3d(image, weight, stride=self.stride, padding=self.padding, groups=2).chunk(
+            2, dim=1
+        )
         summed = first + second
         return summed if self.bias is None else summed + self.bias.view(-1, 1, 1, 1)
 
     def sum_over(self, parts: Sequence[Tensor]) -> Tensor:
         """The convolution of the parts' concatenation along the channels, without memory for it or its gradient."""
         weights = self.weight.split([part.shape[1] for part in parts], dim=1)
-        total = F.conv3d(parts[0], weights[0], self.bias, self.stride, self.padding)
+        total = nn.functional.conv3d(parts[0], weights[0], self.bias, self.stride, self.padding)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
-            total = total + F.conv3d(part, weight, None, self.stride, self.padding)
+            total = total + nn.functional.conv3d(part, weight, None, self.stride, self.padding)
         return total
 
     def _is_slow(self, image: Tensor) -> bool:
@@ -65,7 +63,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         # One group for each channel is the same, in half the time on a CPU. On CUDA, autocast turns group_norm's
         # result into float32.
         if features.device.type == "cpu":
-            return F.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
+            return nn.functional.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
         return super().forward(features)
 
 
@@ -74,3 +72,14 @@ def choose_memory_format(network: nn.Module, device: torch.device) -> None:
     if device.type == "cpu" and not has_bfloat16(device):
         # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
         nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
+
+
+def call_with_checkpointing(function: Callable[..., T], *inputs: Any, when: bool = True) -> T:
+    """Call ``function(*inputs)``; with ``when``, only the inputs are kept and the backward pass calls it again.
+
+    This is gradient checkpointing: less memory for a second forward computation.
+    """
+    if not when:
+        return function(*inputs)
+    # Nothing in these functions is random, so no random state needs to be restored.
+    return cast(T, checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False))

@@ -1,16 +1,17 @@
 """Layers that several networks are made of."""
 
-from __future__ import annotations
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
 
 SLOPE = 0.2
 # Standard deviation of a field head's weights, so that fields are near zero at first.
 HEAD_STD = 1e-5
+# Transposed convolution that doubles the resolution.
+up_convolution = partial(nn.ConvTranspose3d, kernel_size=2, stride=2)
 
 
 class ConvBlock(nn.Module):
@@ -50,14 +51,7 @@ class ConvBlock(nn.Module):
             features = self.conv.sum_over(parts)
         else:
             features = self.conv(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
-        return F.leaky_relu(self.norm(features), self._slope, inplace=True)
-
-
-class UpConvolution(nn.ConvTranspose3d):
-    """Transposed convolution with kernel 2 and stride 2."""
-
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        super().__init__(incoming, outgoing, kernel_size=2, stride=2)
+        return nn.functional.leaky_relu(self.norm(features), self._slope, inplace=True)
 
 
 class FieldHead(Conv3d):

@@ -8,7 +8,7 @@ called, since commands list the networks in their help.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 from pydantic import PlainValidator, SerializeAsAny
 
 from llmreg.errors import UnknownName, UserError
+from llmreg.paths import llm_cache_folder
 from llmreg.registry import Registry
 from llmreg.settings import Settings
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 # The network of the planner, and of settings that do not name one.
 DEFAULT_NETWORK = "llm_morph"
+# What every network has in common of its memory, fitted to benchmarks/training_memory.py: bytes of a trained parameter
+# (weight, gradient and Adam's two moments, in float32); GiB of Python and PyTorch, or of a GPU's context; GiB of
+# warping and Dice for a million voxels of the grid.
+TRAINED_BYTES, BASE_GB, GRID_GB = 16, 0.5, 0.045
 
 
 class NetworkSettings(Settings):
@@ -170,6 +175,8 @@ class NetworkPlugin(ABC, Generic[S]):
     def build(self, settings: S, shape: Sequence[int], device: torch.device) -> RegistrationNetwork:
         """Build the network, by default by calling the class ``network`` with settings and shape.
 
+        A network with a language model is given the :class:`llmreg.networks.language_models.loading.LoadedLayers` too.
+
         Args:
             settings: its settings.
             shape: (z, y, x) of the images, each a multiple of :meth:`stride`.
@@ -180,8 +187,13 @@ class NetworkPlugin(ABC, Generic[S]):
             ValueError: the shape does not fit.
         """
         module, _, name = self.network.partition(":")
-        network: RegistrationNetwork = getattr(import_module(module), name)(settings, shape)
-        return network
+        build: Callable[..., RegistrationNetwork] = getattr(import_module(module), name)
+        llm = self.language_model(settings)
+        if llm is None:
+            return build(settings, shape)
+        from llmreg.networks.language_models.loading import load_layers
+
+        return build(settings, shape, load_layers(llm, llm_cache_folder(), device))
 
     @abstractmethod
     def step_cost(self, settings: S, size: StepSize) -> StepCost:
@@ -225,8 +237,11 @@ class NetworkPlugin(ABC, Generic[S]):
 
     def narrower(self, settings: S) -> list[S]:
         """The settings that need less memory than these, in the order in which the planner tries them."""
-        smaller = [size for size in self.sizes if size < getattr(settings, self.size_setting)]
-        return [settings.model_copy(update={self.size_setting: size}) for size in smaller]
+        return [
+            settings.model_copy(update={self.size_setting: size})
+            for size in self.sizes
+            if size < getattr(settings, self.size_setting)
+        ]
 
     def language_model(self, settings: S) -> LLMSettings | None:
         """The language model whose frozen layers the network has; None without any."""
@@ -248,7 +263,7 @@ class NetworkPlugin(ABC, Generic[S]):
 
         Args:
             settings: what else is kept.
-            source: see :func:`llmreg.networks.language_models.sources.open_model`; the settings' own when None.
+            source: see :func:`llmreg.networks.language_models.reading.open_model`; the settings' own when None.
             layers: indices as text, or ``middle`` or ``deep`` alone; those that suit the source when None.
 
         Raises:
@@ -276,7 +291,7 @@ class NetworkPlugin(ABC, Generic[S]):
 
 
 _OWN = ("llm_morph", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph")
-NETWORKS: Registry[NetworkPlugin[Any]] = Registry(
+NETWORKS: Registry[NetworkPlugin[NetworkSettings]] = Registry(
     "network", "llmreg.networks", [f"llmreg.networks.{name}.plugin" for name in _OWN]
 )
 
@@ -291,6 +306,19 @@ def plugin_of(settings: NetworkSettings) -> NetworkPlugin[Any]:
     return NETWORKS.get(settings.name)
 
 
+def training_memory_gb(settings: NetworkSettings, size: StepSize) -> float:
+    """Peak memory (GiB) of training."""
+    cost = plugin_of(settings).step_cost(settings, size)
+    loss = GRID_GB * size.grid_voxels / 1e6 + size.loss_gb * size.megavoxels
+    weights = TRAINED_BYTES * cost.trained_parameters + cost.frozen_bytes
+    return BASE_GB + cost.libraries_gb + weights / 2**30 + size.pairs * (cost.activations_gb + loss)
+
+
+def step_seconds(settings: NetworkSettings, size: StepSize) -> float:
+    """Rough time of a training step on the machine's CPU."""
+    return size.pairs * plugin_of(settings).step_cost(settings, size).core_seconds / size.machine.cores
+
+
 def all_ablations() -> dict[str, str]:
     """The summaries of the ablations of all networks, by name."""
     return {name: summary for plugin in NETWORKS.parts.values() for name, summary in plugin.ablations.items()}
@@ -303,19 +331,12 @@ def network_settings(name: str, **changes: Any) -> NetworkSettings:
         UnknownName: there is no network of that name.
         ValidationError: the network has no such settings.
     """
-    settings: NetworkSettings = NETWORKS.get(name).settings_type.model_validate({"name": name, **changes})
-    return settings
+    return NETWORKS.get(name).settings_type.model_validate({"name": name, **changes})
 
 
 def default_settings(name: str = DEFAULT_NETWORK) -> NetworkSettings:
     """The settings that a new training of a network takes. Raises UnknownName when there is none of that name."""
-    settings: NetworkSettings = NETWORKS.get(name).default_settings()
-    return settings
-
-
-def unnamed_settings() -> NetworkSettings:
-    """The settings of the network of plans that say nothing about it."""
-    return network_settings(DEFAULT_NETWORK)
+    return NETWORKS.get(name).default_settings()
 
 
 def _parse_settings(content: Any) -> NetworkSettings:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +12,7 @@ from llmreg.engine.prealignment import PreAlignment
 from llmreg.errors import BadAssignment, BadPlans, NotPrepared, UnknownName
 from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid
-from llmreg.networks.registry import AnyNetworkSettings, plugin_of, unnamed_settings
+from llmreg.networks.registry import DEFAULT_NETWORK, AnyNetworkSettings, network_settings, plugin_of
 from llmreg.plans.plan_settings import (
     AugmentationSettings,
     Configuration,
@@ -79,7 +80,7 @@ class Plans(Settings):
     prealignment: PreAlignment
     configurations: dict[ConfigurationName, Configuration]
     default_configuration: ConfigurationName
-    network: AnyNetworkSettings = Field(default_factory=unnamed_settings)
+    network: AnyNetworkSettings = Field(default_factory=partial(network_settings, DEFAULT_NETWORK))
     loss: LossSettings = LossSettings()
     training: Training = Training()
     augmentation: AugmentationSettings = AugmentationSettings()

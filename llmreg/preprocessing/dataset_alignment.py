@@ -26,6 +26,7 @@ from llmreg.engine.templates import (
 from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
+from llmreg.paths import fold_folder
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.common_frame import PlacementHints, bring_into_frame, normalize_image
 from llmreg.preprocessing.fingerprint import label_dice, measure_structures
@@ -40,7 +41,7 @@ TemplateSet = dict[int, Template]
 
 def name_template_set(fold: int | str) -> str:
     """The name of the templates that are learned from the training cases of a fold."""
-    return ALL_CASES if fold == ALL_CASES else f"fold_{fold}"
+    return ALL_CASES if fold == ALL_CASES else fold_folder(Path(), fold).name
 
 
 def name_templates_without(case: str, splits: Sequence[Split]) -> str:

@@ -182,8 +182,9 @@ def _build_benchmark_tables(path: Path, scores: Mapping[str, pd.DataFrame]) -> l
 
 
 def _read_folds(folders: Sequence[Path]) -> pd.DataFrame:
-    """Scores by pair of the folders that are scored."""
-    return pd.concat([read_pair_scores(folder) for folder in folders if (folder / METRICS_FILE).is_file()])
+    """Scores by pair of the folders that are scored; the mean of a pair that several folds of few subjects share."""
+    scores = pd.concat([read_pair_scores(folder) for folder in folders if (folder / METRICS_FILE).is_file()])
+    return scores.astype(float).groupby(level="pair_id", sort=False).mean()
 
 
 def _read_stages(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:

@@ -1,15 +1,19 @@
-"""Writing a trained model into one zip file.
+"""A trained model in one zip file: the list of what the file holds, and writing it.
 
 The file holds what prediction needs and nothing that can run: JSON, images, and tensors in safetensors.
 """
 
 import hashlib
+import re
 import stat
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from llmreg.engine.templates import RECORD_FILE, read_templates
@@ -17,23 +21,137 @@ from llmreg.errors import BadArgument, UserError, WouldOverwrite
 from llmreg.files import atomic_write, write_json
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.inference.models import Model
+from llmreg.networks.language_models import cache
+from llmreg.networks.registry import plugin_of
+from llmreg.paths import ModelName, fold_folder, llm_cache_folder
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
-from llmreg.sharing.manifest import (
-    MANIFEST_FILE,
-    WEIGHTS_PREFIX,
-    Manifest,
-    SharedFile,
-    find_needed_layers,
-    name_model,
-    read_own_state,
-    size_limit,
-)
 from llmreg.sharing.untrusted_zip import CHUNK, WORTH_A_BAR, MiB
-from llmreg.training.checkpoints import read_tensors, write_tensors
+from llmreg.training.checkpoints import TrainingState, read_state, read_tensors, write_tensors
 from llmreg.version import __version__
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+# Prefix of the network's weights in a checkpoint. The optimiser's tensors, which do not travel, have another.
+WEIGHTS_PREFIX = "network."
+
+_FOLD = fold_folder(Path(), "(?:0|[1-9][0-9]{0,2}|all)").name
+_TEMPLATES = rf"{TEMPLATES_FOLDER}/(?:{ALL_CASES}|{_FOLD})/"
+_CHECKPOINT = rf"{_FOLD}/checkpoint_(?:final|best|latest)"
+# A checkpoint with the 8192 channels of the largest language models has 1 GiB, the fingerprint of 200 cases half a MiB.
+_LIMITS = {
+    re.compile(re.escape(MANIFEST_FILE)): MiB,
+    re.compile(re.escape(PLANS_FILE)): 4 * MiB,
+    re.compile(re.escape(FINGERPRINT_FILE)): 32 * MiB,
+    re.compile(re.escape(REFERENCE_FILE)): 1024 * MiB,
+    re.compile(_TEMPLATES + re.escape(RECORD_FILE)): MiB,
+    re.compile(_TEMPLATES + r"(?:template|seen)_[0-9]{4}" + re.escape(DEFAULT_ENDING)): 64 * MiB,
+    re.compile(_CHECKPOINT + r"\.json"): MiB,
+    re.compile(_CHECKPOINT + r"\.safetensors"): 4096 * MiB,
+}
+
+
+def size_limit(name: str) -> int | None:
+    """The most bytes that a member of a name may have; None where no shared model holds one."""
+    return next((limit for pattern, limit in _LIMITS.items() if pattern.fullmatch(name)), None)
+
+
+def _check_member(name: str) -> str:
+    if size_limit(name) is None:
+        raise ValueError("no shared model holds a file of that name")
+    return name
+
+
+def _check_model_name(name: str) -> str:
+    ModelName.parse(name).check_portable()
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SharedFile(_Model):
+    """A member of the zip: its bytes and their digest."""
+
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class NeededLayers(_Model):
+    """The frozen layers of a language model that a model was trained with; they are not in the zip.
+
+    Attributes:
+        source: the language model's name in the plans; of a local one, its folder or file on another computer.
+        layers: zero-based indices.
+        weights: see :class:`llmreg.networks.language_models.settings.LLMSettings`.
+        sha256: digest of the layers' weights.
+        revision: commit on the hub, where the layers are known to come from it.
+    """
+
+    # Printable characters alone: messages show it.
+    source: str = Field(max_length=1000, pattern=r"^( |[^\p{C}\p{Z}])*$")
+    layers: tuple[int, ...]
+    weights: Literal["pretrained", "random"]
+    sha256: Sha256
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None
+
+
+class Manifest(_Model):
+    """``manifest.json``.
+
+    Attributes:
+        format_version: of the zip's layout.
+        llmreg_version: version that exported it.
+        name: the model's folder below the results folder, see :class:`llmreg.paths.ModelName`.
+        llm: the language model's layers that it needs, or None.
+        files: every other member by its name, which is also its path in the model's folder.
+    """
+
+    format_version: Literal[1] = 1
+    llmreg_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,40}$")]
+    name: Annotated[str, AfterValidator(_check_model_name)]
+    llm: NeededLayers | None
+    files: dict[Annotated[str, AfterValidator(_check_member)], SharedFile]
+
+
+def name_model(plans: Plans, configuration: str) -> ModelName:
+    """The name that training gives to the model of these plans."""
+    return ModelName(plans.dataset_name, plans.network.name, plans.plans_name, configuration)
+
+
+def read_own_state(checkpoint: Path, plans: Plans, configuration: str) -> TrainingState:
+    """Read the state of a checkpoint. Raises UserError unless it was trained with these plans."""
+    state = read_state(checkpoint)
+    if state.configuration != configuration or state.plans_digest != plans.digest(configuration):
+        raise UserError(f"{checkpoint} was trained with plans other than {PLANS_FILE}: restore that file.")
+    return state
+
+
+def find_needed_layers(plans: Plans, states: Sequence[TrainingState]) -> NeededLayers | None:
+    """The language model's layers that folds need, with the revision that the layer cache records.
+
+    Raises:
+        UserError: the folds, or the plans, name different layers.
+    """
+    llm, sha256 = plugin_of(plans.network).language_model(plans.network), states[0].llm_sha256
+    if llm is None:
+        return None
+    if {state.llm_sha256 for state in states} | ({llm.sha256} - {None}) != {sha256}:
+        raise UserError(
+            f"The folds and the plans '{plans.plans_name}' name different layers of the language model: choose folds "
+            "that were trained with the same ones."
+        )
+    revision = None
+    with suppress(UserError):
+        cached = cache.find(sha256, llm_cache_folder())
+        revision = None if cached is None else cache.read_record(cached).revision
+    return NeededLayers(source=llm.source, layers=llm.layers, weights=llm.weights, sha256=sha256, revision=revision)
 
 
 def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Manifest:
@@ -59,12 +177,12 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
         raise WouldOverwrite(target)
     plans = read_plans(model.folder / PLANS_FILE)
     states = {path: read_own_state(path, plans, model.configuration) for path in model.folds.values()}
-    llm = find_needed_layers(plans, list(states.values()))
     name = name_model(plans, model.configuration)
     try:
         name.check_portable()
     except ValueError as error:
         raise UserError(f"{model.folder / PLANS_FILE} gives names that cannot be shared: {error}.") from error
+    llm = find_needed_layers(plans, list(states.values()))
     read_reference(model.folder, plans)
     plain_files = _find_plain_files(model, plans)
     total = sum(path.stat().st_size for path in (*plain_files.values(), *states))
@@ -82,9 +200,8 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
             write_tensors(weights, tensors, {"state": state.model_dump_json()})
             write_json(weights.with_suffix(".json"), state.model_dump())
             bar.total += weights.stat().st_size - path.stat().st_size
-            for file in (weights, weights.with_suffix(".json")):
-                member = f"{path.parent.name}/{file.name}"
-                files[member] = _add(archive, member, file, bar)
+            members = {f"{path.parent.name}/{file.name}": file for file in (weights, weights.with_suffix(".json"))}
+            files |= {member: _add(archive, member, file, bar) for member, file in members.items()}
         manifest = Manifest(llmreg_version=__version__, name=str(name), llm=llm, files=files)
         write_json(Path(scratch) / MANIFEST_FILE, manifest.model_dump(mode="json"))
         _add(archive, MANIFEST_FILE, Path(scratch) / MANIFEST_FILE, bar)
@@ -94,8 +211,7 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
 def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
     """The files that travel as they are, by the names of their members: all but the checkpoints."""
     names = [PLANS_FILE, REFERENCE_FILE]
-    if (model.folder / FINGERPRINT_FILE).exists():
-        names.append(FINGERPRINT_FILE)
+    names += [FINGERPRINT_FILE] if (model.folder / FINGERPRINT_FILE).exists() else []
     # A single fold places images by its own templates, several folds by those of all training cases.
     sets = {ALL_CASES, *map(name_template_set, model.folds)} if plans.prealignment.uses_templates else set()
     for folder in (f"{TEMPLATES_FOLDER}/{name}" for name in sorted(sets)):
@@ -107,7 +223,6 @@ def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path, bar: "tqdm[Any]") -> SharedFile:
-    """Write a file into the zip."""
     limit, expected = size_limit(name), path.stat().st_size
     if limit is None or expected > limit:
         reason = "models have no file of that name" if limit is None else f"it has more than {limit / MiB:.0f} MiB"

@@ -1,15 +1,15 @@
 """Turning a zip of a shared model into a model folder. The zip is checked in full before it becomes one."""
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
@@ -20,17 +20,22 @@ from llmreg.engine.templates import RECORD_FILE, read_templates
 from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
 from llmreg.files import read_json
 from llmreg.inference.models import Model, load_model
-from llmreg.paths import ModelName
-from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
+from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.loading import find_layers
+from llmreg.networks.language_models.reading import BUILT_IN, is_local
+from llmreg.networks.language_models.settings import LLMSettings
+from llmreg.paths import ModelName, llm_cache_folder
+from llmreg.plans.plans import PLANS_FILE, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
 from llmreg.preprocessing.dataset_alignment import TEMPLATES_FOLDER
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.settings import first_problem
-from llmreg.sharing.manifest import (
+from llmreg.sharing.exporting import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     WEIGHTS_PREFIX,
     Manifest,
+    NeededLayers,
     find_needed_layers,
     name_model,
     read_own_state,
@@ -55,15 +60,7 @@ _VOXEL_BYTES, _LONGEST_HEADER = 8, MiB
 _LARGEST_REFERENCE, _LARGEST_TEMPLATE = 1024 * MiB, 64 * MiB
 
 
-@dataclass(frozen=True)
-class InstalledModel:
-    """A model that was installed, and the manifest it came with."""
-
-    model: Model
-    manifest: Manifest
-
-
-def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> InstalledModel:
+def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> tuple[Model, Manifest]:
     """Turn an exported zip into a model folder under its own name below ``root``.
 
     The zip may come from anybody. Its list of members and its manifest are checked before anything is written; the
@@ -73,6 +70,9 @@ def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> Inst
         archive: the zip.
         root: the results folder, or another one like it.
         overwrite: replace a model of that name, with all that its folder holds, once the new one is complete.
+
+    Returns:
+        The installed model, and the manifest it came with.
 
     Raises:
         BadModelZip: the zip is not as :func:`llmreg.sharing.exporting.export_model` writes it.
@@ -91,11 +91,20 @@ def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> Inst
         with _open_scratch_folder(target, sum(file.size for file in manifest.files.values())) as scratch:
             _extract(content, manifest, scratch / "new", archive)
             _check_model(scratch / "new", manifest, archive)
-            try:
+            with _report_unwritable(target):
                 _put_in_place(scratch / "new", target, scratch / "old")
-            except OSError as error:
-                raise NotWritable(target, error.strerror or str(error)) from error
-    return InstalledModel(load_model(target), manifest)
+    return load_model(target), manifest
+
+
+def has_layers(llm: NeededLayers) -> bool:
+    """Whether layers are in the layer cache, or can be read from their source without a network."""
+    folder = llm_cache_folder()
+    is_installed = llm.source in BUILT_IN and importlib.util.find_spec(BUILT_IN[llm.source][0]) is not None
+    with suppress(UserError):
+        if cache.find(llm.sha256, folder) is not None or is_local(llm.source) or is_installed:
+            find_layers(LLMSettings(**llm.model_dump(exclude={"revision"})), folder)
+            return True
+    return False
 
 
 def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) -> Manifest:
@@ -116,17 +125,17 @@ def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) ->
     try:
         manifest = Manifest.model_validate(parsed)
     except ValidationError as error:
-        problem = to_printable_line(first_problem(error))
-        raise BadModelZip(archive, f"holds a damaged {MANIFEST_FILE} ({problem})") from error
+        raise BadModelZip(
+            archive, f"holds a damaged {MANIFEST_FILE} ({to_printable_line(first_problem(error))})"
+        ) from error
     listed, present = manifest.files.keys(), members.keys() - {MANIFEST_FILE}
-    checkpoints = {PurePosixPath(name).with_suffix("") for name in listed if name.startswith("fold_")}
+    checkpoints = {PurePosixPath(name).with_suffix("") for name in listed if "/checkpoint_" in name}
     if not checkpoints:
         raise BadModelZip(archive, "holds no checkpoint")
-    for name in sorted(present ^ listed):
-        problem = f"lacks {name}" if name in listed else f"holds, beside what is listed in it, {name}"
-        raise BadModelZip(archive, problem)
     needed = {f"{checkpoint}{suffix}" for checkpoint in checkpoints for suffix in (".json", ".safetensors")}
-    for name in sorted((needed | {PLANS_FILE, REFERENCE_FILE}) - listed):
+    for name in sorted(present - listed):
+        raise BadModelZip(archive, f"holds, beside what is listed in it, {name}")
+    for name in sorted((listed | needed | {PLANS_FILE, REFERENCE_FILE}) - (present & listed)):
         raise BadModelZip(archive, f"lacks {name}")
     for name, file in manifest.files.items():
         if members[name].file_size != file.size:
@@ -135,23 +144,29 @@ def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) ->
 
 
 @contextmanager
+def _report_unwritable(target: Path) -> Iterator[None]:
+    """Turn what the system raises into NotWritable."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWritable(target, error.strerror or str(error)) from error
+
+
+@contextmanager
 def _open_scratch_folder(target: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside ``target``, with room for ``size`` bytes; folders above it are removed on failure."""
-    try:
+    with _report_unwritable(target):
         missing = [folder for folder in target.parents if not folder.exists()]
         existing = next(folder for folder in target.parents if folder not in missing)
         free = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise NotWritable(target, error.strerror or str(error)) from error
     if size > free:
-        problem = f"it needs {size / MiB:.0f} MiB, but the disk of {existing} has {free / MiB:.0f} MiB left"
-        raise NotWritable(target, problem)
+        raise NotWritable(
+            target, f"it needs {size / MiB:.0f} MiB, but the disk of {existing} has {free / MiB:.0f} MiB left"
+        )
     try:
-        try:
+        with _report_unwritable(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(prefix=".installing-", dir=target.parent, ignore_cleanup_errors=True)
-        except OSError as error:
-            raise NotWritable(target, error.strerror or str(error)) from error
         with scratch as name:
             yield Path(name)
     except BaseException:
@@ -194,10 +209,9 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
             yield folder / member
         except (UserError, *UNREADABLE) as error:
             problem = f"holds a {member} that cannot be used ({_describe(error, folder, member)})"
-            remedy = None
-            if manifest.llmreg_version != __version__:
-                remedy = f"install llmreg {manifest.llmreg_version}, which exported it, or get it again"
-            raise BadModelZip(archive, problem, remedy) from error
+            remedy = f"install llmreg {manifest.llmreg_version}, which exported it, or get it again"
+            is_ours = manifest.llmreg_version == __version__
+            raise BadModelZip(archive, problem, None if is_ours else remedy) from error
 
     names = manifest.files.keys()
     name = ModelName.parse(manifest.name)
@@ -208,7 +222,7 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
     if FINGERPRINT_FILE in names:
         with checking(FINGERPRINT_FILE) as path:
             read_json(path)
-    states = []
+    states: list[TrainingState] = []
     for weights in sorted(member for member in names if member.endswith(".safetensors")):
         with checking(weights) as path:
             states.append(read_own_state(path, plans, name.configuration))
@@ -219,28 +233,22 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
             if TrainingState.model_validate(read_json(path)) != states[-1]:
                 raise ValueError("it is not that of the tensors beside it")
     with checking(MANIFEST_FILE):
-        _check_layers(manifest, plans, states)
+        needed = find_needed_layers(plans, states)
+        # Only the exporter knows of which revision the layers are.
+        if needed is not None and manifest.llm is not None:
+            needed = needed.model_copy(update={"revision": manifest.llm.revision})
+        if needed != manifest.llm:
+            raise ValueError("it names other layers of a language model than the plans")
     with checking(REFERENCE_FILE) as path:
         check_unpacked_size(path, min(_VOXEL_BYTES * math.prod(plans.size) + _LONGEST_HEADER, _LARGEST_REFERENCE))
         read_reference(folder, plans)
     templates = sorted(member for member in names if member.startswith(TEMPLATES_FOLDER))
-    for member in templates:
-        if not member.endswith(".json"):
-            with checking(member) as path:
-                check_unpacked_size(path, _LARGEST_TEMPLATE)
+    for member in (member for member in templates if not member.endswith(".json")):
+        with checking(member) as path:
+            check_unpacked_size(path, _LARGEST_TEMPLATE)
     for template_set in sorted({str(PurePosixPath(member).parent) for member in templates}):
         with checking(f"{template_set}/{RECORD_FILE}") as path:
             read_templates(path.parent)
-
-
-def _check_layers(manifest: Manifest, plans: Plans, states: Sequence[TrainingState]) -> None:
-    """Raises ValueError when the manifest names other layers of a language model than the plans."""
-    needed = find_needed_layers(plans, states)
-    # Only the exporter knows of which revision they are.
-    if needed is not None and manifest.llm is not None:
-        needed = needed.model_copy(update={"revision": manifest.llm.revision})
-    if needed != manifest.llm:
-        raise ValueError("it names other layers of a language model than the plans")
 
 
 def _describe(error: Exception, folder: Path, member: str) -> str:
@@ -251,10 +259,8 @@ def _describe(error: Exception, folder: Path, member: str) -> str:
     if isinstance(cause, (ValueError, SafetensorError)):
         return to_printable_line(str(cause))
     # The remedies of this package's errors are for the exporter, not for the owner of a stranger's zip.
-    if isinstance(error, UnreadableFile):
-        sentence = f"{error.path} {error.problem}"
-    else:
-        sentence = str(error).rpartition(": ")[0] or str(error)
+    shortened = str(error).rpartition(": ")[0] or str(error)
+    sentence = f"{error.path} {error.problem}" if isinstance(error, UnreadableFile) else shortened
     return to_printable_line(sentence.replace(f"{folder}{os.sep}", "").removeprefix(f"{member} "))
 
 

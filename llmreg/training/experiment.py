@@ -15,7 +15,7 @@ from llmreg.devices import detect_machine
 from llmreg.errors import BadArgument, NotPrepared, OtherPlans
 from llmreg.files import atomic_write
 from llmreg.networks.registry import default_settings, plugin_of
-from llmreg.paths import ModelName, fold_folder, is_word, preprocessed_dataset
+from llmreg.paths import ModelName, find_fold_folders, fold_folder, is_word, preprocessed_dataset
 from llmreg.plans.plans import PLANS_FILE, Plans, find_plans, override, plans_path, read_plans, write_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
@@ -210,7 +210,7 @@ def write_model_folder(model: Path, plans: Plans, configuration: str, files: Seq
     if (
         path.exists()
         and read_plans(path).digest(configuration) != plans.digest(configuration)
-        and any(model.glob("fold_*/checkpoint_*"))
+        and any(any(fold_path.glob("checkpoint_*")) for fold_path in find_fold_folders(model).values())
     ):
         raise OtherPlans(model)
     write_plans(path, plans)

@@ -9,6 +9,7 @@ from torch import nn
 
 from llmreg.errors import Ambiguous, MissingFile, OtherPlans
 from llmreg.networks.factory import trainable_state
+from llmreg.paths import find_fold_folders
 from llmreg.training.checkpoints import TrainingState, checkpoint_path, load_checkpoint, read_state, read_tensors
 from llmreg.training.options import TrainingOptions
 from llmreg.training.training_errors import HoldsTraining
@@ -141,9 +142,8 @@ def find_checkpoint(location: Path) -> Path:
     """
     if location.is_file():
         return location
-    folders = [
-        folder for folder in (location, *sorted(location.glob("fold_*"))) if checkpoint_path(folder, "final").exists()
-    ]
+    places = (location, *find_fold_folders(location).values())
+    folders = [folder for folder in places if checkpoint_path(folder, "final").exists()]
     if len(folders) > 1:
         raise Ambiguous("trained fold", [str(folder) for folder in folders])
     if not folders:

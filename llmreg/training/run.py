@@ -9,9 +9,8 @@ from statistics import median
 import torch
 
 from llmreg.data.dataset import pairs_digest
-from llmreg.networks.compilation import compile_or_keep
-from llmreg.networks.factory import build_network
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.factory import build_network, compile_or_keep
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import Plans
 from llmreg.training.checkpoints import CheckpointWriter, TrainingState

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from llmreg.data.dataset import Pair
 from llmreg.errors import UserError
-from llmreg.networks.resolution import pad_to_shape
+from llmreg.networks.registration_network import pad_to_shape
 from llmreg.plans.plan_settings import Configuration, Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume

@@ -36,7 +36,8 @@ class Learner:
     """Takes training steps.
 
     Args:
-        network: a :class:`llmreg.networks.resolution.GridNetwork`, compiled or over several processes if it is to be.
+        network: a :class:`llmreg.networks.registration_network.GridNetwork`, compiled or over several processes where
+            that is asked for.
         optimizer: of its trained parameters.
         device: where the network lies.
         loss: what is minimised.

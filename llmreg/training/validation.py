@@ -8,7 +8,7 @@ from torch import Tensor
 from llmreg.data.dataset import Pair
 from llmreg.devices import autocast
 from llmreg.geometry import warping
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.plans.plan_settings import Configuration, Training
 from llmreg.similarity.loss_settings import LossSettings, measure_image_match
 from llmreg.similarity.registry import Prediction
@@ -36,6 +36,11 @@ class Validation:
     def score(self) -> float | None:
         """Dice, or without labels minus the image term; higher is better."""
         return self.dice if self.dice is not None or self.similarity is None else -self.similarity
+
+    def __str__(self) -> str:
+        if self.dice is None and self.similarity is not None:
+            return f"similarity loss {self.similarity:.4f}"
+        return f"Dice {'-' if self.dice is None else format(self.dice, '.4f')}"
 
 
 class Validator:

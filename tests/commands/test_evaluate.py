@@ -11,7 +11,7 @@ from llmreg.geometry.grid import Grid
 
 
 def test_every_option_reaches_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmreg.evaluation.table.format_summary", lambda summary: "")
+    monkeypatch.setattr("llmreg.evaluation.summary.format_summary", lambda summary: "")
     calls = record_calls(monkeypatch, "llmreg.evaluation.evaluate.evaluate_folder", {})
     words = "-i in -l labels -o out --label_interpolation linear --keypoints points --convention ras --num_processes 3"
     assert evaluate.main(words.split()) == 0

@@ -10,8 +10,8 @@ from llmreg.commands import fetch_llm
 
 def test_the_layers_of_the_source_go_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("llmreg_home", str(tmp_path))
-    selected = record_calls(monkeypatch, "llmreg.networks.language_models.fetching.select_layers", "settings")
-    fetched = record_calls(monkeypatch, "llmreg.networks.language_models.fetching.fetch")
+    selected = record_calls(monkeypatch, "llmreg.networks.language_models.loading.select_layers", "settings")
+    fetched = record_calls(monkeypatch, "llmreg.networks.language_models.loading.fetch")
     assert fetch_llm.main(["owner/name", "--layers", "3", "4"]) == 0
     assert (selected[0]["source"], selected[0]["layers"]) == ("owner/name", ["3", "4"])
     assert fetched == [{"settings": "settings", "folder": tmp_path / "llm"}]

@@ -12,7 +12,7 @@ from zipped_models import (
 )
 
 from llmreg.commands import export_model, install_model
-from llmreg.sharing.manifest import NeededLayers
+from llmreg.sharing.exporting import NeededLayers
 
 
 def test_the_commands_say_what_to_do_next(

@@ -6,7 +6,7 @@ import pytest
 
 from llmreg.comparison.methods import GROUPS, Method, find_method, first_layers, list_group, select_methods
 from llmreg.errors import BadArgument, UnknownName, UserError
-from llmreg.networks.language_models import fetching
+from llmreg.networks.language_models import loading
 from llmreg.networks.registry import NETWORKS, network_settings
 
 SETTINGS = network_settings("llm_morph")
@@ -62,7 +62,7 @@ def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
 def middle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model has 28 layers."""
     monkeypatch.setattr(
-        fetching, "select_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
+        loading, "select_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
     )
 
 

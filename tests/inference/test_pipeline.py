@@ -15,10 +15,10 @@ from tiny_model_folder import make_image
 from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import BadImage
 from llmreg.geometry.field import DisplacementField
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.inference.pair_inputs import PairInput
-from llmreg.inference.pipeline import OutputOptions, register_all
-from llmreg.inference.registration import Registration
+from llmreg.inference.pipeline import OutputOptions, measure, register_all
+from llmreg.inference.registration import FADE, Registration
 from llmreg.predictions import FailedPair, PredictedPair
 
 GRID = Grid.from_centre((6, 7, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
@@ -133,3 +133,31 @@ def test_a_large_pair_is_worked_on_alone(tmp_path: Path, monkeypatch: pytest.Mon
     steps = [event for event in predictor.events if event[0] != "register"]
     assert sorted(steps[:4]) == [("prepare", "a"), ("prepare", "b"), ("written", "a"), ("written", "b")]
     assert steps[4:] == [("prepare", "c"), ("written", "c"), ("prepare", "d"), ("written", "d")]
+
+
+PLAIN_FRAME = Grid.from_centre((8, 9, 10), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+PADDED_FRAME = Grid.from_centre((8 + 2 * FADE, 9 + 2 * FADE, 10 + 2 * FADE), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+
+
+def test_figures_are_of_the_frame_alone() -> None:
+    vectors = np.zeros((*PADDED_FRAME.shape, 3), np.float32)
+    vectors[...] = (3.0, 4.0, 0.0)
+    vectors[FADE + 4, FADE + 4, FADE + 4] = (3.0, 4.0, 12.0)
+    # Outside the frame, longer ones fold.
+    vectors[0] = (0.0, 0.0, 100.0)
+    place = CaseTransform(np.eye(3), np.zeros(3), "centre")
+    spread = array_to_image(np.full(PLAIN_FRAME.shape, 1.234, np.float32), PLAIN_FRAME)
+    image = make_image(PLAIN_FRAME, 0)
+    field = DisplacementField(vectors, PADDED_FRAME)
+    figures = measure(Registration(image, image, place, place, field, spread=spread, refined=(2.0, 1.0)))
+    voxels = PLAIN_FRAME.shape[0] * PLAIN_FRAME.shape[1] * PLAIN_FRAME.shape[2]
+    assert figures["mean_mm"] == pytest.approx((5 * (voxels - 1) + 13) / voxels, abs=0.01)
+    assert figures["largest_mm"] == 13
+    assert figures["folding_percent"] == pytest.approx(100 / voxels, abs=1e-4)
+    assert figures["refined"] == {"before": 2.0, "after": 1.0}
+    assert figures["uncertainty_mm"] == 1.23
+    assert measure(Registration(image, image, place, place, field)).keys() == {
+        "mean_mm",
+        "largest_mm",
+        "folding_percent",
+    }

@@ -16,10 +16,30 @@ from tiny_model_folder import make_plans, write_model, write_pair
 
 from llmreg.errors import BadArgument, HoldsPredictions, MissingFile, OtherPredictions, UserError
 from llmreg.inference.models import Model, load_model
+from llmreg.inference.pair_inputs import PairInput
 from llmreg.inference.pipeline import OutputOptions
-from llmreg.inference.predict_folder import PredictionOptions, predict_folder
+from llmreg.inference.predict_folder import (
+    PredictionOptions,
+    describe_sources,
+    find_pending,
+    format_failures,
+    format_pairs,
+    is_current,
+    make_record,
+    predict_folder,
+    remove_prediction,
+)
 from llmreg.inference.predictor import Predictor, RegistrationOptions
-from llmreg.predictions import FailedPair, read_predictions, read_record, record_path
+from llmreg.predictions import (
+    FailedPair,
+    Placement,
+    PredictedPair,
+    Provenance,
+    read_predictions,
+    read_record,
+    record_path,
+    write_record,
+)
 
 FIELD = PredictionOptions(output=OutputOptions(("field",)))
 
@@ -197,3 +217,94 @@ def test_records_of_version_0_1_are_resumed(source: Path, out: Path, model: Mode
         path.write_text(json.dumps(json.loads(path.read_text()) | {"llmreg_version": "0.1.0", "more": 1}))
     predict(source, out, model, resume=True)
     assert times(out) == before
+
+
+PROVENANCE = Provenance(model="m", folds=["0"], options={"refine": 0}, format="itk")
+OUTCOME = PredictedPair(pair_id="p", fixed="f", moving="m", field="disp.nii.gz")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> PairInput:
+    """A pair that is predicted in ``tmp_path``."""
+    for name in ("f.nii.gz", "m.nii.gz", "disp.nii.gz"):
+        (tmp_path / name).write_bytes(name.encode())
+    pair = PairInput("p", "f_m", tmp_path / "f.nii.gz", tmp_path / "m.nii.gz", 0)
+    write_record(tmp_path, "f_m", make_record(pair, OUTCOME, PROVENANCE, {"peak_memory_gb": 1.0}))
+    return pair
+
+
+def test_a_predicted_pair_is_not_pending(pair: PairInput, tmp_path: Path) -> None:
+    assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == []
+
+
+def test_pairs_without_record_or_output_and_failed_ones_are_pending(pair: PairInput, tmp_path: Path) -> None:
+    other = replace(pair, name="other")
+    assert find_pending([pair, other], tmp_path, PROVENANCE, ["field"]) == [other]
+    assert find_pending([pair], tmp_path, PROVENANCE, ["field", "warped"]) == [pair]
+    (tmp_path / "disp.nii.gz").unlink()
+    assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == [pair]
+    write_record(tmp_path, "f_m", make_record(pair, FailedPair(pair_id="p", failed="broken"), PROVENANCE, {}))
+    assert find_pending([pair], tmp_path, PROVENANCE, []) == [pair]
+
+
+def test_changed_images_and_modalities_are_pending(pair: PairInput, tmp_path: Path) -> None:
+    other = replace(pair, fixed_modality=1)
+    assert find_pending([other], tmp_path, PROVENANCE, ["field"]) == [other]
+    swapped = replace(pair, fixed=pair.moving, moving=pair.fixed)
+    assert find_pending([swapped], tmp_path, PROVENANCE, ["field"]) == [swapped]
+    pair.moving.write_bytes(b"other")
+    assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == [pair]
+
+
+def test_touched_images_are_not(pair: PairInput, tmp_path: Path) -> None:
+    pair.fixed.touch()
+    assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == []
+
+
+def test_predictions_of_another_model_are_neither_resumed_nor_counted(pair: PairInput, tmp_path: Path) -> None:
+    other = PROVENANCE.model_copy(update={"checkpoints": ["x"]})
+    with pytest.raises(OtherPredictions, match="checkpoints"):
+        find_pending([pair], tmp_path, other, ["field"])
+    record = make_record(pair, OUTCOME, other, {})
+    assert not is_current(pair, record, tmp_path, PROVENANCE, ["field"])
+    assert is_current(pair, record, tmp_path, other, ["field"])
+
+
+def test_sources_are_paths_with_digests_and_text(pair: PairInput) -> None:
+    sources = describe_sources(pair)
+    assert sources["fixed"].startswith(f"{pair.fixed} ")
+    assert sources["fixed"].split()[1] != sources["moving"].split()[1]
+    assert (sources["pair_id"], sources["fixed_modality"], sources["fixed_mask"]) == ("p", "0", "None")
+
+
+def test_removing_leaves_nothing_of_the_pair(pair: PairInput, tmp_path: Path) -> None:
+    (tmp_path / ".partial-abcdefgh-disp_f_m.nii.gz").touch()
+    remove_prediction(pair, tmp_path, "itk")
+    assert not record_path(tmp_path, "f_m").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["f.nii.gz", "m.nii.gz"]
+
+
+def test_columns_without_a_value_are_left_out() -> None:
+    place = [Placement(matrix=[[1.0]], translation=[0.0], stage=stage) for stage in ("rigid", "centre")]
+    pair = PredictedPair(
+        pair_id="p",
+        fixed="f",
+        moving="m",
+        fixed_transform=place[0],
+        moving_transform=place[1],
+        mean_mm=1.26,
+        seconds=2.0,
+    )
+    head, _, row = format_pairs([pair]).splitlines()
+    assert [cell.strip() for cell in head.split("  ") if cell.strip()] == ["pair", "placed by", "mean mm", "seconds"]
+    assert [cell.strip() for cell in row.split("  ") if cell.strip()] == ["p", "rigid, centre", "1.3", "2.0"]
+
+
+def test_failures_are_counted_and_the_first_ones_told() -> None:
+    assert format_failures([], 4) == ""
+    failed = [FailedPair(pair_id=f"p{number}", failed=f"reason {number}") for number in range(4)]
+    assert format_failures(failed[:1], 4) == "reason 0"
+    sentence = format_failures(failed, 9)
+    assert "4 of 9" in sentence
+    assert all(f"p{number}: reason {number}" in sentence for number in range(3))
+    assert "reason 3" not in sentence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from tiny_model_folder import make_image, make_network, make_plans, write_model, write_pair
+from tiny_model_folder import PADDED, make_image, make_network, make_plans, write_model, write_pair
 
 from llmreg.engine.refinement import refine
 from llmreg.errors import BadArgument, UserError
@@ -16,9 +16,10 @@ from llmreg.geometry import warping
 from llmreg.geometry.field import jacobian_determinant
 from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.inference.case_reader import ImageInput
-from llmreg.inference.predictor import Predictor, RegistrationOptions
+from llmreg.inference.models import load_model
+from llmreg.inference.predictor import Ensemble, Predictor, RegistrationOptions, deviation
 from llmreg.inference.registration import FADE, Registration
-from llmreg.networks.resolution import pad_to_shape
+from llmreg.networks.registration_network import pad_to_shape
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame
 
@@ -216,3 +217,41 @@ def test_checkpoints_of_other_plans_are_refused(tmp_path: Path) -> None:
     (folder / "plans.json").write_bytes((other / "plans.json").read_bytes())
     with pytest.raises(UserError, match=r"checkpoint_final\.safetensors was trained with plans other"):
         Predictor.from_folder(folder, device="cpu")
+
+
+NETWORK_SHAPE = PADDED[::-1]
+
+
+def random_pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, 1, *NETWORK_SHAPE, generator=generator), torch.rand(1, 1, *NETWORK_SHAPE, generator=generator)
+
+
+def test_each_fold_predicts_with_its_own_weights_time_and_again(tmp_path: Path) -> None:
+    plans = make_plans()
+    ensemble = Ensemble(load_model(write_model(tmp_path, plans, ("0", "1"))), plans, CPU)
+    moving, fixed = random_pair()
+    with torch.inference_mode():
+        expected = [make_network(plans, seed).raw(moving, fixed) for seed in (0, 1)]
+    assert not torch.allclose(expected[0], expected[1], atol=0.1)
+    for _ in range(2):
+        for flow, other in zip(ensemble.flows(moving, fixed), expected, strict=True):
+            torch.testing.assert_close(flow, other, atol=1e-5, rtol=1e-4)
+    assert not ensemble.velocity
+
+
+def test_the_images_keep_their_roles(tmp_path: Path) -> None:
+    plans = make_plans()
+    ensemble = Ensemble(load_model(write_model(tmp_path, plans)), plans, CPU)
+    moving, fixed = random_pair()
+    (flow,), (swapped,) = (list(ensemble.flows(*pair)) for pair in ((moving, fixed), (fixed, moving)))
+    assert not torch.allclose(flow, swapped, atol=0.1)
+
+
+def test_the_deviation_is_measured_after_the_transform() -> None:
+    rng = np.random.default_rng(0)
+    flows = [rng.normal(size=(3, 4, 5, 3)).astype(np.float32) for _ in range(3)]
+    matrix = np.array([[2.0, 0.3, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]])
+    mapped = np.einsum("ij,fzyxj->fzyxi", matrix, np.stack(flows))
+    expected = np.sqrt(mapped.var(axis=0, ddof=1).sum(axis=-1))
+    np.testing.assert_allclose(deviation(flows, matrix), expected, rtol=1e-5)

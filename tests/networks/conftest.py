@@ -10,7 +10,7 @@ import pytest
 from tiny_models import save_random_model
 
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ SMALL = {"voxelmorph": {"size": "small"}, "transmorph": {"stages": 3}, "mambamor
 BASELINES = [name for name in NETWORKS.names if name != "llm_morph"]
 
 
-def built(name: str, shape: tuple[int, ...] = SHAPE, **changes: Any) -> RegistrationNetwork:
+def build_small(name: str, shape: tuple[int, ...] = SHAPE, **changes: Any) -> RegistrationNetwork:
     torch.manual_seed(0)
     return build_network(network_settings(name, **SMALL.get(name, {}), **changes), shape).eval()
 
@@ -54,7 +54,7 @@ def test_networks_have_as_many_parameters_as_published(name: str, changes: dict[
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_any_size_gives_a_field_near_zero_for_each_pair_alone(name: str) -> None:
-    network = built(name)
+    network = build_small(name)
     moving, fixed = images(batch=2)
     with torch.no_grad():
         flow = network(moving, fixed)
@@ -68,12 +68,12 @@ def test_any_size_gives_a_field_near_zero_for_each_pair_alone(name: str) -> None
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_gradients_reach_every_parameter(name: str) -> None:
-    network = built(name)
+    network = build_small(name)
     for head in network.modules():
         if isinstance(head, FieldHead):
             nn.init.normal_(head.weight, std=0.05)
     (network(*images()) - 1).square().mean().backward()
-    assert not [key for key, own in network.named_parameters() if own.grad is None or not own.grad.any()]
+    assert not [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
 
 
 @pytest.mark.parametrize("field", ["displacement", "velocity"])
@@ -83,7 +83,7 @@ def test_fields_are_in_voxels_along_x_y_and_z(name: str, field: str) -> None:
         with pytest.raises(ValidationError):
             network_settings(name, field=field)
         return
-    network = built(name, field=field)
+    network = build_small(name, field=field)
     assert network.velocity == (field == "velocity")
     heads = [module for module in network.modules() if isinstance(module, FieldHead)]
     for head in heads:
@@ -112,4 +112,4 @@ def test_settings_that_no_network_has_are_refused(name: str, changes: dict[str, 
 @pytest.mark.parametrize("shape", [(32, 16), (0, 16, 16)])
 def test_shapes_that_are_not_three_sizes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="three sizes"):
-        built("voxelmorph", shape)
+        build_small("voxelmorph", shape)

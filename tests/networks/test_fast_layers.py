@@ -1,4 +1,4 @@
-"""The convolution against PyTorch's own, forwards and backwards, where it goes another way."""
+"""The convolution against PyTorch's own, where it goes another way, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d, choose_memory_format
+from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d, call_with_checkpointing, choose_memory_format
 
 
 def _pair(incoming: int, **options: int | bool) -> tuple[Conv3d, nn.Conv3d]:
@@ -69,3 +69,20 @@ def test_parts_are_convolved_as_their_concatenation() -> None:
     torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(_gradients(apart, ours, parts), _gradients(whole, plain, parts), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("when", [True, False])
+def test_the_function_is_called_again_in_the_backward_pass_only_if_asked(when: bool) -> None:
+    calls: list[Tensor] = []
+
+    def cube(values: Tensor) -> Tensor:
+        calls.append(values)
+        return values**3
+
+    inputs = torch.tensor([1.0, 2.0], requires_grad=True)
+    output = call_with_checkpointing(cube, inputs, when=when)
+    assert torch.equal(output, torch.tensor([1.0, 8.0]))
+    assert len(calls) == 1
+    output.sum().backward()
+    assert len(calls) == (2 if when else 1)
+    assert torch.equal(inputs.grad, torch.tensor([3.0, 12.0]))

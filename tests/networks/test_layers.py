@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmreg.networks.layers import ConvBlock, FieldHead, UpConvolution
+from llmreg.networks.layers import ConvBlock, FieldHead, up_convolution
 
 
 @pytest.mark.parametrize("save_memory", [False, True])
@@ -40,7 +40,7 @@ def test_a_field_head_starts_near_zero_and_computes_in_float32() -> None:
 
 
 def test_an_up_convolution_doubles_the_resolution() -> None:
-    up = UpConvolution(2, 3)
+    up = up_convolution(2, 3)
     features = torch.randn(1, 2, 2, 3, 4)
     output = up(features)
     assert output.shape == (1, 3, 4, 6, 8)

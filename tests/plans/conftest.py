@@ -3,7 +3,7 @@
 import pytest
 
 from llmreg.devices import Machine
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
 

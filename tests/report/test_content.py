@@ -3,10 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scored_rows import rows_of_two_pairs
+from tiny_model_folder import make_plans, write_model
 from tiny_predictions import write_benchmark, write_predictions
 
 from llmreg.errors import BadArgument, MissingFile, UnreadableFile
+from llmreg.evaluation.summary import write_results
 from llmreg.geometry.grid import Grid
 from llmreg.report.content import read_source
 
@@ -58,3 +62,18 @@ def test_other_folders_are_refused(predictions: Path, tmp_path: Path) -> None:
     with pytest.raises(BadArgument) as error:
         read_source(predictions, predictions)
     assert error.value.argument == "predictions"
+
+
+def test_a_pair_that_several_folds_validate_counts_once_with_its_mean(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, make_plans(), ("0", "1"))
+    rows = rows_of_two_pairs()
+    write_results(rows, folder / "fold_0" / "validation")
+    write_results([row | {"dice": row["dice"] / 2} for row in rows], folder / "fold_1" / "validation")
+    source = read_source(folder)
+    assert source.kind == "model"
+    once = pd.DataFrame(rows).groupby("pair_id")["dice"].mean()
+    registered = source.by_pair["Registered"]
+    assert list(registered.index) == list(once.index)
+    assert registered["dice"].tolist() == pytest.approx((0.75 * once).tolist())
+    assert source.by_pair["Initial"].index.is_unique
+    assert len(source.tables) == 1

@@ -57,9 +57,9 @@ def test_a_model_travels_whole_and_lean(folder: Path, target: Path, tmp_path: Pa
     }
     # Nothing of where it lay.
     assert not [name for name, content in members.items() if str(folder.parents[2]).encode() in content]
-    installed = installing.install_model(out, target)
-    assert installed.model.folder == target / NAME
-    assert list(installed.model.folds) == ["0", "1"]
+    installed, _ = installing.install_model(out, target)
+    assert installed.folder == target / NAME
+    assert list(installed.folds) == ["0", "1"]
     assert tree(target / NAME) == {
         name: members.get(name) for name in {*members, "fold_0", "fold_1", "templates", *sets} - {"manifest.json"}
     }
@@ -130,3 +130,17 @@ def test_a_folder_that_would_not_predict_is_not_exported(
     }
     refused(capsys, said[broken])
     assert tree(tmp_path) == before
+
+
+def test_the_limits_leave_room_for_real_models() -> None:
+    for name, size in {
+        "fold_all/checkpoint_final.safetensors": 1.2e9,
+        "reference.nii.gz": 3e8,
+        "plans.json": 1e5,
+        "dataset_fingerprint.json": 1e7,
+        "templates/fold_4/template_0001.nii.gz": 1e6,
+    }.items():
+        limit = exporting.size_limit(name)
+        assert limit is not None
+        assert limit > size
+    assert exporting.size_limit("manifest.json\n") is None

@@ -33,8 +33,11 @@ from zipped_models import (
 
 from llmreg.commands import install_model
 from llmreg.errors import UserError
+from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.plans.plans import override
 from llmreg.sharing import installing
+from llmreg.sharing.exporting import NeededLayers
 
 
 def pickled(members: Members) -> bytes:
@@ -355,3 +358,17 @@ def test_bombs_do_not_fill_the_memory(kind: str, good: bytes, target: Path, tmp_
     finally:
         tracemalloc.stop()
     assert peak < 12 << 20
+
+
+def test_caches_and_sources_that_hold_the_layers_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("llmreg_llm", str(tmp_path / "cache"))
+    tensors = {(1, "weight"): StoredTensor(torch.arange(4.0))}
+    stored = StoredLayers("owner/name", "abc123", {}, (1,), "huggingface", tensors)
+    llm = NeededLayers(source="owner/name", layers=(1,), weights="pretrained", sha256=stored.sha256, revision="abc123")
+    assert not installing.has_layers(llm)
+    cache.write(stored, tmp_path / "cache")
+    assert installing.has_layers(llm)
+    cached = cache.find(stored.sha256, tmp_path / "cache")
+    assert cached is not None
+    (cached / "layers.safetensors").write_bytes(save({"1.weight": torch.zeros(4)}))
+    assert not installing.has_layers(llm)

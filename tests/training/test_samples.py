@@ -17,7 +17,7 @@ from tiny_fold import make_plans
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
 from llmreg.errors import NotPrepared
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 from llmreg.plans.plan_settings import AugmentationSettings, Training
 from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
 from llmreg.preprocessing.preprocessed_volumes import read_volume

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmreg.data.dataset import Pair
 from llmreg.geometry import warping
-from llmreg.networks.resolution import GridNetwork
+from llmreg.networks.registration_network import GridNetwork
 from llmreg.preprocessing.preprocessed_volumes import read_volume
 from llmreg.similarity.image_similarity import similarity_loss
 from llmreg.training.distributed import DistributedContext
@@ -120,3 +120,5 @@ def test_pairs_that_nothing_judges_are_left_out(tmp_path: Path) -> None:
 
 def test_dice_is_the_score_where_it_is_known() -> None:
     assert Validation(0.7, 0.2, 0.0).score == 0.7
+    assert "0.7000" in str(Validation(0.7, 0.2, 0.0))
+    assert "0.2000" in str(Validation(None, 0.2, 0.0))

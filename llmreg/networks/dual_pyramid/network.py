@@ -1,25 +1,18 @@
 """Dual-PRNet: features of both images, compared from coarse to fine, each level warped by the field so far."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from typing_extensions import override
 
 from llmreg.geometry import warping
 from llmreg.networks.dual_pyramid.plugin import DualPyramidSettings
 from llmreg.networks.layers import ConvBlock, FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 
-
-class _Conv(ConvBlock):
-    """3x3x3 convolution and ReLU."""
-
-    def __init__(self, incoming: int, outgoing: int, stride: int = 1) -> None:
-        super().__init__(incoming, outgoing, "none", stride=stride, slope=0.0)
+# 3x3x3 convolution and ReLU.
+_conv = partial(ConvBlock, normalization="none", slope=0.0)
 
 
 class DualPyramid(RegistrationNetwork):
@@ -40,28 +33,25 @@ class DualPyramid(RegistrationNetwork):
         c = settings.width
         down, up = (c, 2 * c, 2 * c, 4 * c, 4 * c), (4 * c, 4 * c, 2 * c, 2 * c, c)
         before, skips = [1, *down], [*reversed(down[:-1]), 0]
-        self.down = nn.ModuleList(_Conv(before[i], down[i], stride=2 if i else 1) for i in range(5))
+        self.down = nn.ModuleList(_conv(before[i], down[i], stride=2 if i else 1) for i in range(5))
         before = [down[-1], *up]
-        self.up = nn.ModuleList(_Conv(before[i] + skips[i], up[i]) for i in range(5))
+        self.up = nn.ModuleList(_conv(before[i] + skips[i], up[i]) for i in range(5))
         self.heads = nn.ModuleList(FieldHead(2 * channels) for channels in up)
 
-    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        features = torch.cat([moving, fixed])
-        skips: list[Tensor] = []
+        skips = [torch.cat([moving, fixed])]
         for conv in self.down:
-            features = conv(features)
-            skips.append(features)
+            skips.append(conv(skips[-1]))
         features = skips.pop()
         flow: Tensor | None = None
         for level in range(4):
-            finer = F.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
+            finer = nn.functional.interpolate(features, scale_factor=2.0, mode="trilinear", align_corners=False)
             features = self.up[level](finer, skips.pop())
             flow = self._refine(level, features, None if flow is None else warping.upsample(flow))
         return self._refine(4, self.up[4](features), flow)
 
     def _refine(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
-        """The field from a level's features, of the moving images before the fixed ones, and from the coarser field."""
+        # The field from a level's features, of the moving images before the fixed ones, and from the coarser field.
         moving, fixed = features.chunk(2)
         if coarse is not None:
             # As in the authors' code, no gradient reaches the coarser levels through the warping.

@@ -1,11 +1,8 @@
 """Dual-PRNet in the registry of networks."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
-from typing_extensions import override
 
 from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register
 
@@ -35,7 +32,6 @@ class DualPyramidPlugin(NetworkPlugin[DualPyramidSettings]):
     size_setting = "width"
     sizes = (8, 4)
 
-    @override
     def step_cost(self, settings: DualPyramidSettings, size: StepSize) -> StepCost:
         # Fitted to benchmarks/training_memory.py: widths 8 and 16, 64 and 96 voxels along each axis.
         wider, bfloat16 = settings.width / 8, size.machine.bfloat16

@@ -1,31 +1,98 @@
-"""The layer cache: the few layers that a plan uses, as one small safetensors file with a JSON beside it.
+"""Decoder layers as a model's file stores them, before any cast, and the cache that keeps those that plans use.
 
+The cache holds a small safetensors file with a JSON beside it:
 ``<cache>/<source>_layers_15-16_<first digits of the hash>/layers.safetensors`` and ``layers.json``. The hash covers the
 tensors as they are stored, so it identifies the weights, wherever they came from. ``checked.json`` records for which
 state of the two files (of the tensors: size, times, inode) the hash was checked, because hashing hundreds of megabytes
 takes longer than everything else. A copy, or a file that was written since, is hashed again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from llmreg.errors import UserError
+from llmreg.errors import DamagedLayers, UserError
 from llmreg.files import atomic_write, read_json, write_json
-from llmreg.networks.language_models.layer_errors import DamagedLayers
-from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
 TENSORS_FILE, RECORD_FILE, CHECKED_FILE = "layers.safetensors", "layers.json", "checked.json"
 _HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as its file holds it.
+
+    Attributes:
+        values: the numbers; of a GGUF tensor its quantised blocks.
+        gguf_type: GGUF's name of the quantisation, ``Q4_0`` or ``F32`` for example; None for safetensors.
+    """
+
+    values: Tensor
+    gguf_type: str | None = None
+
+    def numbers(self) -> Tensor:
+        """The tensor itself, dequantised to float32 where it is quantised."""
+        if self.gguf_type is None:
+            return self.values
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        numbers = dequantize(self.values.numpy(), GGMLQuantizationType[self.gguf_type])
+        # A copy, since what was not quantised is a read-only view of the file.
+        return torch.from_numpy(np.array(numbers, dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLayers:
+    """Some decoder layers of a language model.
+
+    Attributes:
+        source: what a plan names: a built-in name, a path or a Hugging Face hub id.
+        revision: commit on the hub, None for files.
+        config: the model's configuration, as in its ``config.json``.
+        layers: zero-based indices, in the order of the blocks.
+        rows: order of the query and key rows: GGUF interleaves the halves that transformers' rotary embedding keeps.
+        tensors: by layer index and transformers' name inside the layer.
+        weights: ``pretrained``, or ``random`` where a new model's replace them.
+    """
+
+    source: str
+    revision: str | None
+    config: Mapping[str, Any]
+    layers: tuple[int, ...]
+    rows: Literal["huggingface", "gguf"]
+    tensors: Mapping[tuple[int, str], StoredTensor]
+    weights: Literal["pretrained", "random"] = "pretrained"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the layers' tensors: of each one's name, type, shape and bytes, layer by layer."""
+        ordered = [(index, name) for layer in self.layers for index, name in sorted(self.tensors) if index == layer]
+        # Hashing releases the interpreter's lock, so tensors are hashed in parallel.
+        with ThreadPoolExecutor() as pool:
+            return hashlib.sha256(b"".join(pool.map(self._digest, ordered))).hexdigest()
+
+    def _digest(self, key: tuple[int, str]) -> bytes:
+        tensor = self.tensors[key]
+        kind = tensor.gguf_type or str(tensor.values.dtype).removeprefix("torch.")
+        digest = hashlib.sha256(f"{key[1]} {kind} {tuple(tensor.values.shape)}".encode())
+        # The bytes, without a copy.
+        digest.update(tensor.values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.digest()
 
 
 class Record(BaseModel):
@@ -36,7 +103,7 @@ class Record(BaseModel):
         revision: commit on the hub, or None.
         config: the model's configuration.
         layers: zero-based indices.
-        weights, rows: see :class:`llmreg.networks.language_models.stored.StoredLayers`.
+        weights, rows: see :class:`StoredLayers`.
         gguf_types: quantisation by tensor; empty for a model from safetensors.
         dtypes: the types in which the tensors are stored.
         sha256: digest of the tensors.
@@ -69,11 +136,9 @@ def write(stored: StoredLayers, cache: Path) -> Path:
             # An earlier version read less of a model's configuration.
             write_json(folder / RECORD_FILE, record.model_copy(update={"config": config}).model_dump())
         return folder
-    slug = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
-    numbers = "-".join(map(str, stored.layers))
-    folder = cache / f"{slug}_layers_{numbers}_{stored.sha256[:_HASH_DIGITS]}"
+    name = re.sub(r"[^\w.]+", "-", stored.source).strip("-.")[-60:]
+    folder = cache / f"{name}_layers_{'-'.join(map(str, stored.layers))}_{stored.sha256[:_HASH_DIGITS]}"
     tensors = {f"{index}.{name}": tensor for (index, name), tensor in stored.tensors.items()}
-    gguf_types = {name: tensor.gguf_type for name, tensor in tensors.items() if tensor.gguf_type is not None}
     record = Record(
         source=stored.source,
         revision=stored.revision,
@@ -81,7 +146,7 @@ def write(stored: StoredLayers, cache: Path) -> Path:
         layers=stored.layers,
         weights=stored.weights,
         rows=stored.rows,
-        gguf_types=gguf_types,
+        gguf_types={name: tensor.gguf_type for name, tensor in tensors.items() if tensor.gguf_type is not None},
         dtypes=tuple(sorted({t.gguf_type or str(t.values.dtype).removeprefix("torch.") for t in tensors.values()})),
         sha256=stored.sha256,
     )
@@ -124,21 +189,18 @@ def read(folder: Path) -> StoredLayers:
         plain = load_file(folder / TENSORS_FILE)
     except (SafetensorError, OSError) as error:
         raise DamagedLayers(folder, "is damaged") from error
-    tensors: dict[tuple[int, str], StoredTensor] = {}
-    for full, values in plain.items():
-        index, _, name = full.partition(".")
-        tensors[int(index), name] = StoredTensor(values, record.gguf_types.get(full))
+    names = {full: full.partition(".") for full in plain}
+    tensors = {
+        (int(index), name): StoredTensor(plain[full], record.gguf_types.get(full))
+        for full, (index, _, name) in names.items()
+    }
     stored = StoredLayers(
-        record.source,
-        record.revision,
-        record.config,
-        record.layers,
-        record.rows,
-        tensors,
-        record.weights,
+        record.source, record.revision, record.config, record.layers, record.rows, tensors, record.weights
     )
-    state = _state_of(folder / TENSORS_FILE, record)
-    if _last_checked(folder) != state:
+    checked, state = None, _state_of(folder / TENSORS_FILE, record)
+    with suppress(UserError):
+        checked = read_json(folder / CHECKED_FILE)
+    if checked != state:
         if stored.sha256 != record.sha256:
             raise DamagedLayers(folder, f"does not hold the weights that its {RECORD_FILE} names")
         # The cache may be read-only, because others own it; then the hash is checked each time.
@@ -149,17 +211,10 @@ def read(folder: Path) -> StoredLayers:
 
 def _state_of(path: Path, record: Record) -> dict[str, Any]:
     state = path.stat()
-    content = record.model_dump_json()
     return {
         "size": state.st_size,
         "modified_ns": state.st_mtime_ns,
         "changed_ns": state.st_ctime_ns,
         "inode": state.st_ino,
-        "record": hashlib.sha256(content.encode()).hexdigest(),
+        "record": hashlib.sha256(record.model_dump_json().encode()).hexdigest(),
     }
-
-
-def _last_checked(folder: Path) -> Any:
-    with suppress(UserError):
-        return read_json(folder / CHECKED_FILE)
-    return None

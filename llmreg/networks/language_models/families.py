@@ -1,22 +1,20 @@
 """The families of language models whose decoder layers can be used, in transformers' own classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from typing_extensions import override
 
 from llmreg.errors import UserError
+from llmreg.networks.language_models.settings import LLMSettings
 
 # Key of a configuration for a rotary scaling of the model that transformers' keys cannot express.
 UNKNOWN_ROTARY = "unknown_rotary"
@@ -48,25 +46,24 @@ class Family:
     rotary: bool = True
     kernel: str = "sdpa"
 
-    @property
-    def _module(self) -> Any:
+    def _class(self, name: str) -> Any:
         folder = self.name.removesuffix("_text")
-        return import_module(f"transformers.models.{folder}.modeling_{folder}")
+        return getattr(import_module(f"transformers.models.{folder}.modeling_{folder}"), self.prefix + name)
 
-    def build_layer(self, config: PreTrainedConfig, index: int) -> nn.Module:
+    def build_layer(self, config: PreTrainedConfig, index: int, device: str = "meta") -> nn.Module:
         """Decoder layer ``index`` with transformers' initial weights (on the meta device: none)."""
-        layer: nn.Module = getattr(self._module, self.prefix + self.layer)(config, layer_idx=index)
-        return layer
+        with torch.device(device):
+            return cast(nn.Module, self._class(self.layer)(config, layer_idx=index))
 
     def build_rotary(self, config: PreTrainedConfig, index: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The rotary embedding of layer ``index``: from hidden states and positions (B, L) to cos and sin (B, L, D)."""
-        rotary: Any = getattr(self._module, self.prefix + "RotaryEmbedding")(config)
+        rotary = self._class("RotaryEmbedding")(config)
         # Some families rotate their sliding layers by other angles than their full ones.
         by_type = "layer_type" in signature(rotary.forward).parameters
         return partial(rotary, layer_type=config.layer_types[index]) if by_type else rotary
 
 
-_FAMILIES = {
+FAMILIES = {
     family.name: family
     for family in (
         Family("llama", "Llama"),
@@ -84,11 +81,6 @@ _FAMILIES = {
 _TEXT_MODEL = {"phi3_v": "phi3", "gemma3": "gemma3_text"}
 
 
-def list_families() -> str:
-    """The supported values of ``model_type``, as messages list them."""
-    return ", ".join(sorted({*_FAMILIES, *_TEXT_MODEL}))
-
-
 def family_of(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model by its ``config.json``.
 
@@ -96,11 +88,10 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
         UserError: the family is not among the known ones.
     """
     model_type = str(config.get("model_type")) if isinstance(config, dict) else "none"
-    family = _FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
+    family = FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
     if family is None:
-        raise UserError(
-            f"{where}: model family '{model_type}' is not supported; known: {list_families()}. Choose another model."
-        )
+        known = ", ".join(sorted({*FAMILIES, *_TEXT_MODEL}))
+        raise UserError(f"{where}: model family '{model_type}' is not supported; known: {known}. Choose another model.")
     return family
 
 
@@ -111,26 +102,22 @@ def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
         UserError: the configuration makes no sense.
     """
     try:
-        return _build_config(config, family)
+        # A model with a picture encoder nests the text model's part, or has everything at the top.
+        text = {**config, **config.get("text_config", {}), "model_type": family.name}
+        for key in ("text_config", "vision_config", "auto_map"):
+            text.pop(key, None)
+        scaling = text.get("rope_scaling") or {}
+        if scaling.get("type") == "su":
+            # Phi-3's first name for it; transformers accepts the name, but then misses the length that belongs to it.
+            text["rope_scaling"] = {**scaling, "type": "longrope"}
+        built: PreTrainedConfig = CONFIG_MAPPING[family.name].from_dict(text)
+        built._attn_implementation = family.kernel
+        for key in ("attention_dropout", "attn_pdrop", "resid_pdrop"):
+            if hasattr(built, key):
+                setattr(built, key, 0.0)
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"config.json of the {family.name} model is damaged ({first}): get the model again.") from error
-
-
-def _build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
-    # A model with a picture encoder nests the text model's part, or has everything at the top.
-    text = {**config, **config.get("text_config", {}), "model_type": family.name}
-    for key in ("text_config", "vision_config", "auto_map"):
-        text.pop(key, None)
-    scaling = text.get("rope_scaling") or {}
-    if scaling.get("type") == "su":
-        # Phi-3's first name for it; transformers accepts the name, but then misses the length that belongs to it.
-        text["rope_scaling"] = {**scaling, "type": "longrope"}
-    built: PreTrainedConfig = CONFIG_MAPPING[family.name].from_dict(text)
-    built._attn_implementation = family.kernel
-    for key in ("attention_dropout", "attn_pdrop", "resid_pdrop"):
-        if hasattr(built, key):
-            setattr(built, key, 0.0)
     return built
 
 
@@ -159,10 +146,6 @@ def split_fused(layer: nn.Module, family: Family, config: PreTrainedConfig) -> N
 class SplitProjection(nn.Module):
     """q, k and v from three linear layers, concatenated along the channels as by the fused one."""
 
-    q_proj: nn.Linear
-    k_proj: nn.Linear
-    v_proj: nn.Linear
-
     def __init__(self, weight: Tensor, bias: Tensor | None, sizes: tuple[int, int, int]) -> None:
         super().__init__()
         weights = weight.detach().split(sizes)
@@ -174,6 +157,36 @@ class SplitProjection(nn.Module):
                 linear.bias = nn.Parameter(offset, requires_grad=False)
             self.add_module(name, linear)
 
-    @override
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.cat([self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)], dim=-1)
+        """(B, L, H) -> (B, L, Q + K + V)."""
+        return torch.cat([projection(hidden) for projection in self.children()], dim=-1)
+
+
+def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
+    """Check that a model's layers can be run as the settings say.
+
+    Raises:
+        UserError: the family is unknown or has no rotary embedding, or a LoRA target is not in its layers.
+    """
+    family = family_of(config, settings.source)
+    if settings.rotary != "none" and not family.rotary:
+        raise UserError(
+            f"Models of the family '{family.name}' have no rotary embedding: set network.llm.rotary to none."
+        )
+    if settings.rotary != "none" and UNKNOWN_ROTARY in config:
+        raise UserError(
+            f"The rotary embedding of {settings.source} is scaled in a way ({config[UNKNOWN_ROTARY]}) that is not "
+            "supported: set network.llm.rotary to none, or use the model's safetensors."
+        )
+    if settings.lora is None:
+        return
+    built = build_config(config, family)
+    layer = family.build_layer(built, 0)
+    split_fused(layer, family, built)
+    linear = {name.split(".")[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
+    for target in settings.lora.targets:
+        if target not in linear:
+            raise UserError(
+                f"LoRA target '{target}' is not in the language model's layers; use some of "
+                f"{', '.join(sorted(linear))}."
+            )

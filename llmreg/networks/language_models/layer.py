@@ -1,19 +1,15 @@
 """One frozen pretrained decoder layer, run on tokens of images instead of text."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from typing_extensions import override
 
-from llmreg.errors import UserError
-from llmreg.networks.language_models.families import UNKNOWN_ROTARY, build_config, family_of, head_dim, split_fused
+from llmreg.networks.language_models.families import check_runnable, head_dim, split_fused
 from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 
@@ -30,7 +26,7 @@ class FrozenLayer(nn.Module):
         token_grid: (d, h, w) of the tokens, w fastest.
 
     Raises:
-        UserError: the layer cannot be run so (see :func:`check_runnable`).
+        UserError: the layer cannot be run so (see :func:`llmreg.networks.language_models.families.check_runnable`).
     """
 
     cos: Tensor
@@ -58,22 +54,15 @@ class FrozenLayer(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H) float32."""
-        return self.run(tokens).float()
-
-    def run(self, hidden: Tensor) -> Tensor:
-        """(B, L, H) -> (B, L, H) in the frozen weights' type."""
+        """(B, L, H) -> (B, L, H) float32, computed in the frozen weights' type."""
         # Autocast would copy the frozen weights to its own type at every call.
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(self._dtype)
-            angles: dict[str, Any] = {}
-            if self._family.rotary:
-                angles["position_embeddings"] = (self.cos.to(hidden.dtype), self.sin.to(hidden.dtype))
-            output: Tensor = self.layer(hidden, attention_mask=self._mask(hidden), **angles)
-        return output
+        with torch.autocast(tokens.device.type, enabled=False):
+            hidden = tokens.to(self._dtype)
+            angles = {"position_embeddings": (self.cos.to(hidden.dtype), self.sin.to(hidden.dtype))}
+            options = angles if self._family.rotary else {}
+            return cast(Tensor, self.layer(hidden, attention_mask=self._mask(hidden), **options).float())
 
-    @override
-    def train(self, mode: bool = True) -> FrozenLayer:
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Switch the mode; the frozen layer stays in evaluation mode."""
         super().train(mode)
         self.layer.eval()
@@ -87,17 +76,17 @@ class FrozenLayer(nn.Module):
         sliding = window is not None if types is None else types[self._index] == "sliding_attention"
         make = create_sliding_window_causal_mask if sliding else create_causal_mask
         # With sdpa it is None: then the module's is_causal makes the attention causal.
-        mask: Any = make(
+        mask = make(
             config=self._config,
             inputs_embeds=hidden,
             attention_mask=None,
             past_key_values=None,
             position_ids=torch.arange(hidden.shape[1], device=hidden.device)[None],
         )
-        return mask  # type: ignore[no-any-return]
+        return cast("Tensor | None", mask)
 
     def _angles(self, rotary: Literal["none", "1d", "3d"], token_grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Cos and sin of the rotary embedding, (1, L, D); (1, 1, D) for all tokens alike where there is none."""
+        # Cos and sin of the rotary embedding, (1, L, D); (1, 1, D) for all tokens alike where there is none.
         if rotary == "none":
             # cos 1 and sin 0 leave queries and keys unrotated.
             shape = (1, 1, head_dim(self._config))
@@ -119,40 +108,11 @@ class FrozenLayer(nn.Module):
         return torch.as_tensor(cos), torch.as_tensor(sin)
 
 
-def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
-    """Check that a model's layers can be run as the settings say.
-
-    Raises:
-        UserError: the family is unknown or has no rotary embedding, or a LoRA target is not in its layers.
-    """
-    family = family_of(config, settings.source)
-    if settings.rotary != "none" and not family.rotary:
-        raise UserError(
-            f"Models of the family '{family.name}' have no rotary embedding: set network.llm.rotary to none."
-        )
-    if settings.rotary != "none" and UNKNOWN_ROTARY in config:
-        raise UserError(
-            f"The rotary embedding of {settings.source} is scaled in a way ({config[UNKNOWN_ROTARY]}) that is not "
-            "supported: set network.llm.rotary to none, or use the model's safetensors."
-        )
-    if settings.lora is None:
-        return
-    with torch.device("meta"):
-        layer = family.build_layer(build_config(config, family), 0)
-        split_fused(layer, family, build_config(config, family))
-    linear = {name.split(".")[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
-    for target in settings.lora.targets:
-        if target not in linear:
-            raise UserError(
-                f"LoRA target '{target}' is not in the language model's layers; use some of "
-                f"{', '.join(sorted(linear))}."
-            )
-
-
 def _inject_lora(layer: nn.Module, settings: LoRASettings) -> None:
-    """Put LoRA (peft) onto a frozen layer's projections, in float32; the rest stays frozen."""
-    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets))
-    inject_adapter_in_model(config, layer, adapter_name=_ADAPTER)
+    # LoRA (peft) lies on the projections, in float32; the rest of the layer stays frozen.
+    inject_adapter_in_model(
+        LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets)), layer, _ADAPTER
+    )
     for name, parameter in layer.named_parameters():
         trainable = "lora_" in name
         parameter.requires_grad_(trainable)

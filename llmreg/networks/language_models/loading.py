@@ -1,7 +1,6 @@
-"""Decoder layers as frozen modules, and where settings find them."""
+"""From settings to frozen decoder layers: choosing them, fetching them into the cache, and building their modules."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from llmreg.devices import has_bfloat16
-from llmreg.errors import UserError
+from llmreg.errors import MissingLayers, UserError
 from llmreg.networks.language_models import cache
-from llmreg.networks.language_models.families import Family, build_config, family_of
-from llmreg.networks.language_models.layer_errors import MissingLayers, OtherLayers
-from llmreg.networks.language_models.reading import expected_shapes, undo_rotary_permutation
+from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
+from llmreg.networks.language_models.families import Family, build_config, check_runnable, family_of
+from llmreg.networks.language_models.reading import (
+    BUILT_IN,
+    expected_shapes,
+    is_local,
+    open_model,
+    read_layers,
+    undo_rotary_permutation,
+)
 from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.language_models.sources import open_model, read_layers
-from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
-_RANDOM_SEED = 0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,84 @@ class LoadedLayers:
     sha256: str = ""
 
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+def select_layers(source: str | None, layers: Sequence[str] | None, settings: LLMSettings | None = None) -> LLMSettings:
+    """Settings for a language model and layers as a user names them.
+
+    Args:
+        source: see :func:`llmreg.networks.language_models.reading.open_model`; that of ``settings`` when None.
+        layers: indices as text, or ``middle`` or ``deep`` alone. When None, those of ``settings`` for their own source,
+            ``middle`` for another.
+        settings: what else is kept; the defaults when None.
+
+    Raises:
+        UserError: the layers are neither, or there is no such model or layer.
+    """
+    settings = settings or LLMSettings()
+    source = source or settings.source
+    if layers is None and source == settings.source:
+        return settings
+    layers = layers or ["middle"]
+    if 1 <= len(layers) <= 2 and all(layer.isdecimal() for layer in layers):
+        indices = tuple(map(int, layers))
+    elif tuple(layers) in (("middle",), ("deep",)):
+        model = open_model(source)
+        count = int(build_config(model.config, model.family).num_hidden_layers)
+        # 15 and 16, or 30 and 31, of 32.
+        indices = (count // 2 - 1, count // 2) if layers[0] == "middle" else (count - 2, count - 1)
+    else:
+        raise UserError(f"'{' '.join(layers)}' names no layers: give one or two numbers from 0, or middle, or deep.")
+    return settings.model_copy(update={"source": source, "layers": indices, "sha256": None})
+
+
+def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
+    """Put the layers that settings name into the cache, unless they are there; nothing else of the model is read.
+
+    Args:
+        settings: source, layers and, where known, the digest they must have.
+        folder: the layer cache.
+
+    Returns:
+        The settings with the layers' digest.
+
+    Raises:
+        UserError: the layers cannot be found or run so, are others than the digest says, or the cache cannot be
+            written.
+    """
+    if is_local(settings.source):
+        # Whoever uses the plans later may work in another folder.
+        settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
+    record = _find_record(settings, folder)
+    if record is not None:
+        check_runnable(record.config, settings)
+    else:
+        stored = find_layers(settings, folder)
+        check_runnable(stored.config, settings)
+        cached = cache.write(stored, folder)
+        record = cache.read_record(cached)
+        log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, cached)
+    return settings.model_copy(update={"sha256": record.sha256})
+
+
+def _find_record(settings: LLMSettings, folder: Path) -> cache.Record | None:
+    # The cache's record of these layers; an error when their digest is that of others.
+    sha256, source = settings.sha256, settings.source
+    if sha256 is not None:
+        cached = cache.find(sha256, folder)
+    elif source in BUILT_IN or is_local(source):
+        # A model on the hub is fetched once under a name; the content of a folder or a file may change.
+        return None
+    else:
+        cached = cache.find_named(source, settings.layers, settings.weights, folder)
+    if cached is None:
+        return None
+    record = cache.read_record(cached)
+    for key in ("source", "weights"):
+        if getattr(record, key) != getattr(settings, key):
+            raise UserError(
+                f"The plans' network.llm.sha256 {record.sha256[:12]} stands for layers with {key} "
+                f"'{getattr(record, key)}', not '{getattr(settings, key)}': set network.llm.sha256 to null."
+            )
+    return record
 
 
 def load_layers(settings: LLMSettings, folder: Path, device: torch.device) -> LoadedLayers:
@@ -60,7 +141,7 @@ def load_layers(settings: LLMSettings, folder: Path, device: torch.device) -> Lo
     stored = find_layers(settings, folder)
     # Without hardware for bfloat16, the rounded numbers are held in the type in which they are computed with.
     emulated = settings.dtype == "bfloat16" and not has_bfloat16(device)
-    loaded = build_layers(stored, _DTYPES[settings.dtype], torch.float32 if emulated else None)
+    loaded = build_layers(stored, getattr(torch, settings.dtype), torch.float32 if emulated else None)
     # The digest of the settings, where they have one, was compared already; hashing takes long.
     return replace(loaded, sha256=settings.sha256 or stored.sha256)
 
@@ -86,10 +167,11 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
             )
         return stored
     try:
-        if settings.weights == "random":
-            stored = random_layers(settings.source, open_model(settings.source).config, settings.layers)
-        else:
-            stored = read_layers(settings.source, settings.layers)
+        stored = (
+            random_layers(settings.source, open_model(settings.source).config, settings.layers)
+            if settings.weights == "random"
+            else read_layers(settings.source, settings.layers)
+        )
     except UserError as error:
         if sha256 is None:
             named = cache.find_named(settings.source, settings.layers, settings.weights, folder)
@@ -98,7 +180,11 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
             raise
         raise MissingLayers(settings.source, settings.layers, sha256, folder, str(error)) from error
     if sha256 is not None and stored.sha256 != sha256:
-        raise OtherLayers(settings.source, settings.layers, stored.sha256, sha256, folder)
+        raise UserError(
+            f"Layers {', '.join(map(str, settings.layers))} of the language model '{settings.source}' are not those of "
+            f"this plan (sha256 {stored.sha256[:12]}, not {sha256[:12]}): put the same weights there, or their layer "
+            f"cache into {folder}."
+        )
     return stored
 
 
@@ -110,11 +196,11 @@ def random_layers(source: str, config: Mapping[str, Any], layers: Sequence[int])
     """
     family = family_of(config, source)
     built = build_config(config, family)
-    generator = torch.Generator().manual_seed(_RANDOM_SEED)
+    generator = torch.Generator().manual_seed(0)
     tensors: dict[tuple[int, str], StoredTensor] = {}
     shapes = expected_shapes(config, family, layers, source)
     for index in layers:
-        for name, values in family.build_layer(built, index).state_dict().items():
+        for name, values in family.build_layer(built, index, "cpu").state_dict().items():
             if values.ndim > 1:
                 values = torch.empty(shapes[index, name], dtype=torch.bfloat16)
                 values.normal_(0.0, built.initializer_range, generator=generator)
@@ -139,8 +225,7 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | N
     config = build_config(stored.config, family)
     modules = []
     for index in stored.layers:
-        with torch.device("meta"):
-            module = family.build_layer(config, index)
+        module = family.build_layer(config, index)
         state = {
             name: _read_weights(stored, index, name, family, config).to(dtype).to(held or dtype)
             for layer, name in stored.tensors
@@ -157,8 +242,6 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | N
 def _read_weights(stored: StoredLayers, index: int, name: str, family: Family, config: PreTrainedConfig) -> Tensor:
     values = stored.tensors[index, name].numbers()
     if stored.rows == "gguf" and family.name == "llama":
-        if "q_proj" in name:
-            return undo_rotary_permutation(values, int(config.num_attention_heads))
-        if "k_proj" in name:
-            return undo_rotary_permutation(values, int(config.num_key_value_heads))
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        return values if heads is None else undo_rotary_permutation(values, int(heads))
     return values

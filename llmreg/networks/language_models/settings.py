@@ -1,7 +1,5 @@
 """Settings of frozen language-model layers, for any network that has some."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field, field_validator

@@ -1,17 +1,93 @@
-"""The coarse-to-fine decoder: four stages, three of which predict a field."""
+"""From tokens to the field: the adapters of the stages, cost volumes, and the coarse-to-fine decoder.
 
-from __future__ import annotations
+Cost volumes are PWC-Net's (Sun et al., "PWC-Net: CNNs for Optical Flow Using Pyramid, Warping, and Cost Volume", CVPR
+2018). Features of two contrasts cannot be compared before they are learnt, so MIND-SSC's self-similarities are compared
+here, as in ConvexAdam.
+"""
 
 from collections.abc import Sequence
+from itertools import product
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from llmreg.geometry import warping
-from llmreg.networks.gradient_checkpointing import call_with_checkpointing
-from llmreg.networks.layers import ConvBlock, FieldHead, UpConvolution
-from llmreg.networks.llm_morph.cost_volume import cost_volume
-from llmreg.networks.llm_morph.settings import cost_channels
+from llmreg.networks.fast_layers import call_with_checkpointing
+from llmreg.networks.layers import ConvBlock, FieldHead, up_convolution
+from llmreg.networks.llm_morph.plugin import cost_channels
+from llmreg.similarity.mind import mind_ssc
+
+# Voxels between a voxel and the neighbours that describe it (small, since the levels are coarse already), and the
+# factor of a mean squared difference of descriptors, which makes it about as large as other features.
+DILATION, SCALE = 1, 10.0
+
+
+def voxel_shuffle(tokens: Tensor, grid: Sequence[int], factor: int) -> Tensor:
+    """Spread each token's channels over a block of factor^3 voxels.
+
+    Args:
+        tokens: (B, L, C * factor^3), L = d * h * w with w fastest; channel
+            c * factor^3 + dz * factor^2 + dy * factor + dx.
+        grid: (d, h, w).
+        factor: edge of a block.
+
+    Returns:
+        (B, C, d * factor, h * factor, w * factor) with the channel above at voxel (z * factor + dz, ...) of channel c.
+    """
+    batch, _, channels = tokens.shape
+    d, h, w = grid
+    c = channels // factor**3
+    blocks = tokens.reshape(batch, d, h, w, c, factor, factor, factor).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return blocks.reshape(batch, c, d * factor, h * factor, w * factor)
+
+
+class StageAdapter(nn.Module):
+    """Adapter_j: tokens (B, L, H) to the feature map F^j at 1/2^(j-1) of the resolution.
+
+    One linear layer to C_j = 16 c 4^(4-j) channels, then a voxel-shuffle. ``half`` shuffles by 2^(4-j), to half the
+    stage's resolution, and a transposed convolution (kernel 2, stride 2) halves the channels and doubles the
+    resolution, which gives the encoder's c 2^(j-1) channels. ``direct`` shuffles by 2^(5-j) and stops.
+    """
+
+    def __init__(self, width: int, base: int, stage: int, *, direct: bool) -> None:
+        super().__init__()
+        total = 16 * base * 4 ** (4 - stage)
+        self.factor = 2 ** (5 - stage if direct else 4 - stage)
+        shuffled = total // self.factor**3
+        self.channels = shuffled if direct else shuffled // 2
+        self.linear = nn.Linear(width, total)
+        self.up = None if direct else up_convolution(shuffled, self.channels)
+
+    def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        """F^j from tokens (B, L, H) of a grid (d, h, w)."""
+        features = voxel_shuffle(self.linear(tokens), grid, self.factor)
+        return features if self.up is None else self.up(features)
+
+
+@torch.no_grad()
+def cost_volume(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
+    """Mean squared difference of MIND-SSC between the fixed image and the moving image one step away, for all steps.
+
+    Beyond its faces the moving image is continued by its outermost voxels. There is no gradient: the costs inform the
+    decoder, but the field is not pulled towards what looks alike.
+
+    Args:
+        moving: (B, 1, z, y, x), warped by the field so far.
+        fixed: (B, 1, z, y, x).
+        radius: the longest step along each axis, voxels.
+
+    Returns:
+        (B, (2 * radius + 1)^3, z, y, x) float32, steps in the order of (z, y, x), x fastest.
+    """
+    fixed_mind, moving_mind = mind_ssc(fixed, dilation=DILATION), mind_ssc(moving, dilation=DILATION)
+    z, y, x = fixed.shape[2:]
+    moving_mind = nn.functional.pad(moving_mind, (radius,) * 6, mode="replicate")
+    costs = fixed_mind.new_empty(len(fixed), cost_channels(radius), z, y, x)
+    for channel, (i, j, k) in enumerate(product(range(2 * radius + 1), repeat=3)):
+        difference = fixed_mind - moving_mind[:, :, i : i + z, j : j + y, k : k + x]
+        costs[:, channel] = SCALE * difference.square().mean(dim=1)
+    return costs
 
 
 class Decoder(nn.Module):
@@ -25,7 +101,7 @@ class Decoder(nn.Module):
         width: channels at full resolution.
         adapted: channels of F^1 to F^4; 0 for a decoder without them.
         normalization: ``instance`` or ``none``.
-        accumulate: ``compose`` or ``sum`` (see :class:`llmreg.networks.llm_morph.settings.LLMMorphSettings`).
+        accumulate: ``compose`` or ``sum`` (see :class:`llmreg.networks.llm_morph.plugin.LLMMorphSettings`).
         cost_radius: of the cost volumes; 0 for none.
     """
 
@@ -42,7 +118,7 @@ class Decoder(nn.Module):
             channels = width * 2 ** (stage - 1)
             incoming = adapted[stage - 1] + 2 * channels
             if stage < 4:
-                self.ups[str(stage)] = UpConvolution(2 * channels, channels)
+                self.ups[str(stage)] = up_convolution(2 * channels, channels)
                 self.heads[str(stage)] = FieldHead(channels)
                 incoming += channels + cost_channels(cost_radius)
             if stage < 3:
@@ -79,8 +155,7 @@ class Decoder(nn.Module):
         features, flow = self._refine("2", features, flow, *half, *f2)
         if not recompute:
             return self._refine("1", features, flow, *images, *f1)[1]
-        refined: Tensor = call_with_checkpointing(self._refine_in_less_memory, features, flow, *images, *f1)
-        return refined
+        return call_with_checkpointing(self._refine_in_less_memory, features, flow, *images, *f1)
 
     def _refine(
         self,
@@ -92,8 +167,10 @@ class Decoder(nn.Module):
         *skips: Tensor | None,
         save_memory: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Features and field of stage 2 or 1, from those of the stage before."""
-        coarse = self._upsample(flow)
+        # Features and field of stage 2 or 1, from those of the stage before.
+        coarse = warping.upsample(flow, 2)
+        if not self.compose:
+            coarse = coarse / 2
         up = self.ups[stage](features)
         warped = warping.warp(moving, coarse)
         guided = torch.cat([up, warped.to(up.dtype), coarse.to(up.dtype)], dim=1)
@@ -110,19 +187,14 @@ class Decoder(nn.Module):
         moving, fixed = images
         return cost_volume(moving, fixed, self.cost_radius).to(dtype) if self.cost_radius else None
 
-    def _upsample(self, flow: Tensor) -> Tensor:
-        finer = warping.upsample(flow, 2)
-        return finer if self.compose else finer / 2
-
 
 class _Stage(nn.Sequential):
-    """Two convolutions over the inputs of a stage; an input that is None has no channels."""
+    # Two convolutions over the inputs of a stage; an input that is None has no channels.
 
     def __init__(self, incoming: int, channels: int, normalization: str) -> None:
         super().__init__(ConvBlock(incoming, channels, normalization), ConvBlock(channels, channels, normalization))
 
     def forward(self, *parts: Tensor | None, save_memory: bool = False) -> Tensor:
         first, second = self
-        present = [part for part in parts if part is not None]
-        features: Tensor = second(first(*present, save_memory=save_memory))
-        return features
+        present = (part for part in parts if part is not None)
+        return cast(Tensor, second(first(*present, save_memory=save_memory)))

@@ -1,21 +1,16 @@
 """LLM-Morph: deformable registration of two images with frozen language-model layers at the bottom."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from llmreg.networks.language_models.layer import merge_lora
 from llmreg.networks.language_models.loading import LoadedLayers
-from llmreg.networks.llm_morph.adapters import StageAdapter
-from llmreg.networks.llm_morph.costs import STRIDE
-from llmreg.networks.llm_morph.decoder import Decoder
-from llmreg.networks.llm_morph.encoder import Encoder
-from llmreg.networks.llm_morph.encoding_block import encoding_blocks
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.decoder import Decoder, StageAdapter
+from llmreg.networks.llm_morph.encoder import Encoder, encoding_blocks
+from llmreg.networks.llm_morph.plugin import STRIDE, LLMMorphSettings
 from llmreg.networks.registration_network import RegistrationNetwork
 
 # Channels between an adapter's two linear layers are this times the width: 1024 at the paper's width of 16.
@@ -34,7 +29,7 @@ class LLMMorph(RegistrationNetwork):
         ValueError: the shape is not a multiple of 16.
     """
 
-    def __init__(self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None) -> None:
+    def __init__(self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None = None) -> None:
         super().__init__(shape, settings.field)
         if any(size % STRIDE for size in self.shape):
             raise ValueError(f"shape {self.shape} is not three multiples of {STRIDE}")
@@ -52,27 +47,29 @@ class LLMMorph(RegistrationNetwork):
             nn.init.normal_(self.position_embedding, std=0.02)
         self.blocks = encoding_blocks(settings, channels, hidden, self.token_grid, loaded)
         width = settings.token_width if loaded is None else int(loaded.config.hidden_size)
-        stages = (1, 2, 3, 4) if with_tokens else ()
-        adapters = [StageAdapter(width, base, stage, direct=settings.reshape == "direct") for stage in stages]
+        adapters = [
+            StageAdapter(width, base, stage, direct=settings.reshape == "direct")
+            for stage in (1, 2, 3, 4)
+            if with_tokens
+        ]
         self.adapters = nn.ModuleList(adapters)
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
         self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate, settings.cost_volume)
 
-    @override
     def merge_lora(self) -> Callable[[], None] | None:
         return merge_lora(self)
 
-    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         recompute = self.checkpoints_gradients
         moving_features = self.moving_encoder(moving, recompute=recompute)
         fixed_features = self.fixed_encoder(fixed, recompute=recompute)
         adapted = self._adapt(moving_features[4], fixed_features[4]) if self.adapters else [None] * 4
-        flow: Tensor = self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute=recompute)
-        return flow
+        return cast(
+            Tensor, self.decoder(adapted, moving_features, fixed_features, (moving, fixed), recompute=recompute)
+        )
 
     def _adapt(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
-        """F^1 to F^4 from the deepest features."""
+        # F^1 to F^4 from the deepest features.
         tokens = torch.cat([moving, fixed], dim=1).flatten(2).transpose(1, 2)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding

@@ -1,27 +1,22 @@
 """MambaMorph: state-space layers on both images' features and a convolutional decoder that predicts a velocity."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from typing_extensions import override
 
-from llmreg.networks.gradient_checkpointing import call_with_checkpointing
+from llmreg.networks.fast_layers import call_with_checkpointing
 from llmreg.networks.mambamorph.plugin import MambaMorphSettings
 from llmreg.networks.mambamorph.selective_scan import selective_scan
 from llmreg.networks.registration_network import RegistrationNetwork
-from llmreg.networks.transmorph.skip_decoder import SkipDecoder
-from llmreg.networks.transmorph.token_pyramid import PATCH, TokenPyramid, stage_widths
-from llmreg.networks.voxelmorph.unet import UNet
+from llmreg.networks.transmorph.token_pyramid import PATCH, SkipDecoder, TokenPyramid, stage_widths
+from llmreg.networks.voxelmorph.network import UNet
 
-_STAGES, _STATES, _KERNEL, _EXPANSION = 3, 16, 4, 2
+_STAGES, _STATES, _KERNEL, _EXPANSION, _FEATURES = 3, 16, 4, 2, 16
 # Smallest and largest step size at the start.
 _STEPS = (1e-3, 1e-1)
-_FEATURES = 16
 
 
 class Mamba(nn.Module):
@@ -52,14 +47,12 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> the same; a token sees those before it."""
-        length = tokens.shape[1]
         inner, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        inner = F.silu(self.conv1d(inner.transpose(1, 2))[..., :length].transpose(1, 2))
+        inner = nn.functional.silu(self.conv1d(inner.transpose(1, 2))[..., : tokens.shape[1]].transpose(1, 2))
         steps, b, c = self.x_proj(inner).split([self.dt_proj.in_features, _STATES, _STATES], dim=-1)
-        delta = F.softplus(self.dt_proj(steps).float())
+        delta = nn.functional.softplus(self.dt_proj(steps).float())
         scanned = selective_scan(inner, delta, -torch.exp(self.A_log.float()), b, c, self.D)
-        projected: Tensor = self.out_proj(scanned * F.silu(gate))
-        return projected
+        return cast(Tensor, self.out_proj(scanned * nn.functional.silu(gate)))
 
 
 class MambaStage(nn.Module):
@@ -72,8 +65,7 @@ class MambaStage(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, d, h, w, C) -> the same."""
-        mixed: Tensor = self.mamba(self.norm(tokens.flatten(1, 3)))
-        return mixed.view(tokens.shape)
+        return cast(Tensor, self.mamba(self.norm(tokens.flatten(1, 3)))).view(tokens.shape)
 
 
 class MambaMorph(RegistrationNetwork):
@@ -97,7 +89,6 @@ class MambaMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(incoming, [MambaStage(width) for width in widths], positions=True)
         self.decoder = SkipDecoder(incoming, widths)
 
-    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         if self.features is not None:
             moving, fixed = (
@@ -105,5 +96,4 @@ class MambaMorph(RegistrationNetwork):
                 for image in (moving, fixed)
             )
         images = torch.cat([moving, fixed], dim=1)
-        flow: Tensor = self.decoder(images, self.encoder(images))
-        return flow
+        return cast(Tensor, self.decoder(images, self.encoder(images)))

@@ -1,11 +1,7 @@
 """MambaMorph in the registry of networks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal
-
-from typing_extensions import override
 
 from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, register
 
@@ -41,7 +37,6 @@ class MambaMorphPlugin(NetworkPlugin[MambaMorphSettings]):
     network = "llmreg.networks.mambamorph.network:MambaMorph"
     coarsest = 16
 
-    @override
     def step_cost(self, settings: MambaMorphSettings, size: StepSize) -> StepCost:
         cost = _COSTS[settings.features].scale_to(size)
         if not (settings.features and size.recompute):

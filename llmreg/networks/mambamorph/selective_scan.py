@@ -1,21 +1,18 @@
 """The selective scan of state-space models, in plain PyTorch and in bounded memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from llmreg.networks.gradient_checkpointing import call_with_checkpointing
+from llmreg.networks.fast_layers import call_with_checkpointing
 
 # Steps that are taken one after the other; chunks of so many are computed side by side.
 CHUNK = 32
 # So many numbers of states are held at once.
-_HELD = 2**21
+HELD_NUMBERS = 2**21
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -38,31 +35,30 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d:
     """
     with torch.autocast(u.device.type, enabled=False):
         u, delta, a, b, c, d = (value.float() for value in (u, delta, a, b, c, d))
-        fused = _fused_scan() if u.is_cuda else None
+        fused = fused_scan() if u.is_cuda else None
         if fused is not None:
             along = [value.transpose(1, 2).contiguous() for value in (u, delta, b, c)]
-            scanned: Tensor = fused(along[0], along[1], a, along[2], along[3], d)
-            return scanned.transpose(1, 2)
+            return fused(along[0], along[1], a, along[2], along[3], d).transpose(1, 2)
         return _scan_in_blocks(u, delta, a, b, c) + d * u
 
 
 @cache
-def _fused_scan() -> Callable[..., Tensor] | None:
+def fused_scan() -> Callable[..., Tensor] | None:
+    """The compiled scan of ``mamba_ssm``, where that is installed."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError:
         return None
-    function: Callable[..., Tensor] = selective_scan_fn
-    return function
+    return cast(Callable[..., Tensor], selective_scan_fn)
 
 
 def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The part of y that goes through the states, in blocks of tokens, of which only the last states are kept."""
+    # The part of y that goes through the states, in blocks of tokens, of which only the last states are kept.
     length = u.shape[1]
     # A step of size 0 leaves the state alone.
-    u, delta, b, c = (F.pad(value, (0, 0, 0, -length % CHUNK)) for value in (u, delta, b, c))
+    u, delta, b, c = (torch.nn.functional.pad(value, (0, 0, 0, -length % CHUNK)) for value in (u, delta, b, c))
     state = u.new_zeros(len(u), *a.shape)
-    size = max(1, _HELD // state.numel() // CHUNK) * CHUNK
+    size = max(1, HELD_NUMBERS // state.numel() // CHUNK) * CHUNK
     outputs = []
     for parts in zip(*(value.split(size, dim=1) for value in (u, delta, b, c)), strict=True):
         y, state = call_with_checkpointing(_scan_block, state, a, *parts, when=torch.is_grad_enabled())
@@ -71,7 +67,7 @@ def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -
 
 
 def _scan_block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Y and the last state of a block, from the state before it."""
+    # Y and the last state of a block, from the state before it.
     decay = torch.exp(delta[..., None] * a)
     states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)  # type: ignore[no-untyped-call]
     # A view of the last state would keep all of them.
@@ -98,7 +94,7 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _run_recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence[int]) -> Tensor:
-    """States of the recurrence, forwards in time, or backwards where the steps within a chunk go backwards."""
+    # States of the recurrence, forwards in time, or backwards where the steps within a chunk go backwards.
     chunks = decay.shape[1] // CHUNK
     decay, drive = (value.reshape(len(value), chunks, CHUNK, *value.shape[2:]) for value in (decay, drive))
     # First the end of each chunk if it started at zero, and the share of its starting state that is left there.

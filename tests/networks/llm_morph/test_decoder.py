@@ -1,12 +1,14 @@
 """The network against a plain one, written from the paper's description with the same weights.
 
 The plain network uses nothing of llmreg: no layer, no warping, no shuffling. It tells moving from fixed by their names
-alone, so that a part that takes the one for the other gives another field.
+alone, so that a part that takes the one for the other gives another field. Cost volumes are compared with loops over
+voxels and steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from torch.nn import functional
 
 from llmreg.networks.factory import build_network
 from llmreg.networks.layers import FieldHead
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.decoder import DILATION, SCALE, StageAdapter, cost_volume, voxel_shuffle
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings, cost_channels
+from llmreg.similarity.mind import mind_ssc
 
 SHAPE = (32, 16, 48)
 Weights = Mapping[str, Tensor]
@@ -182,3 +186,74 @@ def test_cost_volumes_compare_the_warped_moving_image_with_the_fixed_one(monkeyp
         torch.testing.assert_close(
             seen_moving[..., : -pixels or None], smaller_moving[..., pixels:], rtol=1e-4, atol=1e-5
         )
+
+
+def by_loops(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
+    moving_mind, fixed_mind = mind_ssc(moving, dilation=DILATION), mind_ssc(fixed, dilation=DILATION)
+    shape = fixed.shape[2:]
+    costs = torch.zeros(len(fixed), cost_channels(radius), *shape)
+    for channel, step in enumerate(product(range(-radius, radius + 1), repeat=3)):
+        for voxel in product(*map(range, shape)):
+            z, y, x = (min(max(i + s, 0), n - 1) for i, s, n in zip(voxel, step, shape, strict=True))
+            difference = fixed_mind[(..., *voxel)] - moving_mind[:, :, z, y, x]
+            costs[(slice(None), channel, *voxel)] = SCALE * difference.square().mean(dim=1)
+    return costs
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_as_by_loops(radius: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    moving, fixed = (torch.rand(2, 1, 4, 5, 6, generator=generator) for _ in range(2))
+    torch.testing.assert_close(cost_volume(moving, fixed, radius), by_loops(moving, fixed, radius))
+
+
+def test_the_step_to_where_the_image_went_costs_nothing_in_another_contrast_too() -> None:
+    fixed = torch.rand(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(1))
+    # fixed(p) = moving(p + step) with step (z, y, x) = (0, 1, -1), and the contrast is inverted.
+    moving = 0.8 - 0.5 * fixed.roll((1, -1), dims=(3, 4))
+    costs = cost_volume(moving, fixed, 1)[0, :, 4:-4, 4:-4, 4:-4].mean(dim=(1, 2, 3))
+    step = list(product((-1, 0, 1), repeat=3)).index((0, 1, -1))
+    assert costs[step] == pytest.approx(0, abs=1e-5)
+    assert costs[torch.arange(27) != step].min() > 0.1
+
+
+def test_it_has_no_gradient_and_computes_in_float32() -> None:
+    moving = torch.rand(1, 1, 8, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        costs = cost_volume(moving, torch.rand(1, 1, 8, 8, 8), 1)
+    assert not costs.requires_grad
+    assert costs.dtype == torch.float32
+    assert (cost_channels(0), cost_channels(1), cost_channels(2)) == (0, 27, 125)
+
+
+GRIDS = {8: (2, 2, 2), 180: (6, 5, 6), 1716: (11, 13, 12)}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_each_channel_lands_in_its_voxel(factor: int) -> None:
+    grid, channels = (2, 3, 4), 2
+    d, h, w = grid
+    tokens = torch.arange(d * h * w * channels * factor**3, dtype=torch.float32).reshape(1, d * h * w, -1)
+    volume = voxel_shuffle(tokens, grid, factor)
+    assert volume.shape == (1, channels, d * factor, h * factor, w * factor)
+    for token in range(d * h * w):
+        z, y, x = token // (h * w), token // w % h, token % w
+        for c in range(channels):
+            for offset in range(factor**3):
+                dz, dy, dx = offset // factor**2, offset // factor % factor, offset % factor
+                voxel = volume[0, c, z * factor + dz, y * factor + dy, x * factor + dx]
+                assert voxel == tokens[0, token, c * factor**3 + offset]
+
+
+@pytest.mark.parametrize("tokens", GRIDS)
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+@pytest.mark.parametrize("direct", [False, True])
+def test_stage_adapters_match_the_encoder(tokens: int, stage: int, direct: bool) -> None:
+    grid, base = GRIDS[tokens], 16
+    with torch.device("meta"):
+        adapter = StageAdapter(576, base, stage, direct=direct)
+        features = adapter(torch.empty(1, tokens, 576), grid)
+    assert adapter.linear.out_features == {4: 256, 3: 1024, 2: 4096, 1: 16384}[stage]
+    channels = {4: 32, 3: 16, 2: 8, 1: 4}[stage] if direct else base * 2 ** (stage - 1)
+    assert features.shape == (1, channels, *(size * 2 ** (5 - stage) for size in grid))
+    assert adapter.channels == channels

@@ -18,7 +18,7 @@ from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.encoder import Encoder
 from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 48)
@@ -117,8 +117,8 @@ def test_computing_the_finest_level_twice_changes_memory_alone(
         ):
             loss = (network(*images) - 1).square().mean()
         loss.backward()
-        own = sum(size for address, size in kept.items() if address not in weights)
-        return own, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        activations = sum(size for address, size in kept.items() if address not in weights)
+        return activations, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
     weights = {p.data_ptr() for p in network.parameters()}
     (many, plain), (few, again) = learned(False), learned(True)

@@ -1,17 +1,13 @@
-"""MambaMorph's own parts: the Mamba block against transformers' and the encoding of places."""
+"""MambaMorph's parts: the Mamba block against transformers'."""
 
 from __future__ import annotations
 
-import math
-
-import pytest
 import torch
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from llmreg.networks.mambamorph.network import Mamba, MambaMorph, MambaStage
 from llmreg.networks.registry import network_settings
-from llmreg.networks.transmorph.positions import sinusoidal_positions
 
 
 def test_a_mamba_block_is_the_one_of_transformers() -> None:
@@ -36,9 +32,9 @@ def test_tokens_see_those_before_them_x_fastest() -> None:
     changed[0, 1, 0, 2] = torch.randn(24)
     with torch.no_grad():
         differ = (stage(changed) - stage(tokens)).abs().amax(-1)[0] > 1e-7
-    place = 1 * 12 + 0 * 4 + 2
-    assert not differ.flatten()[:place].any()
-    assert differ.flatten()[place:].all()
+    changed_token = 1 * 12 + 0 * 4 + 2
+    assert not differ.flatten()[:changed_token].any()
+    assert differ.flatten()[changed_token:].all()
 
 
 def test_computing_features_twice_changes_no_gradient() -> None:
@@ -51,18 +47,6 @@ def test_computing_features_twice_changes_no_gradient() -> None:
         network.recompute = recompute
         loss = (network(moving, fixed) - 1).square().mean()
         gradients.append(torch.autograd.grad(loss, list(network.features.parameters())))
-    for own, other in zip(*gradients, strict=True):
-        assert own.any()
-        torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("channels", [96, 12, 10])
-def test_places_are_encoded_axis_by_axis(channels: int) -> None:
-    found = sinusoidal_positions((3, 4, 5), channels, torch.device("cpu"))
-    assert found.shape == (1, channels, 3, 4, 5)
-    pairs = math.ceil(channels / 6)
-    # The second frequency of y at index 3: its sine, then its cosine.
-    frequency = 10000 ** (-1 / pairs)
-    at = found[0, :, 2, 3, 4]
-    assert at[2 * pairs + 1] == pytest.approx(math.sin(3 * frequency), abs=1e-5)
-    assert at[3 * pairs + 1] == pytest.approx(math.cos(3 * frequency), abs=1e-5)
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert kept.any()
+        torch.testing.assert_close(recomputed, kept, rtol=1e-4, atol=1e-7)

@@ -15,12 +15,12 @@ from llmreg.networks.mambamorph.selective_scan import selective_scan
 
 
 def looped(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    state, found = torch.zeros(len(u), *a.shape, device=u.device), []
+    state, outputs = torch.zeros(len(u), *a.shape, device=u.device), []
     for t in range(u.shape[1]):
         decay = torch.exp(delta[:, t, :, None] * a)
         state = decay * state + (delta[:, t] * u[:, t])[..., None] * b[:, t, None]
-        found.append((state * c[:, t, None]).sum(-1) + d * u[:, t])
-    return torch.stack(found, dim=1)
+        outputs.append((state * c[:, t, None]).sum(-1) + d * u[:, t])
+    return torch.stack(outputs, dim=1)
 
 
 def inputs(seed: int, batch: int, length: int, channels: int, states: int, largest: float = 2.0) -> list[Tensor]:
@@ -47,35 +47,37 @@ def inputs(seed: int, batch: int, length: int, channels: int, states: int, large
 def test_values_and_gradients_are_those_of_a_loop(
     seed: int, batch: int, length: int, channels: int, states: int, held: int
 ) -> None:
-    given_ = inputs(seed, batch, length, channels, states)
+    arguments = inputs(seed, batch, length, channels, states)
     weights = torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
         # Blocks of one chunk, of several, and a single one.
-        patch.setattr(scans, "_HELD", held)
-        found = selective_scan(*given_)
-        gradients = torch.autograd.grad((found * weights).sum(), given_)
-    expected = looped(*given_)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    for own, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), given_), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+        patch.setattr(scans, "HELD_NUMBERS", held)
+        scanned = selective_scan(*arguments)
+        gradients = torch.autograd.grad((scanned * weights).sum(), arguments)
+    expected = looped(*arguments)
+    torch.testing.assert_close(scanned, expected, rtol=1e-4, atol=1e-4)
+    for gradient, expected_gradient in zip(
+        gradients, torch.autograd.grad((expected * weights).sum(), arguments), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-3)
 
 
 def test_large_steps_forget_without_overflow() -> None:
-    given_ = inputs(0, 1, 70, 2, 3, largest=500.0)
-    found = selective_scan(*given_)
-    torch.testing.assert_close(found, looped(*given_), rtol=1e-4, atol=1e-3)
-    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.sum(), given_))
+    arguments = inputs(0, 1, 70, 2, 3, largest=500.0)
+    scanned = selective_scan(*arguments)
+    torch.testing.assert_close(scanned, looped(*arguments), rtol=1e-4, atol=1e-3)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(scanned.sum(), arguments))
 
 
 @pytest.mark.skipif(
     find_spec("mamba_ssm") is None or not torch.cuda.is_available(), reason="needs mamba_ssm and a CUDA GPU"
 )
 def test_the_compiled_scan_is_used_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_ = [value.detach().cuda().requires_grad_() for value in inputs(0, 2, 100, 8, 16)]
-    found = selective_scan(*given_)
-    gradients = torch.autograd.grad(found.sum(), given_)
-    monkeypatch.setattr(scans, "_fused", lambda: None)
-    own = selective_scan(*given_)
-    torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-3)
-    for one, other in zip(gradients, torch.autograd.grad(own.sum(), given_), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    arguments = [value.detach().cuda().requires_grad_() for value in inputs(0, 2, 100, 8, 16)]
+    scanned = selective_scan(*arguments)
+    gradients = torch.autograd.grad(scanned.sum(), arguments)
+    monkeypatch.setattr(scans, "fused_scan", lambda: None)
+    plain = selective_scan(*arguments)
+    torch.testing.assert_close(scanned, plain, rtol=1e-3, atol=1e-3)
+    for gradient, expected in zip(gradients, torch.autograd.grad(plain.sum(), arguments), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)

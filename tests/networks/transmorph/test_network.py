@@ -1,4 +1,4 @@
-"""TransMorph's own parts: windows over maps of any size, and blocks that training skips."""
+"""TransMorph's parts: windows over maps of any size, and blocks that training skips."""
 
 from __future__ import annotations
 

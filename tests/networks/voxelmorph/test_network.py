@@ -1,4 +1,4 @@
-"""VoxelMorph's own parts: its U-Net and its velocity on half the grid."""
+"""VoxelMorph's parts: its U-Net and its velocity on half the grid."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from llmreg.networks.registry import network_settings
-from llmreg.networks.voxelmorph.network import VoxelMorph
-from llmreg.networks.voxelmorph.unet import UNet
+from llmreg.networks.voxelmorph.network import UNet, VoxelMorph
 
 
 @pytest.mark.parametrize("image", [(1, 2, 8, 4, 12), (2, 2, 4, 4, 4)])

@@ -14,10 +14,8 @@ from simulated_studies import GPU, RAS, Study, abdomen, brain, ct, default, seen
 from llmreg.devices import Machine
 from llmreg.errors import NotEnoughMemory, UserError
 from llmreg.geometry.grid import Grid
-from llmreg.networks.costs import step_seconds, training_memory_gb
-from llmreg.networks.llm_morph.plugin import LLMMorphPlugin
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.networks.registry import StepSize, network_settings
+from llmreg.networks.llm_morph.plugin import LLMMorphPlugin, LLMMorphSettings
+from llmreg.networks.registry import StepSize, network_settings, step_seconds, training_memory_gb
 from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import summarize

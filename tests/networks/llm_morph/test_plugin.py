@@ -15,21 +15,18 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llmreg.devices import Machine
-from llmreg.errors import UserError
-from llmreg.networks.costs import step_seconds, training_memory_gb
+from llmreg.errors import UnknownName, UserError
 from llmreg.networks.language_models.families import family_of
 from llmreg.networks.language_models.loading import LoadedLayers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
-from llmreg.networks.llm_morph.costs import (
+from llmreg.networks.llm_morph.network import LLMMorph
+from llmreg.networks.llm_morph.plugin import (
     BUILT_IN_SIZE,
-    LLMSize,
+    LLMMorphSettings,
     llm_size,
-    step_cost,
     trained_parameters,
 )
-from llmreg.networks.llm_morph.network import LLMMorph
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
-from llmreg.networks.registry import StepSize
+from llmreg.networks.registry import StepSize, plugin_of, step_seconds, training_memory_gb
 
 PROCESSOR = Machine("cpu", 64, 2, False)
 # benchmarks/training_memory.py on a CPU, float32, SmolLM2 layers, Dice alone: the grid, downsampling, width, whether
@@ -87,7 +84,7 @@ def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
     estimate = trained_parameters(settings, llm["hidden_size"], 6 * 13 * 10)
     assert estimate == pytest.approx(count_trained(network), rel=0.03)
     if llm is SMOLLM2:
-        assert LLMSize(llm["hidden_size"], frozen // 2) == BUILT_IN_SIZE
+        assert (llm["hidden_size"], frozen // 2) == BUILT_IN_SIZE
 
 
 @pytest.mark.parametrize("blocks", ["vit", "adapters", "none"])
@@ -98,7 +95,7 @@ def test_parameters_of_other_blocks_are_counted(blocks, layers, token_width) -> 
     with torch.device("meta"):
         network = LLMMorph(settings, (96, 208, 160), None)
     assert trained_parameters(settings, token_width, 6 * 13 * 10) == pytest.approx(count_trained(network), rel=0.03)
-    cost = step_cost(settings, size(10**6))
+    cost = plugin_of(settings).step_cost(settings, size(10**6))
     assert cost.frozen_bytes == 0
     assert cost.trained_parameters == pytest.approx(count_trained(network), rel=0.1)
 
@@ -112,7 +109,7 @@ def test_the_size_of_another_model_is_that_of_its_layers(tmp_path: Path, monkeyp
     folder = save_random_model(tmp_path / "model", "llama")
     size = llm_size(LLMSettings(source=str(folder), layers=(1, 2)))
     # Queries and outputs, keys and values of half as many heads, the three matrices of the perceptron.
-    assert size == LLMSize(64, 64 * (2 * 64 + 2 * 32 + 3 * 128))
+    assert size == (64, 64 * (2 * 64 + 2 * 32 + 3 * 128))
     with pytest.raises(UserError):
         llm_size(LLMSettings(source=str(tmp_path / "gone"), layers=(1, 2)))
 
@@ -144,3 +141,23 @@ def test_whatever_costs_more_is_estimated_to(width: int, voxels: int, more: int,
     assert seconds < step_seconds(settings, twice)
     assert seconds < step_seconds(with_costs, step)
     assert seconds == pytest.approx(step_seconds(settings, size(voxels, machine=replace(machine, cores=16))) * 2)
+
+
+def test_ablations_name_their_layers_and_need_what_they_take_away() -> None:
+    settings = LLMMorphSettings(llm=LLMSettings(layers=(3, 4)))
+    plugin = plugin_of(settings)
+    assert plugin.ablation(settings, "one-block").changes == ("network.llm.layers=[3]",)
+    assert plugin.ablation(settings, "layers-05-12").changes == ("network.llm.layers=[5,12]",)
+    assert plugin.ablation(settings, "layers-5-12").title == "layers 5/12"
+    with pytest.raises(UserError, match="no cost volumes"):
+        plugin.ablation(settings, "no-cost-volume")
+    with pytest.raises(UnknownName) as error:
+        plugin.ablation(settings, "layers-5")
+    assert {"vit", "one-block", "no-cost-volume"} <= set(error.value.known)
+
+
+def test_settings_as_published_have_no_cost_volume() -> None:
+    plugin = plugin_of(LLMMorphSettings())
+    assert plugin.default_settings().cost_volume == 1
+    assert plugin.as_published(plugin.default_settings()) == LLMMorphSettings()
+    assert plugin.token_grid(LLMMorphSettings(), (32, 16, 48)) == (2, 1, 3)

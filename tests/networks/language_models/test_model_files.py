@@ -1,4 +1,4 @@
-"""Reading a model from a local imitation of huggingface.co."""
+"""Finding models by name, and reading one from a local imitation of huggingface.co."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from safetensors import safe_open
 from tiny_models import save_random_model
 
 from llmreg.errors import UserError
-from llmreg.networks.language_models.reading import INDEX_FILE
-from llmreg.networks.language_models.sources import open_model, read_layers
+from llmreg.networks.language_models.reading import INDEX_FILE, open_model, read_layers
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/some-model"
@@ -36,7 +35,7 @@ class Hub:
         gated: the token that opens the files; None for everybody.
         ranges: whether parts of files are sent.
         sent: bytes of each file.
-        asked: paths below ``/api/models/``.
+        requests: paths below ``/api/models/``.
     """
 
     folder: Path
@@ -44,7 +43,7 @@ class Hub:
     gated: str | None = None
     ranges: bool = True
     sent: Counter[str] = field(default_factory=Counter)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -64,20 +63,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             if self.path.startswith("/api/models/"):
-                hub.asked.append(self.path.removeprefix("/api/models/").partition("?")[0])
-                if hub.asked[-1] not in (hub.name, f"{hub.name}/revision/v1"):
+                hub.requests.append(self.path.removeprefix("/api/models/").partition("?")[0])
+                if hub.requests[-1] not in (hub.name, f"{hub.name}/revision/v1"):
                     return self.answer(404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
                 files = [{"rfilename": path.name} for path in sorted(hub.folder.iterdir())]
                 return self.answer(200, json.dumps({"id": hub.name, "sha": SHA, "siblings": files}).encode())
             # As the hub does, weights are answered by another address.
-            found = re.fullmatch(rf"/({re.escape(hub.name)}/resolve/{SHA}|cdn)/([^/?]+)", self.path)
-            if found is None or not (hub.folder / found[2]).is_file():
+            match = re.fullmatch(rf"/({re.escape(hub.name)}/resolve/{SHA}|cdn)/([^/?]+)", self.path)
+            if match is None or not (hub.folder / match[2]).is_file():
                 return self.answer(404, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found")
             if hub.gated is not None and self.headers.get("Authorization") != f"Bearer {hub.gated}":
                 return self.answer(401, X_Error_Code="GatedRepo", X_Error_Message="Access to it is restricted")
-            if found[2].endswith(".safetensors") and found[1] != "cdn":
-                return self.answer(302, Location=f"/cdn/{found[2]}")
-            return self.send_file(hub.folder / found[2])
+            if match[2].endswith(".safetensors") and match[1] != "cdn":
+                return self.answer(302, Location=f"/cdn/{match[2]}")
+            return self.send_file(hub.folder / match[2])
 
         def send_file(self, path: Path) -> None:
             content, status = path.read_bytes(), 200
@@ -118,19 +117,19 @@ def _layer_bytes(folder: Path, layers: tuple[int, ...]) -> int:
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            wanted = [name for name in file.keys() if name.startswith(tuple(f"model.layers.{n}." for n in layers))]  # noqa: SIM118
-            total += sum(file.get_tensor(name).nbytes for name in wanted)
+            names = [name for name in file.keys() if name.startswith(tuple(f"model.layers.{n}." for n in layers))]  # noqa: SIM118
+            total += sum(file.get_tensor(name).nbytes for name in names)
     return total
 
 
 def test_layers_from_the_hub_are_those_of_the_files(start: Callable[[Hub], Hub], tiny_llama: Path) -> None:
     hub = start(Hub(tiny_llama))
-    there, here = read_layers(NAME, (1, 3)), read_layers(str(tiny_llama), (1, 3))
-    assert there.sha256 == here.sha256
-    assert there.config == here.config
-    assert (there.source, there.revision) == (NAME, SHA)
-    assert here.revision is None
-    assert hub.asked == [NAME]
+    remote, local = read_layers(NAME, (1, 3)), read_layers(str(tiny_llama), (1, 3))
+    assert remote.sha256 == local.sha256
+    assert remote.config == local.config
+    assert (remote.source, remote.revision) == (NAME, SHA)
+    assert local.revision is None
+    assert hub.requests == [NAME]
 
 
 def test_only_the_layers_are_sent(start: Callable[[Hub], Hub], tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ def test_only_the_layers_are_sent(start: Callable[[Hub], Hub], tmp_path: Path) -
 def test_a_revision_is_asked_for_and_its_commit_recorded(start: Callable[[Hub], Hub], tiny_llama: Path) -> None:
     hub = start(Hub(tiny_llama))
     assert read_layers(f"{NAME}@v1", (0,)).revision == SHA
-    assert hub.asked == [f"{NAME}/revision/v1"]
+    assert hub.requests == [f"{NAME}/revision/v1"]
 
 
 def test_a_gated_model_opens_with_a_token(
@@ -209,7 +208,7 @@ def test_working_offline_is_a_sentence(
     with pytest.raises(UserError, match="cannot be read") as raised:
         open_model(NAME)
     assert "\n" not in str(raised.value)
-    assert not hub.asked
+    assert not hub.requests
 
 
 @pytest.mark.usefixtures("nobody")

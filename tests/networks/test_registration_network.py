@@ -1,3 +1,5 @@
+"""Networks at the resolution of their images and at a coarser one."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmreg.geometry import warping
-from llmreg.networks.registration_network import RegistrationNetwork
-from llmreg.networks.resolution import GridNetwork, pad_to_shape
+from llmreg.networks.registration_network import GridNetwork, RegistrationNetwork, pad_to_shape
 
 SHAPE = (3, 4, 5)
 
@@ -55,7 +56,7 @@ def test_a_velocity_is_followed_at_the_networks_own_resolution() -> None:
     torch.testing.assert_close(network.raw(moving, fixed), warping.upsample(velocity))
 
 
-def test_unmoved_images_have_zero_flows_of_both_resolutions() -> None:
+def test_zero_flows_have_both_resolutions() -> None:
     flow, full = GridNetwork(Echo(SHAPE, "displacement"), 2).zero_flows(torch.rand(2, 1, 6, 8, 10))
     assert (flow.shape, full.shape) == ((2, 3, *SHAPE), (2, 3, 6, 8, 10))
     assert not flow.any()

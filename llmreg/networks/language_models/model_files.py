@@ -1,12 +1,9 @@
-"""A Hugging Face model on the hub, read in ranges."""
+"""The files of a Hugging Face model, in a folder on this computer or on the hub."""
 
-from __future__ import annotations
-
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi, get_session, hf_hub_url
@@ -15,19 +12,47 @@ from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from numpy.typing import NDArray
-from typing_extensions import override
 
 from llmreg.errors import UserError
-from llmreg.networks.language_models.reading import Files
 
-_TIMEOUT_S = 60.0
-_PARTIAL_CONTENT = 206
+_TIMEOUT_S, _PARTIAL_CONTENT = 60.0, 206
 
 
-class HubFiles(Files):
-    """The files of ``<owner>/<name>`` or ``<owner>/<name>@<revision>``; the revision is fixed when this is made.
+class LocalFiles:
+    """The files of a model in a folder, which have no revision.
 
-    Tokens and endpoint are huggingface_hub's own (``hf auth login``, ``HF_TOKEN``, ``HF_ENDPOINT``).
+    Attributes:
+        where: what messages call the model.
+        names: the names of all files.
+    """
+
+    revision: str | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.where, self._folder = str(folder), folder
+        self.names = {path.name for path in folder.iterdir()}
+
+    def read(self, name: str, start: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+        """Bytes of a file, all of them without a count. Raises OSError when it ends too early."""
+        size = (self._folder / name).stat().st_size
+        count = size if count is None else count
+        if start + count > size:
+            raise OSError(f"{name} ends too early")
+        # Mapped, so that pages are read when they are used, and processes share them. Copy-on-write, because torch
+        # needs a writable array.
+        return np.memmap(self._folder / name, np.uint8, mode="c", offset=start, shape=(count,))
+
+
+class HubFiles:
+    """The files of a model on the hub, ``<owner>/<name>`` or ``<owner>/<name>@<revision>``, read in ranges.
+
+    The revision is fixed when this is made. Tokens and endpoint are huggingface_hub's own (``hf auth login``,
+    ``HF_TOKEN``, ``HF_ENDPOINT``).
+
+    Attributes:
+        where: what messages call the model.
+        revision: its commit.
+        names: the names of all files.
 
     Raises:
         UserError: the hub cannot be reached, or the model is unknown, gated or private.
@@ -40,47 +65,32 @@ class HubFiles(Files):
         with self._explain_errors():
             info = HfApi(endpoint=self._endpoint).model_info(self._repository, revision=revision or None)
         self.revision: str | None = info.sha
-        self._names = {file.rfilename for file in info.siblings or ()}
+        self.names = {file.rfilename for file in info.siblings or ()}
 
-    @override
-    def names(self) -> set[str]:
-        return self._names
-
-    @override
-    def json(self, name: str) -> dict[str, Any]:
-        with self._explain_errors():
-            response = get_session().get(
-                self._url(name), headers=build_hf_headers(), timeout=_TIMEOUT_S, follow_redirects=True
-            )
-            hf_raise_for_status(response)
-        content: dict[str, Any] = json.loads(response.content)
-        return content
-
-    @override
-    def read(self, name: str, start: int, count: int) -> NDArray[np.uint8]:
-        values = np.empty(count, np.uint8)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}"}
+    def read(self, name: str, start: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+        """Bytes of a file, as of a folder."""
+        url = hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint)
+        part = {} if count is None else {"Range": f"bytes={start}-{start + count - 1}"}
         with (
             self._explain_errors(),
             get_session().stream(
-                "GET", self._url(name), headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
+                "GET", url, headers=build_hf_headers() | part, timeout=_TIMEOUT_S, follow_redirects=True
             ) as response,
         ):
             hf_raise_for_status(response)
+            if count is None:
+                return np.frombuffer(response.read(), np.uint8)
             if response.status_code != _PARTIAL_CONTENT:
                 raise UserError(
                     f"{self.where}: the server sends whole files only; download the model and name its folder."
                 )
-            done = 0
-            for part in response.iter_raw():
-                values[done : done + len(part)] = np.frombuffer(part, np.uint8)
-                done += len(part)
+            values, done = np.empty(count, np.uint8), 0
+            for chunk in response.iter_raw():
+                values[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                done += len(chunk)
         if done != count:
             raise OSError(f"{name} ends too early")
         return values
-
-    def _url(self, name: str) -> str:
-        return hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint)
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The kinds of blocks between encoders and decoder, as whole networks and one by one."""
+"""The encoders, and the kinds of blocks behind them, as whole networks and one by one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llmreg.networks.factory import build_network
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.loading import build_layers
-from llmreg.networks.language_models.sources import read_layers
-from llmreg.networks.llm_morph.adapters import TokenAdapter
-from llmreg.networks.llm_morph.encoding_block import EncodingBlock, encoding_blocks
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.language_models.reading import read_layers
+from llmreg.networks.llm_morph.encoder import Encoder, EncodingBlock, TokenAdapter, encoding_blocks
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 Make = Callable[..., LLMMorphSettings]
 SHAPE = (32, 16, 16)
@@ -137,3 +137,32 @@ def test_random_weights_are_others_and_always_the_same(tiny_settings: Make) -> N
     assert pretrained.keys() == random.keys()
     assert all(torch.equal(random[name], again[name]) for name in random)
     assert not any(torch.equal(random[name], pretrained[name]) for name in random)
+
+
+def test_adapter_0_normalises_over_tokens() -> None:
+    adapter = TokenAdapter(6, 10, 7)
+    tokens = torch.randn(2, 9, 6)
+    hidden = F.leaky_relu(F.instance_norm(adapter.widen(tokens).transpose(1, 2)), 0.2).transpose(1, 2)
+    torch.testing.assert_close(adapter(tokens), adapter.project(hidden), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_tokens", [True, False])
+def test_each_level_of_the_encoder_halves_the_image_and_doubles_the_channels(with_tokens: bool) -> None:
+    encoder = Encoder(2, "instance", with_tokens=with_tokens)
+    image = torch.rand(1, 1, 32, 16, 48)
+    pyramid = encoder(image)
+    expected = [(1, 2 << level, 32 >> level, 16 >> level, 48 >> level) for level in range(5 if with_tokens else 4)]
+    assert [tuple(features.shape) for features in pyramid] == expected
+    # Gradient checkpointing of the finest level changes no number.
+    for features, checkpointed in zip(pyramid, encoder(image, recompute=True), strict=True):
+        assert torch.equal(features, checkpointed)
+
+
+def test_a_level_sees_the_level_above_alone() -> None:
+    encoder = Encoder(2, "none")
+    seen: list[Tensor] = []
+    for level in encoder.levels:
+        level.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.rand(1, 1, 16, 16, 16)
+    pyramid = encoder(image)
+    assert all(map(torch.equal, seen, [image, *pyramid[:-1]]))

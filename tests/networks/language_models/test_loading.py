@@ -12,11 +12,11 @@ import torch
 
 from llmreg.errors import UserError
 from llmreg.networks.factory import build_network
-from llmreg.networks.language_models import cache, fetching
-from llmreg.networks.language_models.loading import find_layers
+from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.loading import fetch, find_layers, select_layers
+from llmreg.networks.language_models.reading import read_layers
 from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
-from llmreg.networks.language_models.sources import read_layers
-from llmreg.networks.llm_morph.settings import LLMMorphSettings
+from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 Tiny = Callable[[str], Path]
 
@@ -26,21 +26,21 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
     shutil.copytree(tiny_llama, source)
     settings = LLMSettings(source=str(source), layers=(1, 3), lora=LoRASettings(r=4, alpha=4))
     stored = read_layers(str(source), (1, 3))
-    pinned = fetching.fetch(settings, folder)
+    pinned = fetch(settings, folder)
     assert pinned == settings.model_copy(update={"sha256": stored.sha256})
     shutil.rmtree(source)
-    assert fetching.fetch(pinned, folder) == pinned
+    assert fetch(pinned, folder) == pinned
     assert find_layers(pinned, folder).sha256 == stored.sha256
     # Without a digest the name serves.
-    assert fetching.fetch(settings, folder) == pinned
+    assert fetch(settings, folder) == pinned
     for change, said in (({"source": str(tmp_path / "other")}, "source"), ({"weights": "random"}, "weights")):
         with pytest.raises(UserError, match=f"with {said} .* set network.llm.sha256 to null"):
-            fetching.fetch(pinned.model_copy(update=change), folder)
+            fetch(pinned.model_copy(update=change), folder)
 
 
 def test_random_weights_are_pinned(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), weights="random", lora=None)
-    pinned = fetching.fetch(settings, tmp_path)
+    pinned = fetch(settings, tmp_path)
     assert pinned.sha256 == find_layers(pinned, tmp_path).sha256 != read_layers(str(tiny_llama), (1, 2)).sha256
 
 
@@ -48,18 +48,18 @@ def test_random_weights_are_pinned(tiny_llama: Path, tmp_path: Path) -> None:
 def test_layers_that_cannot_be_run_so_are_not_fetched(tiny_llama: Path, tmp_path: Path, cached: bool) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), lora=None)
     if cached:
-        settings = fetching.fetch(settings, tmp_path)
+        settings = fetch(settings, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     wrong = settings.model_copy(update={"lora": LoRASettings(targets=("query",))})
     with pytest.raises(UserError, match="LoRA target 'query' is not in the language model's layers"):
-        fetching.fetch(wrong, tmp_path)
+        fetch(wrong, tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256="0" * 64, lora=None)
     with pytest.raises(UserError, match="are not those of this plan"):
-        fetching.fetch(settings, tmp_path)
+        fetch(settings, tmp_path)
     assert cache.find("0" * 64, tmp_path) is None
     assert not any(tmp_path.rglob("layers.*"))
 
@@ -70,7 +70,7 @@ def test_a_network_is_built_from_the_layer_cache_alone(
     source = tmp_path / "model"
     shutil.copytree(tiny_llama, source)
     settings = tiny_settings(llm={"source": str(source)})
-    pinned = settings.model_copy(update={"llm": fetching.fetch(settings.llm, cache_folder)})
+    pinned = settings.model_copy(update={"llm": fetch(settings.llm, cache_folder)})
     whole = build_network(pinned, (16, 16, 32))
     shutil.rmtree(source)
     alone = build_network(pinned, (16, 16, 32))
@@ -88,7 +88,7 @@ def test_a_folder_is_pinned_by_its_whole_path(
 ) -> None:
     monkeypatch.chdir(tiny_llama.parent)
     settings = LLMSettings(source=tiny_llama.name, layers=(1,), lora=None)
-    assert fetching.fetch(settings, tmp_path).source == str(tiny_llama.resolve())
+    assert fetch(settings, tmp_path).source == str(tiny_llama.resolve())
 
 
 def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
@@ -96,14 +96,14 @@ def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
     kept = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
     for names, layers in ((["0", "3"], (0, 3)), (["2"], (2,)), (["middle"], (1, 2)), (["deep"], (2, 3))):
         expected = LLMSettings(source=source, layers=layers, dtype="float32", lora=None)
-        assert fetching.select_layers(source, names, kept) == expected
-        assert fetching.select_layers(source, names) == LLMSettings(source=source, layers=layers)
+        assert select_layers(source, names, kept) == expected
+        assert select_layers(source, names) == LLMSettings(source=source, layers=layers)
 
 
 @pytest.mark.parametrize("names", [["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
 def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
     with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
-        fetching.select_layers(str(tiny_llama), names)
+        select_layers(str(tiny_llama), names)
 
 
 def test_nothing_but_the_chosen_layers_is_needed(tiny_llama: Path, tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ def test_nothing_but_the_chosen_layers_is_needed(tiny_llama: Path, tmp_path: Pat
     for file in set(index.values()) - needed:
         (source / file).unlink()
     settings = LLMSettings(source=str(source), layers=(1, 2), lora=None)
-    pinned = fetching.fetch(settings, tmp_path / "cache")
+    pinned = fetch(settings, tmp_path / "cache")
     assert pinned.sha256 == read_layers(str(tiny_llama), (1, 2)).sha256

@@ -1,3 +1,5 @@
+"""Compiling a network, and the state that a checkpoint holds."""
+
 from __future__ import annotations
 
 import logging
@@ -7,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.compilation import compile_or_keep
-from llmreg.networks.registration_network import RegistrationNetwork
-from llmreg.networks.resolution import GridNetwork
+from llmreg.errors import UserError
+from llmreg.networks.factory import compile_or_keep, load_trainable_state, trainable_state
+from llmreg.networks.registration_network import GridNetwork, RegistrationNetwork
 
 CPU = torch.device("cpu")
 
@@ -52,3 +54,18 @@ def test_a_network_that_fails_in_the_backward_pass_is_kept(caplog: pytest.LogCap
         assert compile_or_keep(network, CPU, "none") is network
     warnings = [record for record in caplog.records if record.name == compile_or_keep.__module__]
     assert len(warnings) == 1
+
+
+def test_the_trained_state_leaves_frozen_weights_out_and_fits_its_own_network_alone() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1).requires_grad_(requires_grad=False))
+    state = {name: torch.full_like(value, 2.0) for name, value in trainable_state(network).items()}
+    assert state.keys() == {"0.weight", "0.bias"}
+    before = network[1].weight.clone()
+    load_trainable_state(network, state)
+    assert all(torch.equal(value, state[name]) for name, value in trainable_state(network).items())
+    assert torch.equal(network[1].weight, before)
+    wrong = ({"0.weight": state["0.weight"]}, state | {"2.bias": before}, state | {"0.bias": torch.zeros(4)})
+    for other in wrong:
+        with pytest.raises(UserError):
+            load_trainable_state(network, {name: value + 1 for name, value in other.items()})
+        assert torch.equal(network[0].weight, state["0.weight"])
