@@ -16,7 +16,8 @@ from llmreg.networks.factory import build_network
 from llmreg.plans.plans import Plans, write_plans
 from llmreg.training.checkpoints import TrainingState, save_checkpoint
 
-SIZE, PADDED = (14, 16, 12), (16, 16, 16)
+# The padded size differs from its reverse, so that a shape in the wrong order of axes does not fit.
+SIZE, PADDED = (14, 16, 12), (16, 16, 32)
 
 
 def make_plans(field: str = "displacement", method: str = "centre", bidirectional: bool = False) -> Plans:
