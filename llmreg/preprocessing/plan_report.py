@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -32,13 +31,7 @@ _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))
 
 def write_report(path: Path, dataset: Dataset, fingerprint: Fingerprint, plans: Plans) -> Path:
     """Write the report of plans: decisions and reasons, intensities and windows, the frame over both modalities."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("llmreg.preprocessing"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.create_environment("llmreg.preprocessing")
     environment.filters["shape"] = _shape
     page = environment.get_template("plan_report.html").render(
         style=Markup(pages.style_sheet()),

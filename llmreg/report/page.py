@@ -5,7 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
@@ -63,15 +62,8 @@ def write_report(
 
 def render(source: Source, viewer: Viewer | None) -> str:
     """Render the page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("llmreg.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = None if viewer is None or not viewer.pictures else viewer
-    return environment.get_template("report.html").render(
+    return pages.create_environment("llmreg.report").get_template("report.html").render(
         source=source,
         version=__version__,
         style=Markup(pages.style_sheet() + _read_template("report.css")),
