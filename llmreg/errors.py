@@ -131,8 +131,10 @@ class OtherPredictions(UserError):
         self.folder, self.difference = folder, difference
 
 
-class UnknownName(UserError):
+class UnknownName(UserError, ValueError):
     """Something was named that does not exist among a known set.
+
+    It is a ValueError too, so that pydantic counts it among what is wrong with settings that name something.
 
     Attributes:
         kind: what is named: network, term, configuration ...

@@ -9,8 +9,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def first_problem(error: ValidationError) -> str:
-    """The path of the first key that is wrong, and what is wrong with it."""
+def locate_problem(error: ValidationError) -> tuple[str, str]:
+    """The path of the first key that is wrong, and what is wrong with it: a clause."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the whole file"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    key = ".".join(map(str, first["loc"])) or "the whole file"
+    return key, first["msg"].removeprefix("Value error, ").rstrip(".")
+
+
+def first_problem(error: ValidationError) -> str:
+    """What :func:`locate_problem` finds, as ``key: problem``."""
+    return ": ".join(locate_problem(error))

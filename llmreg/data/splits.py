@@ -15,6 +15,7 @@ from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
 from llmreg.errors import BadSplits, UnknownName, UnreadableFile, UserError
 from llmreg.files import read_json, write_json
 from llmreg.paths import fold_name
+from llmreg.settings import locate_problem
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +125,9 @@ def read_splits(path: Path) -> tuple[Split, ...]:
     try:
         return _SPLITS.validate_python(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        key, problem = locate_problem(error)
         raise UnreadableFile(
-            path, f"holds a wrong value under '{where}' ({first['msg']})", "restore it, or remove it and plan again"
+            path, f"holds a wrong value under '{key}' ({problem})", "restore it, or remove it and plan again"
         ) from None
 
 

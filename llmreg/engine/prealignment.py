@@ -13,7 +13,6 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
-from llmreg.errors import UnknownName
 from llmreg.geometry.field import chain_transforms
 from llmreg.geometry.grid import Grid
 from llmreg.registry import Registry
@@ -123,10 +122,7 @@ PREALIGNMENTS: Registry[PreAlignmentMethod] = Registry(
 
 
 def _check_method(name: str) -> str:
-    try:
-        PREALIGNMENTS.get(name)
-    except UnknownName as error:
-        raise ValueError(str(error).rstrip(".")) from error
+    PREALIGNMENTS.get(name)
     return name
 
 

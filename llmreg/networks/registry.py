@@ -344,10 +344,7 @@ def _parse_settings(content: Any) -> NetworkSettings:
         return content
     if not isinstance(content, dict):
         raise ValueError("a network's settings are keys and values")
-    try:
-        return network_settings(**{"name": DEFAULT_NETWORK, **content})
-    except UnknownName as error:
-        raise ValueError(str(error)) from error
+    return network_settings(**{"name": DEFAULT_NETWORK, **content})
 
 
 # The type of a field that holds the settings of any registered network.

@@ -22,7 +22,7 @@ from llmreg.plans.plan_settings import (
     Spacing,
     Training,
 )
-from llmreg.settings import Settings
+from llmreg.settings import Settings, locate_problem
 from llmreg.similarity.loss_settings import LossSettings
 
 PLANS_FILE = "plans.json"
@@ -147,9 +147,7 @@ def parse_plans(content: Any, where: str) -> Plans:
     try:
         return Plans.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole file"
-        raise BadPlans(where, key, first["msg"].removeprefix("Value error, ").rstrip(".")) from error
+        raise BadPlans(where, *locate_problem(error)) from error
 
 
 def read_plans(path: Path) -> Plans:

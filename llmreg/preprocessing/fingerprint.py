@@ -19,7 +19,7 @@ from llmreg.geometry.grid import Grid, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import read_image
 from llmreg.preprocessing.common_frame import find_foreground, is_ct
-from llmreg.settings import Settings
+from llmreg.settings import Settings, locate_problem
 from llmreg.workers import map_in_processes
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
@@ -300,5 +300,5 @@ def read_fingerprint(path: Path) -> Fingerprint:
     try:
         return Fingerprint.model_validate(read_json(path))
     except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        key, _ = locate_problem(error)
         raise UnreadableFile(path, f"has another content under '{key}' than expected", "extract it again") from error

@@ -63,20 +63,24 @@ def write_report(
 def render(source: Source, viewer: Viewer | None) -> str:
     """Render the page as text."""
     shown = None if viewer is None or not viewer.pictures else viewer
-    return pages.create_environment("llmreg.report").get_template("report.html").render(
-        source=source,
-        version=__version__,
-        style=Markup(pages.style_sheet() + _read_template("report.css")),
-        script=Markup(_read_template("viewer.js")),
-        tables=[_describe_table(table) for table in source.tables],
-        failed=source.failed + (() if viewer is None else viewer.failed),
-        viewer=shown,
-        scales={name: _gradient(name) for name in ("RdBu_r", "magma")},
-        jacobian_ends=(f"{2**-JACOBIAN_SPAN:g}", f"{2**JACOBIAN_SPAN:g}"),
-        boxes=plots.plot_structures(source.by_label) if source.by_label else None,
-        structures=_list_structures(source.by_label),
-        pairs=_list_pairs(source.by_pair, shown),
-        curves=plots.plot_training(source.training) if source.training else None,
+    return (
+        pages.create_environment("llmreg.report")
+        .get_template("report.html")
+        .render(
+            source=source,
+            version=__version__,
+            style=Markup(pages.style_sheet() + _read_template("report.css")),
+            script=Markup(_read_template("viewer.js")),
+            tables=[_describe_table(table) for table in source.tables],
+            failed=source.failed + (() if viewer is None else viewer.failed),
+            viewer=shown,
+            scales={name: _gradient(name) for name in ("RdBu_r", "magma")},
+            jacobian_ends=(f"{2**-JACOBIAN_SPAN:g}", f"{2**JACOBIAN_SPAN:g}"),
+            boxes=plots.plot_structures(source.by_label) if source.by_label else None,
+            structures=_list_structures(source.by_label),
+            pairs=_list_pairs(source.by_pair, shown),
+            curves=plots.plot_training(source.training) if source.training else None,
+        )
     )
 
 

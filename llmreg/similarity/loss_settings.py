@@ -48,8 +48,6 @@ class LossSettings(Settings):
         for name in value:
             if name in cls.model_fields:
                 raise ValueError(f"'{name}' is a key of the loss itself: give its weight as loss.{name}")
-            if name not in LOSS_TERMS.parts:
-                raise ValueError(f"there is no {LOSS_TERMS.kind} '{name}': choose {', '.join(LOSS_TERMS.names)}")
         return {name: LOSS_TERMS.get(name).settings.model_validate(content) for name, content in value.items()}
 
     @model_validator(mode="after")
