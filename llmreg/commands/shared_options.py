@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.workers import default_process_count
 
 if TYPE_CHECKING:
     from llmreg.inference.models import Model
@@ -20,6 +19,9 @@ _MODEL_OPTIONS = ("dataset", "configuration", "plans", "network")
 
 def create_dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Create a parser for the commands that prepare datasets: which ones, and with how many processes."""
+    # Imported here, since most commands need no other processes, whose modules take a while to import.
+    from llmreg.workers import default_process_count
+
     parser = shell.create_parser(description, examples)
     parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="D", help="dataset ids or whole names")
     parser.add_argument(

@@ -86,8 +86,8 @@ def upsample(flow: Tensor, factor: int = 2) -> Tensor:
 
 
 def downsample_image(image: Tensor, factor: int) -> Tensor:
-    """Mean over blocks of factor^3 voxels."""
-    return F.avg_pool3d(image, factor)
+    """Mean over blocks of factor^3 voxels; the image itself for a factor of 1."""
+    return F.avg_pool3d(image, factor) if factor > 1 else image
 
 
 def invert(flow: Tensor, start: Tensor | None = None, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:

@@ -136,7 +136,7 @@ class GridNetwork(nn.Module):
         return Flows(full.new_zeros(len(images), 3, *self.network.shape), full)
 
     def _reduce(self, image: Tensor) -> Tensor:
-        return warping.downsample_image(image, self._factor) if self._factor > 1 else image
+        return warping.downsample_image(image, self._factor)
 
     def _enlarge(self, flow: Tensor) -> Tensor:
         return warping.upsample(flow, self._factor) if self._factor > 1 else flow

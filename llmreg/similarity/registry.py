@@ -59,12 +59,12 @@ class Prediction:
     @property
     def moving(self) -> Tensor:
         """The moving image on the network's grid."""
-        return self._shrink_image("moving")
+        return warping.downsample_image(self.batch["moving"], self._factor)
 
     @property
     def fixed(self) -> Tensor:
         """The fixed image on the network's grid."""
-        return self._shrink_image("fixed")
+        return warping.downsample_image(self.batch["fixed"], self._factor)
 
     @cached_property
     def comparable(self) -> Tensor:
@@ -82,10 +82,6 @@ class Prediction:
     @property
     def _factor(self) -> int:
         return self.full_flow.shape[-1] // self.flow.shape[-1]
-
-    def _shrink_image(self, role: str) -> Tensor:
-        image = self.batch[role]
-        return warping.downsample_image(image, self._factor) if self._factor > 1 else image
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def test_upsampling_undoes_downsampling_of_coordinates():
     fine = warping.identity_grid((8, 12, 16))
     coarse = warping.identity_grid((4, 6, 8))
     torch.testing.assert_close(warping.downsample_image(fine, 2), 2 * coarse + 0.5)
+    assert warping.downsample_image(fine, 1) is fine
     inner = (..., slice(1, -1), slice(1, -1), slice(1, -1))
     # upsample() also doubles the values: coordinates in voxels of the finer grid.
     torch.testing.assert_close((warping.upsample(coarse, 2) + 0.5)[inner], fine[inner])
