@@ -14,27 +14,21 @@ Results are kept in a JSON file, so that a second run continues with the mutants
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
+from changed_copies import ROOT, Results, copy_repository, judge, mirrored_test
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
 MUTATED = (
     "geometry/*.py",
     "similarity/*.py",
@@ -78,12 +72,6 @@ class Mutant:
         """Identifies the mutant as long as its line stays the same."""
         return f"{self.path}:{self.line} {self.operator.removeprefix('core/')} #{self.occurrence} in: {self.text}"
 
-    @property
-    def tests(self) -> str:
-        """The module's mirrored test file, relative to the repository."""
-        module = Path(self.path).relative_to("llmreg")
-        return str(Path("tests") / module.parent / f"test_{module.name}")
-
 
 def list_mutants(path: Path) -> Iterator[Mutant]:
     """List all mutants of a module."""
@@ -98,44 +86,17 @@ def list_mutants(path: Path) -> Iterator[Mutant]:
                 yield Mutant(str(path.relative_to(ROOT)), name, occurrence, line, text)
 
 
-@cache
-def is_baseline_passing(tests: str, copy: Path, seconds: float) -> bool:
-    """Whether the tests pass in a copy of the repository without a mutant."""
-    return _pass(tests, copy, seconds)
+def test_mutant(mutant: Mutant, copy: Path, seconds: float) -> str:
+    """Test a mutant in a copy of the repository; see :func:`changed_copies.judge`."""
 
+    def mutate(source: str) -> str:
+        mutated = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+        assert mutated is not None
+        assert mutated != source, mutant.name
+        return mutated
 
-def is_noticed(mutant: Mutant, copy: Path, seconds: float) -> bool:
-    """Whether the tests of a module fail, or run on for too long, with a mutant in a copy of the repository."""
-    target = copy / mutant.path
-    original = target.read_text(encoding="utf-8")
-    mutated = mutate_code(original, get_operator(mutant.operator)(), mutant.occurrence)
-    assert mutated is not None
-    assert mutated != original, mutant.name
-    target.write_text(mutated, encoding="utf-8")
-    try:
-        return not _pass(mutant.tests, copy, seconds)
-    finally:
-        target.write_text(original, encoding="utf-8")
-
-
-def _pass(tests: str, copy: Path, seconds: float) -> bool:
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
-    try:
-        return not subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return False
-
-
-def summarise(mutants: list[Mutant], results: dict[str, str]) -> str:
-    """Sum up the results in a line, and list the survivors."""
-    survivors = [mutant.name for mutant in mutants if results.get(mutant.name) == "survived"]
-    noticed = sum(results.get(mutant.name) == "noticed" for mutant in mutants)
-    done = noticed + len(survivors)
-    share = f"{100 * noticed / done:.1f} %" if done else "no"
-    return "\n".join([*survivors, f"{share} of {done} mutants were noticed ({len(mutants) - done} are missing)."])
+    tests = mirrored_test(mutant.path)
+    return judge(mutant.path, mutate, (tests,) if (copy / tests).exists() else (), copy, seconds)
 
 
 def main() -> int:
@@ -152,30 +113,24 @@ def main() -> int:
     files = sorted({path for pattern in MUTATED for path in (ROOT / "llmreg").glob(pattern)})
     every = [mutant for path in files if options.only in str(path) for mutant in list_mutants(path)]
     mutants = random.Random(options.seed).sample(every, min(options.count, len(every)))
-    results: dict[str, str] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    results = Results(options.results)
     if not options.survivors:
-        test_mutants([mutant for mutant in mutants if mutant.name not in results], results, options)
-    print(summarise(mutants, results))
+        test_mutants([mutant for mutant in mutants if mutant.name not in results.by_name], results, options)
+    print(results.summarise([mutant.name for mutant in mutants], "mutants"))
     return 0
 
 
-def test_mutants(mutants: list[Mutant], results: dict[str, str], options: argparse.Namespace) -> None:
+def test_mutants(mutants: list[Mutant], results: Results, options: argparse.Namespace) -> None:
     """Test mutants and keep each result."""
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    leave_out = shutil.ignore_patterns(".git", ".venv*", "build", ".*_cache", "__pycache__", "llmreg_demo")
     with tempfile.TemporaryDirectory(prefix="llmreg-mutants-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.processes):
-            copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(number), ignore=leave_out)))
+            copies.put(copy_repository(Path(folder) / str(number)))
 
         def test(mutant: Mutant) -> str:
             copy = copies.get()
             try:
-                if not (copy / mutant.tests).exists():
-                    return "survived"
-                if not is_baseline_passing(mutant.tests, copy, 10 * options.seconds):
-                    return "untestable: the tests fail without the mutant"
-                return "noticed" if is_noticed(mutant, copy, options.seconds) else "survived"
+                return test_mutant(mutant, copy, options.seconds)
             finally:
                 copies.put(copy)
 
@@ -183,8 +138,7 @@ def test_mutants(mutants: list[Mutant], results: dict[str, str], options: argpar
             for mutant, result in tqdm(
                 zip(mutants, pool.map(test, mutants), strict=True), total=len(mutants), unit="mutant"
             ):
-                results[mutant.name] = result
-                options.results.write_text(json.dumps(results, indent=2) + "\n")
+                results.keep(mutant.name, result)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
-import os
 import random
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from changed_copies import ROOT, Results, copy_repository, judge, mirrored_test
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
+from llmreg import errors
+
 ROOMS = ("networks", "training", "inference")
 WORDS = {"moving": "fixed", "fixed": "moving"}
 # A word of an identifier or of a key, such as ``moving_features`` or ``batch["moving"]``.
@@ -101,36 +98,14 @@ def find_swaps(path: Path) -> Iterator[Swap]:
 def _is_message(call: ast.Call) -> bool:
     """Whether a call only makes a sentence: an error or a line of the log."""
     name = ast.unparse(call.func)
-    return name.startswith(("log.", "errors.")) or name.endswith("Error")
+    return name.startswith("log.") or name.endswith("Error") or hasattr(errors, name)
 
 
-def survives(swap: Swap, copy: Path, seconds: float) -> bool:
-    """Whether the tests of a swapped module pass in a copy of the repository."""
-    room = Path(swap.path).parts[1]
-    target = copy / swap.path
-    original = target.read_text(encoding="utf-8")
-    try:
-        ast.parse(swap.source)
-    except SyntaxError:
-        return False
-    mirrored = copy / "tests" / Path(swap.path).relative_to("llmreg").parent / f"test_{target.name}"
-    target.write_text(swap.source, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        for tests in ([mirrored] if mirrored.exists() else [], [copy / name for name in WHOLE[room]]):
-            if not tests:
-                continue
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, tests)]
-            try:
-                done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds)
-            except subprocess.TimeoutExpired:
-                # A swap that makes the tests run on is noticed as well.
-                return False
-            if done.returncode != 0:
-                return False
-    finally:
-        target.write_text(original, encoding="utf-8")
-    return True
+def test_swap(swap: Swap, copy: Path, seconds: float) -> str:
+    """Test a swap in a copy of the repository; see :func:`changed_copies.judge`."""
+    tests = (mirrored_test(swap.path), *WHOLE[Path(swap.path).parts[1]])
+    existing = tuple(name for name in tests if (copy / name).exists())
+    return judge(swap.path, lambda source: swap.source, existing, copy, seconds)
 
 
 def main() -> int:
@@ -149,18 +124,13 @@ def main() -> int:
     if options.list:
         print("\n".join(swap.name for swap in swaps))
         return 0
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, str] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    results = Results(options.results)
     with tempfile.TemporaryDirectory(prefix="llmreg-swaps-") as folder:
-        copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build", ".*_cache", "__pycache__"))
-        for swap in tqdm([swap for swap in swaps if swap.name not in results], unit="swap"):
-            results[swap.name] = "survived" if survives(swap, copy, options.seconds) else "noticed"
-            options.results.write_text(json.dumps(results, indent=2) + "\n")
-    survivors = [swap.name for swap in swaps if results[swap.name] == "survived"]
-    print(f"{len(swaps) - len(survivors)} of {len(swaps)} swaps were noticed.")
-    print("\n".join(survivors))
-    return 1 if survivors else 0
+        copy = copy_repository(Path(folder) / "copy")
+        for swap in tqdm([swap for swap in swaps if swap.name not in results.by_name], unit="swap"):
+            results.keep(swap.name, test_swap(swap, copy, options.seconds))
+    print(results.summarise([swap.name for swap in swaps], "swaps"))
+    return int(any(results.by_name[swap.name] == "survived" for swap in swaps))
 
 
 if __name__ == "__main__":
