@@ -9,6 +9,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
+import tiny_plans
 import torch
 from scipy import ndimage
 
@@ -45,43 +46,14 @@ def write_volumes(folder: Path, unlabelled: Sequence[str] = (), names: Sequence[
 
 def make_plans(training: dict[str, Any] | None = None, **changes: Any) -> Plans:
     """Plans of a small network that is not LLM-Morph, for two epochs of three steps."""
-    size = SHAPE[::-1]
-    return Plans.model_validate(
-        {
-            "dataset_name": "Dataset001_X",
-            "plans_name": "default",
-            "spacing": (2, 2, 2),
-            "size": size,
-            "centre": (0, 0, 0),
-            "fixed_modality": 0,
-            "moving_modality": 1,
-            "labels": {1: "liver", 2: "spleen"},
-            "normalization": {0: {"modality": "MR", "scheme": "percentiles", "lower": 0, "upper": 95}},
-            "prealignment": {"method": "identity", "reference_case": "a"},
-            "configurations": {
-                "full": {
-                    "downsampling": 1,
-                    "padded_size": (16, 16, 16),
-                    "network_shape": (16, 16, 16),
-                    "token_grid": (1, 1, 1),
-                    "token_length": 1,
-                    "memory_gb": 1.0,
-                }
-            },
-            "default_configuration": "full",
-            "network": {"name": "dual_pyramid", "width": 1},
-            "training": {
-                "epochs": 2,
-                "steps_per_epoch": 3,
-                "learning_rate": 1e-2,
-                "validation_pairs": 1,
-                "autocast": "none",
-                **(training or {}),
-            },
-            "reasons": {},
-            **changes,
-        }
-    )
+    steps = {"epochs": 2, "steps_per_epoch": 3, "learning_rate": 1e-2, "validation_pairs": 1, "autocast": "none"}
+    content = {
+        "dataset_name": "Dataset001_X",
+        "labels": {1: "liver", 2: "spleen"},
+        "network": {"name": "dual_pyramid", "width": 1},
+        "training": steps | (training or {}),
+    }
+    return tiny_plans.make_plans(SHAPE[::-1], **content | changes)
 
 
 def make_fold(root: Path, unlabelled: Sequence[str] = ()) -> FoldData:

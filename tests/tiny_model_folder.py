@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import tiny_plans
 import torch
 from smooth import smooth_noise
 
@@ -22,33 +23,14 @@ SIZE, PADDED = (14, 16, 12), (16, 16, 32)
 
 def make_plans(field: str = "displacement", method: str = "centre", bidirectional: bool = False) -> Plans:
     """Plans of VoxelMorph on a frame that is smaller than the network's shape."""
-    configuration = {
-        "downsampling": 1,
-        "padded_size": PADDED,
-        "network_shape": PADDED,
-        "token_grid": (1, 1, 1),
-        "token_length": 1,
-        "memory_gb": 1,
-    }
-    contrast = {"scheme": "percentiles", "lower": 0, "upper": 95}
-    return Plans.model_validate(
-        {
-            "dataset_name": "Dataset007_Tiny",
-            "plans_name": "default",
-            "spacing": (2, 2, 3),
-            "size": SIZE,
-            "centre": (0, 0, 0),
-            "fixed_modality": 0,
-            "moving_modality": 1,
-            "labels": {1: "liver"},
-            "normalization": {0: {"modality": "MR"} | contrast, 1: {"modality": "CT"} | contrast},
-            "prealignment": {"method": method, "reference_case": "Tiny_0001_0000"},
-            "configurations": {"full": configuration},
-            "default_configuration": "full",
-            "reasons": {},
-            "network": {"name": "voxelmorph", "size": "small", "field": field},
-            "training": {"bidirectional": bidirectional, "autocast": "none"},
-        }
+    return tiny_plans.make_plans(
+        SIZE,
+        dataset_name="Dataset007_Tiny",
+        spacing=(2, 2, 3),
+        prealignment={"method": method, "reference_case": "Tiny_0001_0000"},
+        configurations={"full": tiny_plans.make_configuration(PADDED)},
+        network={"name": "voxelmorph", "size": "small", "field": field},
+        training={"bidirectional": bidirectional, "autocast": "none"},
     )
 
 

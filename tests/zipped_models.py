@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny_plans import make_plans
 from torch import nn
 
 from llmreg.engine.templates import Template, write_templates
@@ -32,32 +33,10 @@ Members = dict[str, bytes]
 
 
 def plans() -> Plans:
-    full = {
-        "downsampling": 1,
-        "padded_size": (16, 16, 16),
-        "network_shape": (16, 16, 16),
-        "token_grid": (1, 1, 1),
-        "token_length": 1,
-        "memory_gb": 1,
-    }
-    contrast = {"scheme": "percentiles", "lower": 0, "upper": 95}
-    return Plans.model_validate(
-        {
-            "dataset_name": "Dataset001_Tiny",
-            "plans_name": "default",
-            "spacing": (2, 2, 2),
-            "size": (16, 14, 12),
-            "centre": (0, 0, 0),
-            "fixed_modality": 0,
-            "moving_modality": 1,
-            "labels": {1: "liver"},
-            "normalization": {0: {"modality": "MR"} | contrast, 1: {"modality": "CT"} | contrast},
-            "prealignment": {"method": "template", "reference_case": "Tiny_0001_0000"},
-            "configurations": {"full": full},
-            "default_configuration": "full",
-            "reasons": {},
-            "network": {"llm": {"source": "/elsewhere/language model", "layers": (1, 2), "sha256": SHA256}},
-        }
+    return make_plans(
+        (16, 14, 12),
+        prealignment={"method": "template", "reference_case": "Tiny_0001_0000"},
+        network={"llm": {"source": "/elsewhere/language model", "layers": (1, 2), "sha256": SHA256}},
     )
 
 
