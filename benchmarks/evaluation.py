@@ -44,25 +44,25 @@ def brain(shape: tuple[int, ...], labels: int) -> np.ndarray:
     middle = np.array(shape) / 2
     inside = (((index - middle) / (0.86 * middle)) ** 2).sum(axis=-1) < 1
     seeds = middle + 0.5 * middle * random.uniform(-1, 1, (labels, 3))
-    found = np.zeros(shape, np.uint8)
-    found[inside] = cKDTree(seeds).query(index[inside])[1] + 1
-    return found
+    regions = np.zeros(shape, np.uint8)
+    regions[inside] = cKDTree(seeds).query(index[inside])[1] + 1
+    return regions
 
 
 def smooth_field(grid: Grid, seed: int, mm: float) -> DisplacementField:
     random = np.random.default_rng(seed)
     coarse = mm * random.normal(size=(3, 7, 8, 7))
-    fine = [zoom(one, np.array(grid.shape) / one.shape, order=1) for one in coarse]
+    fine = [zoom(component, np.array(grid.shape) / component.shape, order=1) for component in coarse]
     return DisplacementField(np.stack(fine, axis=-1).astype(np.float32), grid)
 
 
-def scoring(method: str, shape: tuple[int, ...], labels: int) -> Callable[[], object]:
-    """What computes the figures, all of its input made."""
+def make_scoring(method: str, shape: tuple[int, ...], labels: int) -> Callable[[], object]:
+    """Make the input of a method, and return what computes its figures."""
     grid = Grid(shape[::-1], (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     fixed = array_to_image(brain(shape, labels), grid)
     moving = resample_labels(fixed, grid, smooth_field(grid, 1, 3.0))
     field = smooth_field(grid, 2, 1.0)
-    here, ids = image_to_array(fixed), list(range(1, labels + 1))
+    fixed_labels, ids = image_to_array(fixed), list(range(1, labels + 1))
     warped = image_to_array(resample_labels(moving, grid, field))
     spacing = grid.spacing
     points = grid.index_to_physical(np.random.default_rng(3).uniform(10, min(shape) - 10, (100, 3)))
@@ -72,28 +72,29 @@ def scoring(method: str, shape: tuple[int, ...], labels: int) -> Callable[[], ob
         return errors, evaluate_pair(fixed, moving, field, threads=available_cores())
 
     def ours_surfaces() -> object:
-        return dice_per_label(warped, here, ids), surface_distances_per_label(
-            warped, here, ids, spacing, available_cores()
+        return dice_per_label(warped, fixed_labels, ids), surface_distances_per_label(
+            warped, fixed_labels, ids, spacing, available_cores()
         )
 
     def monai() -> object:
         import torch
         from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMetric
 
-        a, b = (torch.from_numpy(np.stack([one == i for i in [0, *ids]])[None]) for one in (warped, here))
+        a, b = (torch.from_numpy(np.stack([volume == i for i in [0, *ids]])[None]) for volume in (warped, fixed_labels))
         dice = DiceMetric(include_background=False)(a, b)
         hd95 = HausdorffDistanceMetric(include_background=False, percentile=95)(a, b, spacing=spacing)
         assd = SurfaceDistanceMetric(include_background=False, symmetric=True)(a, b, spacing=spacing)
         return dice, hd95, assd
 
     def ours_learn2reg() -> object:
-        return hd95_learn2reg_per_label(warped, here, ids, warped, available_cores())
+        return hd95_learn2reg_per_label(warped, fixed_labels, ids, warped, available_cores())
 
     def surface_distance() -> object:
         from surface_distance import compute_robust_hausdorff, compute_surface_distances
 
         return [
-            compute_robust_hausdorff(compute_surface_distances(here == i, warped == i, np.ones(3)), 95.0) for i in ids
+            compute_robust_hausdorff(compute_surface_distances(fixed_labels == i, warped == i, np.ones(3)), 95.0)
+            for i in ids
         ]
 
     return dict(zip(METHODS, (ours, ours_surfaces, monai, ours_learn2reg, surface_distance), strict=True))[method]
@@ -108,7 +109,7 @@ def main() -> None:
     if arguments.only:
         warnings.simplefilter("ignore")
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(available_cores())
-        score = scoring(arguments.only, tuple(arguments.shape), arguments.labels)
+        score = make_scoring(arguments.only, tuple(arguments.shape), arguments.labels)
         wall, cpu = time.perf_counter(), time.process_time()
         score()
         figures = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "gib": peak_memory_gb()}
@@ -120,9 +121,9 @@ def main() -> None:
         if method == "surface-distance" and importlib.util.find_spec("surface_distance") is None:
             continue
         command = [sys.executable, __file__, *sys.argv[1:], "--only", method]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        figures = f"{found['seconds']:8.2f} s, {found['cpu']:8.2f} s of CPU, {found['gib']:6.2f} GiB at its peak"
-        seconds[method] = found["seconds"]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        figures = f"{result['seconds']:8.2f} s, {result['cpu']:8.2f} s of CPU, {result['gib']:6.2f} GiB at its peak"
+        seconds[method] = result["seconds"]
         ratio = f", {seconds[method] / seconds[RIVALS[method]]:.1f} times ours" if method in RIVALS else ""
         sys.stdout.write(f"{method:18}{figures}{ratio}\n")
         sys.stdout.flush()

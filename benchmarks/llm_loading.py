@@ -85,7 +85,7 @@ def fill_cache(folder: Path) -> None:
     (folder / "pinned.json").write_text(pinned.model_dump_json())
 
 
-def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
+def measure(way: str, folder: Path, dtype: torch.dtype) -> None:
     """Load in this process and print what it took as JSON."""
     # What loading would import, too: imports are not what is measured.
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -107,12 +107,12 @@ def measure(which: str, folder: Path, dtype: torch.dtype) -> None:
 
     LocalFiles.read = count_bytes  # type: ignore[method-assign]
     before, start = peak_mb(), time.perf_counter()
-    if which == "model":
+    if way == "model":
         layers = build_layers(read_layers(str(folder), LAYERS), dtype).layers
-    elif which == "first":
+    elif way == "first":
         pinned = LLMSettings.model_validate_json((folder / "pinned.json").read_text())
         layers = build_layers(find_layers(pinned, folder / "no cache"), dtype).layers
-    elif which == "cache":
+    elif way == "cache":
         pinned = LLMSettings.model_validate_json((folder / "pinned.json").read_text())
         layers = build_layers(find_layers(pinned, folder / "cache"), dtype).layers
     else:
@@ -149,28 +149,28 @@ def main() -> None:
         return measure(options.measure, options.folder, getattr(torch, options.dtype))
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         # In a process of its own: children inherit this one's peak memory.
-        here = [sys.executable, __file__, "--folder", temporary]
-        subprocess.run([*here, "--measure", "write", "--layers", str(options.layers)], check=True)
+        command = [sys.executable, __file__, "--folder", temporary]
+        subprocess.run([*command, "--measure", "write", "--layers", str(options.layers)], check=True)
         for dtype in ("bfloat16", "float32"):
-            compare(here, dtype, options.repeats)
+            compare(command, dtype, options.repeats)
 
 
-def compare(here: list[str], dtype: str, repeats: int) -> None:
+def compare(command: list[str], dtype: str, repeats: int) -> None:
     """Measure the three in turns and print a table and the ratios."""
-    found: dict[str, list[dict[str, float]]] = {which: [] for which in NAMES}
+    measurements: dict[str, list[dict[str, float]]] = {way: [] for way in NAMES}
     # In turns, so that all see the same state of the disk's cache; the first round warms it.
     for _ in range(repeats + 1):
-        for which in found:
-            done = subprocess.run([*here, "--measure", which, "--dtype", dtype], check=True, capture_output=True)
-            found[which].append(json.loads(done.stdout))
-    best = {which: {key: min(run[key] for run in runs[1:]) for key in runs[0]} for which, runs in found.items()}
+        for way in measurements:
+            process = subprocess.run([*command, "--measure", way, "--dtype", dtype], check=True, capture_output=True)
+            measurements[way].append(json.loads(process.stdout))
+    best = {way: {key: min(run[key] for run in runs[1:]) for key in runs[0]} for way, runs in measurements.items()}
     sys.stdout.write(f"{dtype:<26}{'loaded (s)':>12}{'and read (s)':>14}{'peak memory (MB)':>18}\n")
-    for which, run in best.items():
-        sys.stdout.write(f"{NAMES[which]:<26}{run['ready']:>12.2f}{run['seconds']:>14.2f}{run['memory_mb']:>18.0f}\n")
-    for which in ("model", "first", "cache"):
-        ready, whole, memory = (best["AutoModel"][key] / best[which][key] for key in ("ready", "seconds", "memory_mb"))
+    for way, run in best.items():
+        sys.stdout.write(f"{NAMES[way]:<26}{run['ready']:>12.2f}{run['seconds']:>14.2f}{run['memory_mb']:>18.0f}\n")
+    for way in ("model", "first", "cache"):
+        ready, seconds, memory = (best["AutoModel"][key] / best[way][key] for key in ("ready", "seconds", "memory_mb"))
         sys.stdout.write(
-            f"{NAMES[which]}: loaded {ready:.1f} and read {whole:.1f} times faster, {memory:.1f} times smaller\n"
+            f"{NAMES[way]}: loaded {ready:.1f} and read {seconds:.1f} times faster, {memory:.1f} times smaller\n"
         )
     sys.stdout.write(f"llmreg read {best['model']['share']:.4f} times the layers' bytes\n\n")
     sys.stdout.flush()

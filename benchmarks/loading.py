@@ -42,12 +42,12 @@ def write_volumes(folder: Path) -> list[Pair]:
         for name, values in (("", image), ("_seg", labels), ("_seen", np.ones(SHAPE, np.uint8))):
             blosc2.asarray(values, urlpath=str(folder / f"{number}{name}.b2nd"), mode="w")
         (folder / f"{number}.json").write_text(json.dumps({"annotated_labels": list(range(1, 9))}))
-    every = [Pair(str(a), str(b)) for a in range(CASES) for b in range(CASES) if a != b]
-    return every[:PAIRS]
+    all_pairs = [Pair(str(a), str(b)) for a in range(CASES) for b in range(CASES) if a != b]
+    return all_pairs[:PAIRS]
 
 
 def memory_gb() -> float:
-    """Of this process and its children."""
+    """The memory of this process and its children."""
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
     total = 0
     for process in processes:
@@ -79,12 +79,12 @@ def main() -> None:
                     memory.append(memory_gb())
             rates[workers] = (options.rounds * PAIRS - 1) / (time.perf_counter() - start)
             loading.close()
-            left = multiprocessing.active_children()
+            leftover_processes = multiprocessing.active_children()
             rounds = ", ".join(f"{gb:.2f}" for gb in memory)
             growth = 100 * (memory[-1] / memory[0] - 1)
             sys.stdout.write(
                 f"{workers} worker(s): {rates[workers]:.1f} pairs a second; {rounds} GB after each round "
-                f"({growth:+.1f} %); {len(left)} processes left over\n"
+                f"({growth:+.1f} %); {len(leftover_processes)} processes left over\n"
             )
     first, last = options.workers[0], options.workers[-1]
     sys.stdout.write(f"{last} worker(s): {rates[last] / rates[first]:.2f} times the rate of {first}\n")

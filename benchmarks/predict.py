@@ -22,13 +22,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_raw_dataset
+from llmreg.comparison.benchmark_settings import BenchmarkSettings
 from llmreg.comparison.classical_methods import CLASSICAL, is_installed
 from llmreg.comparison.classical_runs import register_pairs
 from llmreg.comparison.judged_pairs import judged_pairs
 from llmreg.comparison.pair_tables import classical_pairs, write_pairs
+from llmreg.data.dataset import Pair
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.predictions import read_predictions
+from llmreg.preprocessing.preparation import load_raw_dataset
 
 Row = tuple[str, float, float, float]
 
@@ -36,20 +38,20 @@ Row = tuple[str, float, float, float]
 def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     """Name, seconds a pair, peak memory (GB) and mean Dice (%) of each method, as they come."""
     settings = BenchmarkSettings(options.dataset, (options.fold,))
-    dataset = load_raw_dataset(settings)
+    dataset = load_raw_dataset(settings.dataset)
     judged = classical_pairs(settings, judged_pairs(settings, options.fold, dataset), dataset)
-    pairs = [pair for pair in judged if pair.fixed_label is not None and pair.moving_label is not None][: options.pairs]
+    pairs = [pair for pair in judged if pair.fixed.label is not None and pair.moving.label is not None][: options.pairs]
     table = work / "pairs.csv"
-    write_pairs(table, [pair.cases for pair in pairs], dataset)
+    write_pairs(table, [Pair(pair.fixed.name, pair.moving.name) for pair in pairs], dataset)
     for number, flags in enumerate(options.llmreg):
         folder = work / f"llmreg_{number}"
         command = ["-i", str(table), "-o", str(folder), "-m", str(options.model), "-f", options.fold]
         command += ["--save", "field", "warped", "prealignment", *flags.split()]
-        began = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "llmreg.commands", "predict", *command], check=True, stderr=subprocess.DEVNULL
         )
-        seconds = (time.perf_counter() - began) / len(pairs)
+        seconds = (time.perf_counter() - start) / len(pairs)
         metrics = evaluate_folder(folder)["metrics"]
         if not number:
             yield "as they lie", float("nan"), float("nan"), 100 * metrics["initial_dice"]["mean"]
@@ -60,9 +62,9 @@ def rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
             sys.stdout.write(f"{method:<40}  is not installed\n")
             continue
         register_pairs(method, pairs, work / method, 1800)
-        registered = pd.DataFrame(pair.to_json() for pair in read_predictions(work / method).pairs)
+        predictions = pd.DataFrame(pair.to_json() for pair in read_predictions(work / method).pairs)
         dice = 100 * evaluate_folder(work / method)["metrics"]["dice"]["mean"]
-        yield method, registered["seconds"].mean(), registered["peak_memory_gb"].max(), dice
+        yield method, predictions["seconds"].mean(), predictions["peak_memory_gb"].max(), dice
 
 
 def main() -> None:

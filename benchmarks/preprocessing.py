@@ -71,15 +71,15 @@ def make_volumes(folder: Path, size: list[int], count: int) -> None:
             values += rng.standard_normal(values.shape, np.float32) * 20
             image[k] = values.clip(-1024, 3071)
         for array, kind in ((image, "images"), (label, "labels")):
-            made = sitk.GetImageFromArray(np.ascontiguousarray(array[:, ::-1]))
-            made.SetSpacing(spacing.tolist())
-            made.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+            volume = sitk.GetImageFromArray(np.ascontiguousarray(array[:, ::-1]))
+            volume.SetSpacing(spacing.tolist())
+            volume.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
             (folder / kind).mkdir(parents=True, exist_ok=True)
-            sitk.WriteImage(made, str(folder / kind / f"case_{number}.nii.gz"), useCompression=True)
+            sitk.WriteImage(volume, str(folder / kind / f"case_{number}.nii.gz"), useCompression=True)
 
 
 def describe(images: Path, labels: Path, spacing: list[float], path: Path) -> None:
-    """What both programs are told of the volumes, as JSON."""
+    """Describe the volumes to both programs, as JSON."""
     import numpy as np
     import SimpleITK as sitk
 
@@ -104,19 +104,18 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
+def llmreg_worker(description: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
     """What preprocesses a case with llmreg and returns how many voxels of an image it wrote."""
     import blosc2
     import SimpleITK as sitk
 
     from llmreg.data.dataset import Case
     from llmreg.plans.plans import parse_plans
-    from llmreg.preprocessing.common_frame import PlacementHints
     from llmreg.preprocessing.preprocessed_volumes import write_case
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cores)
     blosc2.set_nthreads(cores)
-    padded = [-(-n // 16) * 16 for n in told["size"]]
+    padded = [-(-n // 16) * 16 for n in description["size"]]
     tokens = [n // 16 for n in padded]
     window = {"modality": "CT", "scheme": "window", "lower": WINDOW[0], "upper": WINDOW[1]}
     configuration = {
@@ -130,14 +129,15 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
     content = {
         "dataset_name": "Benchmark",
         "plans_name": "default",
-        "spacing": told["spacing"],
-        "size": told["size"],
+        "spacing": description["spacing"],
+        "size": description["size"],
         "centre": [0, 0, 0],
         "fixed_modality": 0,
         "moving_modality": 0,
-        "labels": {n: f"s{n}" for n in told["ids"]},
+        "labels": {n: f"s{n}" for n in description["ids"]},
         "normalization": {0: window},
-        "prealignment": {"method": "centre", "reference_case": "case_0"},
+        # No case is the reference, which would be written twice.
+        "prealignment": {"method": "centre", "reference_case": "none"},
         "configurations": {"full": configuration},
         "default_configuration": "full",
         "reasons": {},
@@ -146,12 +146,13 @@ def llmreg_worker(told: dict[str, Any], out: Path, cores: int) -> Callable[[int,
 
     def run(number: int, image: str, label: str) -> int:
         case = Case(f"case_{number}", f"subject_{number}", 0, Path(image), Path(label))
-        return write_case(case, plans, out, PlacementHints(), {}).image.size
+        write_case(case, plans, out, {})
+        return blosc2.open(str(out / f"{case.name}.b2nd")).size
 
     return run
 
 
-def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) -> Callable[[int, str, str], int]:
+def nnunet_worker(description: dict[str, Any], out: Path, cores: int, pytorch: bool) -> Callable[[int, str, str], int]:
     """The same with nnU-Net, as its planner has it: cubic splines, or PyTorch's linear resampling."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ.setdefault(name, str(out))
@@ -173,7 +174,7 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
         "data_identifier": "benchmark",
         "preprocessor_name": "DefaultPreprocessor",
         "patch_size": [128, 128, 128],
-        "spacing": told["spacing"][::-1],
+        "spacing": description["spacing"][::-1],
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
         "resampling_fn_data": function,
@@ -194,58 +195,65 @@ def nnunet_worker(told: dict[str, Any], out: Path, cores: int, pytorch: bool) ->
         "configurations": {"3d_fullres": configuration},
     }
     plans = PlansManager(content)
-    names = {"background": 0} | {f"s{n}": n for n in told["ids"]}
+    names = {"background": 0} | {f"s{n}": n for n in description["ids"]}
     dataset = {"labels": names, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     preprocessor = DefaultPreprocessor(verbose=False)
 
     def run(number: int, image: str, label: str) -> int:
-        whole = str(out / f"case_{number}")
-        preprocessor.run_case_save(whole, [image], label, plans, plans.get_configuration("3d_fullres"), dataset)
-        return blosc2.open(whole + ".b2nd").size
+        target = str(out / f"case_{number}")
+        preprocessor.run_case_save(target, [image], label, plans, plans.get_configuration("3d_fullres"), dataset)
+        return blosc2.open(target + ".b2nd").size
 
     return run
 
 
-def worker(which: str, told: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
+def worker(program: str, description: dict[str, Any], out: Path, cores: int) -> Callable[[int, str, str], int]:
     out.mkdir(parents=True, exist_ok=True)
-    return llmreg_worker(told, out, cores) if which == "llmreg" else nnunet_worker(told, out, cores, which == "torch")
+    return (
+        llmreg_worker(description, out, cores)
+        if program == "llmreg"
+        else nnunet_worker(description, out, cores, program == "torch")
+    )
 
 
-def measure(which: str, folder: Path, cores: int, first: int) -> None:
+def measure(program: str, folder: Path, cores: int, first: int) -> None:
     """Preprocess the cases in this process, another one first in each round, and print what it took as JSON."""
-    told = json.loads((folder / "told.json").read_text())
-    count = len(told["cases"])
+    description = json.loads((folder / "description.json").read_text())
+    count = len(description["cases"])
     cases: list[list[float]] = [[]] * count
     with contextlib.redirect_stdout(sys.stderr):
-        run = worker(which, told, folder / which, cores)
+        run = worker(program, description, folder / program, cores)
         for number in [(first + k) % count for k in range(count)]:
             wall, cpu = time.perf_counter(), time.process_time()
-            voxels = run(number, *told["cases"][number])
+            voxels = run(number, *description["cases"][number])
             cases[number] = [time.perf_counter() - wall, time.process_time() - cpu, voxels]
     json.dump({"cases": cases, "peak_gb": peak_gb()}, sys.stdout)
 
 
-def compare(here: list[str], folder: Path, sides: list[str], repeats: int) -> None:
+def compare(command: list[str], folder: Path, sides: list[str], repeats: int) -> None:
     """Measure the sides in turns and print a table and the ratios."""
-    found: dict[str, list[dict[str, Any]]] = {which: [] for which in sides}
+    measurements: dict[str, list[dict[str, Any]]] = {program: [] for program in sides}
     for round_ in range(repeats):
-        for which in sides:
-            words = [*here, "--measure", which, "--folder", str(folder), "--first", str(round_)]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
-            found[which].append(json.loads(done.stdout))
-            shutil.rmtree(folder / which)
+        for program in sides:
+            words = [*command, "--measure", program, "--folder", str(folder), "--first", str(round_)]
+            process = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+            measurements[program].append(json.loads(process.stdout))
+            shutil.rmtree(folder / program)
     sys.stdout.write(f"{'':<30}{'s a case':>10}{'CPU s':>8}{'Mvoxels written/s':>19}{'peak memory (GB)':>18}\n")
     rows = {}
-    for which, runs in found.items():
+    for program, runs in measurements.items():
         # Best of the rounds for each case, then the mean of the cases.
-        best = [[min(of) for of in zip(*case, strict=True)] for case in zip(*(r["cases"] for r in runs), strict=True)]
-        wall, cpu, voxels = (sum(of) / len(best) for of in zip(*best, strict=True))
-        rows[which] = row = (wall, cpu, voxels / wall / 1e6, max(run["peak_gb"] for run in runs))
-        sys.stdout.write(f"{NAMES[which]:<30}{row[0]:>10.2f}{row[1]:>8.2f}{row[2]:>19.1f}{row[3]:>18.2f}\n")
-    for which in sides[1:]:
-        wall, cpu, rate, memory = (a / b for a, b in zip(rows[which], rows["llmreg"], strict=True))
+        best = [
+            [min(values) for values in zip(*case, strict=True)]
+            for case in zip(*(r["cases"] for r in runs), strict=True)
+        ]
+        wall, cpu, voxels = (sum(values) / len(best) for values in zip(*best, strict=True))
+        rows[program] = row = (wall, cpu, voxels / wall / 1e6, max(run["peak_gb"] for run in runs))
+        sys.stdout.write(f"{NAMES[program]:<30}{row[0]:>10.2f}{row[1]:>8.2f}{row[2]:>19.1f}{row[3]:>18.2f}\n")
+    for program in sides[1:]:
+        wall, cpu, rate, memory = (a / b for a, b in zip(rows[program], rows["llmreg"], strict=True))
         sys.stdout.write(
-            f"llmreg beside {NAMES[which]}: {wall:.1f} times faster ({cpu:.1f} by CPU time, {1 / rate:.1f} by voxels "
+            f"llmreg beside {NAMES[program]}: {wall:.1f} times faster ({cpu:.1f} by CPU time, {1 / rate:.1f} by voxels "
             f"written a second), in {1 / memory:.2f} of the memory\n"
         )
     sys.stdout.flush()
@@ -263,14 +271,14 @@ def watch_memory(folder: Path, cases: int) -> None:
     """Preprocess many cases in this process, as one worker of ``preprocess`` does, and print its memory."""
     from llmreg.workers import GB_PER_PROCESS
 
-    told = json.loads((folder / "told.json").read_text())
+    description = json.loads((folder / "description.json").read_text())
     links = folder / "links"
     links.mkdir()
-    run = worker("llmreg", told, folder / "many", 1)
+    run = worker("llmreg", description, folder / "many", 1)
     start, quarters = time.perf_counter(), []
     for number in range(cases):
         paths = [links / f"{kind}_{number}.nii.gz" for kind in ("image", "label")]
-        for path, source in zip(paths, told["cases"][0], strict=True):
+        for path, source in zip(paths, description["cases"][0], strict=True):
             path.symlink_to(Path(source).resolve())
         run(number, *map(str, paths))
         # What was written would only fill the disk.
@@ -293,11 +301,11 @@ def watch_memory(folder: Path, cases: int) -> None:
 def has_nnunet() -> bool:
     """Whether it can be imported, with all that it imports itself; tried in another process, which may be slow."""
     words = "import nnunetv2.preprocessing.preprocessors.default_preprocessor as _; import sys; sys.exit(0)"
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
-    if done.returncode:
-        problem = done.stderr.strip().splitlines()[-1]
+    process = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    if process.returncode:
+        problem = process.stderr.strip().splitlines()[-1]
         sys.stdout.write(f"nnU-Net v2 cannot be imported ({problem}): pip install nnunetv2 for the comparison.\n")
-    return done.returncode == 0
+    return process.returncode == 0
 
 
 def main() -> None:
@@ -325,16 +333,16 @@ def main() -> None:
         case "make":
             make_volumes(options.folder, options.size[0], options.volumes)
         case "describe":
-            describe(options.images, options.labels, options.spacing, options.folder / "told.json")
+            describe(options.images, options.labels, options.spacing, options.folder / "description.json")
         case "memory":
             watch_memory(options.folder, options.cases)
-        case which:
-            measure(which, options.folder, options.cores, options.first)
+        case program:
+            measure(program, options.folder, options.cores, options.first)
 
 
 def run(options: argparse.Namespace) -> None:
     """Both parts; all that takes memory in processes of its own, since children inherit this one's peak."""
-    here = [sys.executable, __file__, "--cores", str(options.cores)]
+    command = [sys.executable, __file__, "--cores", str(options.cores)]
     sides = ["llmreg"]
     if options.repeats:
         if has_nnunet():
@@ -352,20 +360,20 @@ def run(options: argparse.Namespace) -> None:
             images, labels = options.images, options.labels
             if size is not None:
                 words = ["--measure", "make", "--volumes", str(options.volumes), "--size", *map(str, size)]
-                subprocess.run([*here, *words, "--folder", str(folder)], check=True)
+                subprocess.run([*command, *words, "--folder", str(folder)], check=True)
                 images, labels = folder / "images", folder / "labels"
             words = ["--measure", "describe", "--images", str(images), "--labels", str(labels)]
             words += ["--folder", str(folder), "--spacing", *map(str, options.spacing)]
-            subprocess.run([*here, *words], check=True)
+            subprocess.run([*command, *words], check=True)
             if options.repeats:
                 sys.stdout.write(f"\n{name}\n")
                 sys.stdout.flush()
-                compare(here, folder, sides, options.repeats)
+                compare(command, folder, sides, options.repeats)
         if options.cases:
             sys.stdout.write(f"\nllmreg over {options.cases} cases like the first of {name}, one process, one thread\n")
             sys.stdout.flush()
             words = ["--measure", "memory", "--cases", str(options.cases), "--folder", str(folder)]
-            subprocess.run([*here, *words], check=True)
+            subprocess.run([*command, *words], check=True)
 
 
 if __name__ == "__main__":

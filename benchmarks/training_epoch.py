@@ -99,21 +99,21 @@ def main() -> None:
             if plan_and_preprocess.main(["-d", "999"]):
                 raise SystemExit("the synthetic dataset could not be prepared")
             arguments += ["--dataset", "999"]
-        found = {}
+        results = {}
         for workers in options.workers:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, __file__, *arguments, "--measure", str(workers)], check=True, stdout=subprocess.PIPE
             )
-            found[workers] = json.loads(done.stdout)
+            results[workers] = json.loads(process.stdout)
     kind = "bfloat16" if has_bfloat16(choose_device(options.device)) else "float32"
-    shape = " x ".join(map(str, found[options.workers[0]]["shape"]))
+    shape = " x ".join(map(str, results[options.workers[0]]["shape"]))
     sys.stdout.write(f"{options.steps} steps at {shape} network voxels in {kind}, seconds a step\n")
     sys.stdout.write(f"{'workers':<9}" + "".join(f"{name:>10}" for name in ("step", *PARTS)) + f"{'peak GB':>10}\n")
-    for workers, row in found.items():
+    for workers, row in results.items():
         cells = "".join(f"{row[name]:>10.3f}" for name in ("step", *PARTS))
         sys.stdout.write(f"{workers:<9}{cells}{row['memory_gb']:>10.2f}\n")
     first, last = options.workers[0], options.workers[-1]
-    ratio = found[last]["step"] / found[first]["step"]
+    ratio = results[last]["step"] / results[first]["step"]
     sys.stdout.write(f"{last} worker(s): {ratio:.2f} of the time with {first}\n")
 
 

@@ -87,10 +87,10 @@ def make_plain() -> None:
     InstanceNorm3d.forward = nn.InstanceNorm3d.forward  # type: ignore[method-assign]
 
 
-def measure(which: str, case: Case, width: int, steps: int) -> None:
+def measure(build: str, case: Case, width: int, steps: int) -> None:
     """Train some steps in this process; print the best time, the peak memory above the imports, and the losses."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    plain = which == "plain float32"
+    plain = build == "plain float32"
     in_bfloat16 = not plain and has_bfloat16(torch.device("cpu"))
     torch.manual_seed(0)
     settings = LLMMorphSettings(llm=LLMSettings(dtype="bfloat16" if in_bfloat16 else "float32"))
@@ -135,23 +135,23 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        which, name = options.measure
-        return measure(which, CASES[name], options.width, options.steps)
+        build, name = options.measure
+        return measure(build, CASES[name], options.width, options.steps)
     kind = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32 (this processor does not compute in bfloat16)"
     sys.stdout.write(f"llmreg computes in {kind}\n")
     sys.stdout.write(f"{'':<28}{'step (s)':>10}{'peak memory (GB)':>18}   losses\n")
     for name in options.cases:
-        found = {}
-        for which in ("plain float32", "llmreg") if CASES[name].plain else ("llmreg",):
-            words = ["--measure", which, name, "--width", str(options.width), "--steps", str(options.steps)]
-            done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
-            run = found[which] = json.loads(done.stdout)
+        results = {}
+        for build in ("plain float32", "llmreg") if CASES[name].plain else ("llmreg",):
+            words = ["--measure", build, name, "--width", str(options.width), "--steps", str(options.steps)]
+            process = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
+            run = results[build] = json.loads(process.stdout)
             losses = " ".join(f"{loss:.4f}" for loss in run["losses"])
-            row = f"{name + ', ' + which:<28}{run['seconds']:>10.2f}{run['memory_gb']:>18.2f}   {losses}\n"
+            row = f"{name + ', ' + build:<28}{run['seconds']:>10.2f}{run['memory_gb']:>18.2f}   {losses}\n"
             sys.stdout.write(row)
-        if len(found) == 2:
+        if len(results) == 2:
             time_share, memory_share = (
-                found["llmreg"][k] / found["plain float32"][k] for k in ("seconds", "memory_gb")
+                results["llmreg"][k] / results["plain float32"][k] for k in ("seconds", "memory_gb")
             )
             sys.stdout.write(f"{name}: {time_share:.2f} of the time, {memory_share:.2f} of the memory\n")
 

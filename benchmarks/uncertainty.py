@@ -56,7 +56,7 @@ def main() -> None:
     pairs = splits.read_splits(folder / SPLITS_FILE)[options.fold].validation_pairs
     predictor = Predictor.from_folder(options.model, options.folds, options=RegistrationOptions(uncertainty=True))
     fixed_cases = sorted({pair.fixed for pair in pairs})[: options.subjects]
-    estimated, wrong = [], []
+    estimates, true_errors = [], []
     for number, name in enumerate(fixed_cases):
         fixed = raw.case(name)
         moving = next(
@@ -66,28 +66,28 @@ def main() -> None:
         )
         images = [read_image(case.image) for case in (fixed, moving)]
         grid = Grid.from_image(images[0])
-        drawn = random_field(grid, number, options.mm, 12.0)
-        found = predictor.predict(
+        true_field = random_field(grid, number, options.mm, 12.0)
+        registration = predictor.predict(
             ImageInput(images[0], fixed.modality),
-            ImageInput(resample_image(images[1], drawn.grid, drawn), moving.modality),
+            ImageInput(resample_image(images[1], true_field.grid, true_field), moving.modality),
         )
         inside = image_to_array(read_image(fixed.label)) > 0
-        away = np.linalg.norm(found.field.vectors - invert_field(drawn).vectors, axis=-1)
-        assert found.uncertainty is not None
-        estimated.append(image_to_array(found.uncertainty)[inside])
-        wrong.append(away[inside])
-    sure, error = np.concatenate(estimated), np.concatenate(wrong)
-    edges = np.quantile(sure, np.linspace(0, 1, BINS + 1))
-    of = np.clip(np.searchsorted(edges, sure, "right") - 1, 0, BINS - 1)
-    means = np.array([[sure[of == k].mean(), np.sqrt((error[of == k] ** 2).mean())] for k in range(BINS)])
-    correlation = spearmanr(sure[::50], error[::50]).statistic
+        errors = np.linalg.norm(registration.field.vectors - invert_field(true_field).vectors, axis=-1)
+        assert registration.uncertainty is not None
+        estimates.append(image_to_array(registration.uncertainty)[inside])
+        true_errors.append(errors[inside])
+    estimate, error = np.concatenate(estimates), np.concatenate(true_errors)
+    edges = np.quantile(estimate, np.linspace(0, 1, BINS + 1))
+    tenth = np.clip(np.searchsorted(edges, estimate, "right") - 1, 0, BINS - 1)
+    means = np.array([[estimate[tenth == k].mean(), np.sqrt((error[tenth == k] ** 2).mean())] for k in range(BINS)])
+    correlation = spearmanr(estimate[::50], error[::50]).statistic
     sys.stdout.write(
         f"{len(fixed_cases)} subjects, true displacement {options.mm:g} mm; estimated and true error, mm\n"
     )
     for row in means:
         sys.stdout.write(f"{row[0]:8.2f}{row[1]:8.2f}\n")
     sys.stdout.write(
-        f"all: estimated {np.sqrt((sure**2).mean()):.2f}, true {np.sqrt((error**2).mean()):.2f}; "
+        f"all: estimated {np.sqrt((estimate**2).mean()):.2f}, true {np.sqrt((error**2).mean()):.2f}; "
         f"rank correlation over voxels {correlation:.2f}\n"
     )
     figure = Figure(figsize=(5, 4.5), layout="constrained")

@@ -49,22 +49,31 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "api": ("Evaluation", "MetricSummary", "TrainedModel", "evaluate", "plan", "preprocess", "train"),
-    "errors": ("UserError",),
-    "geometry.field": ("DisplacementField",),
-    "geometry.grid": ("Grid",),
-    "inference.apply": ("ApplyInputs", "ApplyOptions", "apply"),
-    "inference.case_reader": ("ImageInput",),
-    # Options is the name that RegistrationOptions had before.
-    "inference.predictor": ("Options", "Predictor", "RegistrationOptions"),
-    "inference.registration": ("Registration",),
-    "plans.plans": ("Plans",),
-    "preprocessing.planning.planner": ("PlannerOverrides",),
-    "training.options": ("TrainingOptions",),
-    "training.experiment": ("PlansChoice",),
+_HOME_OF = {
+    "ApplyInputs": "inference.apply",
+    "ApplyOptions": "inference.apply",
+    "DisplacementField": "geometry.field",
+    "Evaluation": "api",
+    "Grid": "geometry.grid",
+    "ImageInput": "inference.case_reader",
+    "MetricSummary": "api",
+    # The name that RegistrationOptions had before.
+    "Options": "inference.predictor",
+    "PlannerOverrides": "preprocessing.planning.planner",
+    "Plans": "plans.plans",
+    "PlansChoice": "training.experiment",
+    "Predictor": "inference.predictor",
+    "Registration": "inference.registration",
+    "RegistrationOptions": "inference.predictor",
+    "TrainedModel": "api",
+    "TrainingOptions": "training.options",
+    "UserError": "errors",
+    "apply": "inference.apply",
+    "evaluate": "api",
+    "plan": "api",
+    "preprocess": "api",
+    "train": "api",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

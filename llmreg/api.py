@@ -8,10 +8,10 @@ Datasets are named by id or whole name, and lie in the folders ``llmreg_raw``, `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from llmreg.data.case_images import verify_dataset_integrity
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.evaluation.fold_validation import validate_fold
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE
@@ -20,7 +20,7 @@ from llmreg.geometry.resampling import LabelInterpolation
 from llmreg.images.landmarks import Convention
 from llmreg.plans.plans import Plans, read_plans
 from llmreg.preprocessing.planning.planner import PlannerOverrides
-from llmreg.preprocessing.preparation import fingerprint_dataset, plan_dataset, preprocess_dataset, verify_dataset
+from llmreg.preprocessing.preparation import fingerprint_dataset, load_raw_dataset, plan_dataset, preprocess_dataset
 from llmreg.training.experiment import PlansChoice, train_fold
 from llmreg.training.options import TrainingOptions
 from llmreg.workers import default_process_count
@@ -102,10 +102,9 @@ def plan(
     """
     name, processes = str(dataset), processes or default_process_count()
     if verify:
-        verify_dataset(name, processes)
+        verify_dataset_integrity(load_raw_dataset(name), processes)
     fingerprint_dataset(name, processes, clean=clean)
-    path = plan_dataset(name, processes, overwrite=overwrite, overrides=overrides, memory_gb=memory_gb)
-    return read_plans(path)
+    return read_plans(plan_dataset(name, processes, overwrite=overwrite, overrides=overrides, memory_gb=memory_gb))
 
 
 def preprocess(
@@ -165,8 +164,11 @@ def train(
     trained = train_fold(str(dataset), str(fold), options, plans, configuration=configuration, device_name=device)
     if trained is None:
         return None
-    arguments = trained.model, trained.fold, trained.dataset, trained.validation_pairs, trained.device
-    folder = validate_fold(*arguments) if validate else None
+    folder = (
+        validate_fold(trained.model, trained.fold, trained.dataset, trained.validation_pairs, trained.device)
+        if validate
+        else None
+    )
     return TrainedModel(trained.model, trained.fold, None if folder is None else read_evaluation(folder))
 
 
@@ -210,6 +212,5 @@ def evaluate(
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Read the scores that :func:`evaluate` or :func:`train` wrote into a folder."""
-    summary: dict[str, Any] = read_json(folder / SUMMARY_FILE)
-    metrics = {name: MetricSummary(**values) for name, values in summary["metrics"].items()}
+    metrics = {name: MetricSummary(**values) for name, values in read_json(folder / SUMMARY_FILE)["metrics"].items()}
     return Evaluation(folder, pd.read_csv(folder / METRICS_FILE, dtype={"pair_id": str}), metrics)

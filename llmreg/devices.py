@@ -13,26 +13,20 @@ from llmreg.machine import available_cores, peak_memory_gb, ram_gb
 USABLE_SHARE = {"cpu": 0.75, "cuda": 0.9}
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of a name; CUDA where there is one, when the name is None.
+def choose_device(name: torch.device | str | None) -> torch.device:
+    """The device of a name; CUDA where there is one, when the name is None. Processes of torchrun have a GPU each.
 
     Raises:
         DeviceUnavailable: PyTorch cannot use it.
     """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name in (None, "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
-        device = torch.device(name)
+        device = torch.device(name or "cpu")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceUnavailable(name, str(error).splitlines()[0]) from error
+        raise DeviceUnavailable(str(name), str(error).splitlines()[0]) from error
     return device
-
-
-def local_device(name: str | None) -> str | None:
-    """The GPU of this process when torchrun started it and ``name`` names none in particular; else ``name``."""
-    if "LOCAL_RANK" in os.environ and name in (None, "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return name
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

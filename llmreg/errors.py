@@ -134,7 +134,8 @@ class OtherPredictions(UserError):
 class UnknownName(UserError, ValueError):
     """Something was named that does not exist among a known set.
 
-    It is a ValueError too, so that pydantic counts it among what is wrong with settings that name something.
+    It is a ValueError too, so that pydantic counts it among what is wrong with settings that name something. The
+    ``explanation`` is a further sentence of the message.
 
     Attributes:
         kind: what is named: network, term, configuration ...
@@ -142,8 +143,9 @@ class UnknownName(UserError, ValueError):
         known: the names that exist.
     """
 
-    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"There is no {kind} '{name}': choose {', '.join(known) or 'nothing, since there is none'}.")
+    def __init__(self, kind: str, name: str, known: Sequence[str], explanation: str = "") -> None:
+        choice = ", ".join(known) or "nothing, since there is none"
+        super().__init__(f"There is no {kind} '{name}': choose {choice}. {explanation}".rstrip())
         self.kind, self.name, self.known = kind, name, tuple(known)
 
 
@@ -225,13 +227,6 @@ class BadAssignment(UserError):
     def __init__(self, assignment: str, problem: str) -> None:
         super().__init__(f"'{assignment}' {problem}.")
         self.assignment, self.problem = assignment, problem
-
-
-class BadSplits(UnreadableFile):
-    """A file of splits that does not fit to its dataset."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(path, problem, "correct it, or remove it and plan again")
 
 
 class EditedPlans(UserError):
@@ -318,19 +313,6 @@ class MissingPackage(UserError):
     def __init__(self, package: str, purpose: str, install: str) -> None:
         super().__init__(f"{package} is not installed, which {purpose} needs: pip install '{install}'.")
         self.package, self.purpose, self.install = package, purpose, install
-
-
-class UnknownDataset(UnknownName):
-    """A dataset was named of which there is no folder.
-
-    Attributes:
-        root: the folder in which it was looked for.
-    """
-
-    def __init__(self, name: str, known: Sequence[str], root: Path) -> None:
-        super().__init__("dataset", name, known)
-        self.args = (f"{self.args[0]} Folders in {root} are named Dataset001_Name.",)
-        self.root = root
 
 
 class WorkerEnded(UserError):

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +18,27 @@ _ENDS = 2**16
 
 
 @contextmanager
+def report_unwritable(path: Path) -> Iterator[None]:
+    """Turn what the system raises in the block into NotWritable."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWritable(path, error.strerror or str(error)) from error
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffixes); rename it to ``path`` when the block succeeds.
 
     Raises:
         NotWritable: if the folder cannot be written.
     """
-    try:
+    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+    with report_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="-" + path.name, dir=path.parent)
-    except OSError as error:
-        raise NotWritable(path, error.strerror or str(error)) from error
-    os.close(handle)
-    temporary = Path(name)
+        temporary.touch(exist_ok=False)
     try:
         yield temporary
-        # mkstemp makes files private; give them the permissions that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -59,9 +61,7 @@ def check_outputs(targets: Iterable[Path], sources: Iterable[Path], *, overwrite
         WouldReplaceInput: a target is one of the sources.
     """
     existing_sources = [source for source in sources if source.exists()]
-    for target in targets:
-        if not target.exists():
-            continue
+    for target in filter(Path.exists, targets):
         if any(target.samefile(source) for source in existing_sources):
             raise WouldReplaceInput(target)
         if not overwrite:
@@ -70,8 +70,7 @@ def check_outputs(targets: Iterable[Path], sources: Iterable[Path], *, overwrite
 
 def check_writable(folder: Path) -> None:
     """Check before the work that its results can be written. Raises NotWritable when they cannot."""
-    with atomic_write(folder / ".writable"):
-        pass
+    write_text(folder / ".writable", "")
     # Another process may have looked at the same time.
     (folder / ".writable").unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmreg.errors import Ambiguous, UnknownDataset, UserError
+from llmreg.errors import Ambiguous, UnknownName, UserError
 
 # What a network, plans or a configuration may be called, so that every file system and shell takes the name.
 WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
@@ -16,16 +16,16 @@ _MOST_BYTES = 240
 _FOLD = "fold_"
 
 
-def _find_folder(variable: str, subfolder: str) -> Path | None:
-    """The folder of a variable, else a subfolder of ``$llmreg_home``; None when neither is set."""
-    for name, below in ((variable, ""), ("llmreg_home", subfolder)):
+def _find_folder(variable: str) -> Path | None:
+    """The folder of a variable, such as ``$llmreg_raw``, else ``$llmreg_home/raw``; None when neither is set."""
+    for name, below in ((variable, ""), ("llmreg_home", variable.removeprefix("llmreg_"))):
         if value := os.environ.get(name):
             return Path(value).expanduser() / below
     return None
 
 
 def _get_folder(variable: str) -> Path:
-    folder = _find_folder(variable, variable.removeprefix("llmreg_"))
+    folder = _find_folder(variable)
     if folder is None:
         raise UserError(
             f"The environment variable {variable} is not set: type 'export {variable}=/path/to/a/folder', "
@@ -52,22 +52,24 @@ def results_folder() -> Path:
 def llm_cache_folder() -> Path:
     """``$llmreg_llm``, else ``$llmreg_home/llm``, else a folder in the user's cache: prediction needs no set-up."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return _find_folder("llmreg_llm", "llm") or cache / "llmreg" / "llm"
+    return _find_folder("llmreg_llm") or cache / "llmreg" / "llm"
 
 
 def find_dataset_folder(name_or_id: str | int, root: Path) -> Path:
     """The folder ``Dataset<id>_<Name>`` under ``root``, found by id (``1``, ``"001"``) or by its whole name.
 
     Raises:
-        UnknownDataset: there is none.
+        UnknownName: there is none.
         Ambiguous: several have that id.
     """
     folders = sorted(path for path in root.glob("Dataset[0-9][0-9][0-9]_*") if path.is_dir())
     text = str(name_or_id)
-    is_id = re.fullmatch(r"\d+", text)
-    matches = [path for path in folders if (int(path.name[7:10]) == int(text) if is_id else path.name == text)]
+    matches = [
+        path for path in folders if text == path.name or (text.isdecimal() and int(text) == int(path.name[7:10]))
+    ]
     if not matches:
-        raise UnknownDataset(text, [path.name for path in folders], root)
+        known = [path.name for path in folders]
+        raise UnknownName("dataset", text, known, f"Folders in {root} are named Dataset001_Name.")
     if len(matches) > 1:
         raise Ambiguous(f"folder of dataset {text}", [str(path) for path in matches])
     return matches[0]
@@ -109,16 +111,11 @@ class ModelName:
         return cls.parse(f"{folder.parent.name}/{folder.name}")
 
     def __str__(self) -> str:
-        return f"{self.dataset}/{self.folder_name}"
-
-    @property
-    def folder_name(self) -> str:
-        """Name of the model's folder inside its dataset's folder."""
-        return f"{self.network}__{self.plans}__{self.configuration}"
+        return f"{self.dataset}/{self.network}__{self.plans}__{self.configuration}"
 
     def below(self, root: Path) -> Path:
         """The model's folder below a results folder."""
-        return root / self.dataset / self.folder_name
+        return root / str(self)
 
     def check_portable(self) -> None:
         """Check that every computer can have a folder of this name. Raises ValueError when some cannot."""

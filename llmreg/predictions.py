@@ -5,18 +5,15 @@ is None, or empty, and stays left out when the record is written again.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from llmreg.errors import UnreadableFile
-from llmreg.files import file_digest, read_json, write_json
+from llmreg.files import read_json, write_json
 from llmreg.settings import first_problem
 
 PREDICT_FILE = "predict.json"
-# Holds the records of single pairs.
-RECORDS_FOLDER = ".pairs"
-Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -27,8 +24,20 @@ class _Record(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The record with the keys that were given to it; most of them also where their value is None."""
-        content = self.model_dump(exclude_unset=True)
-        return {key: value for key, value in content.items() if value or key not in self._OPTIONAL}
+        return {
+            key: value
+            for key, value in self.model_dump(exclude_unset=True).items()
+            if value or key not in self._OPTIONAL
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file. Raises MissingFile, or UnreadableFile, whose message names the key that is wrong."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            problem = f"is not as this package writes it ({first_problem(error)})"
+            raise UnreadableFile(path, problem, "run the prediction again") from None
 
 
 class Placement(_Record):
@@ -198,7 +207,7 @@ def read_predictions(folder: Path) -> Predictions:
         MissingFile: there is none.
         UnreadableFile: it is not as this package writes it; the message names the key that is wrong.
     """
-    predictions = _read(Predictions, folder / PREDICT_FILE)
+    predictions = Predictions.read(folder / PREDICT_FILE)
     pairs = [pair.model_copy(update={"folder": folder}) for pair in predictions.pairs]
     return predictions.model_copy(update={"pairs": pairs})
 
@@ -209,31 +218,17 @@ def write_predictions(folder: Path, predictions: Predictions) -> Path:
     return folder / PREDICT_FILE
 
 
-def predictions_digest(folder: Path) -> str:
-    """SHA-256 of ``predict.json``, by which scores of other predictions are noticed."""
-    return file_digest(folder / PREDICT_FILE)
-
-
 def record_path(folder: Path, name: str) -> Path:
     """Where the record of a pair lies in a folder of predictions; ``name`` names the pair's files."""
-    return folder / RECORDS_FOLDER / f"{name}.json"
+    return folder / ".pairs" / f"{name}.json"
 
 
 def read_record(folder: Path, name: str) -> PairRecord | None:
     """Read the record of a pair; None where there is none. Raises UnreadableFile as :func:`read_predictions`."""
     path = record_path(folder, name)
-    return _read(PairRecord, path) if path.exists() else None
+    return PairRecord.read(path) if path.exists() else None
 
 
 def write_record(folder: Path, name: str, record: PairRecord) -> None:
     """Write the record of a pair."""
     write_json(record_path(folder, name), record.to_json())
-
-
-def _read(kind: type[Record], path: Path) -> Record:
-    content = read_json(path)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        problem = f"is not as this package writes it ({first_problem(error)})"
-        raise UnreadableFile(path, problem, "run the prediction again") from None

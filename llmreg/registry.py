@@ -7,6 +7,7 @@ that installed packages name in the registry's entry point group, when it is ask
 import importlib
 import logging
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Generic, TypeVar
@@ -32,7 +33,6 @@ class Registry(Generic[T]):
         self.kind, self.group = kind, group
         self._modules = tuple(modules)
         self._parts: dict[str, T] = {}
-        self._loaded = False
 
     def register(self, name: str, part: T) -> T:
         """Add a part and return it. Raises ValueError when the name is taken."""
@@ -41,19 +41,17 @@ class Registry(Generic[T]):
         self._parts[name] = part
         return part
 
-    @property
+    @cached_property
     def parts(self) -> Mapping[str, T]:
-        """All parts by name, llmreg's own first."""
-        if not self._loaded:
-            self._loaded = True
-            for module in self._modules:
-                importlib.import_module(module)
-            for entry in entry_points(group=self.group):
-                try:
-                    entry.load()
-                # The package of a stranger may fail in any way, which must not keep the others from being used.
-                except Exception as error:
-                    log.warning("The %s '%s' of %s cannot be loaded: %s", self.kind, entry.name, entry.value, error)
+        """All parts by name, llmreg's own first; parts that are registered later appear among them."""
+        for module in self._modules:
+            importlib.import_module(module)
+        for entry in entry_points(group=self.group):
+            try:
+                entry.load()
+            # The package of a stranger may fail in any way, which must not keep the others from being used.
+            except Exception as error:
+                log.warning("The %s '%s' of %s cannot be loaded: %s", self.kind, entry.name, entry.value, error)
         return MappingProxyType(self._parts)
 
     @property

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
+from multiprocessing import get_context
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from llmreg.machine import available_cores, ram_gb
 # Peak memory, GiB, for a case of 512 x 512 x 300 voxels with its label map.
 GB_PER_PROCESS = 2.5
 # Modules that are slow to import and start no thread when they are imported.
-PRELOADED_MODULES = ("scipy.ndimage", "torch", "SimpleITK")
+PRELOADED_MODULES = ["scipy.ndimage", "torch", "SimpleITK"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -44,25 +43,15 @@ def map_in_processes(
     if processes < 2:
         yield from tqdm(map(function, items), title, len(items), unit=unit)
         return
+    # A fork of this process could inherit a lock that one of its threads holds. Processes are therefore forked from an
+    # idle server process, which has imported the modules that are slow to import.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED_MODULES)
     try:
-        with ProcessPoolExecutor(processes, _process_context(), initializer=use_single_thread) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=use_single_thread) as pool:
             yield from tqdm(pool.map(function, items), title, len(items), unit=unit)
     except BrokenProcessPool:
         raise WorkerEnded(title) from None
-
-
-def _process_context() -> BaseContext:
-    """The way in which processes are started.
-
-    A fork of this process could inherit a lock that one of its threads holds. Processes are therefore forked from an
-    idle server process, which has imported the modules that are slow to import; where there are no forks (Windows),
-    each process starts anew.
-    """
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED_MODULES))
-    return context
 
 
 def use_single_thread() -> None:

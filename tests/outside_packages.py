@@ -20,11 +20,11 @@ def write_package(folder: Path, module: str, source: str, group: str) -> None:
 def run_python(folder: Path, script: str) -> str:
     """Run a script in a new process in which the packages of a folder are installed; what it printed."""
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout
+    return process.stdout

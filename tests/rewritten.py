@@ -1,4 +1,4 @@
-"""Files that are changed without their content meaning anything else."""
+"""Files whose bytes change and whose content does not."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def recompress(path: Path) -> None:
-    """The same content, packed otherwise: a change that every reader of the file must notice."""
+    """Pack the same content otherwise: a change that every reader of the file must notice."""
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1, mtime=5))

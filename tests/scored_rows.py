@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rows_of_two_pairs() -> list[dict[str, object]]:
-    """Two pairs with two labels each, of which one does not count."""
+    """Two pairs with two labels each; one label of the second pair has no score."""
     scores = {"p": (0.6, 0.8), "q": (0.5, np.nan)}
     return [
         {

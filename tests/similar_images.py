@@ -17,7 +17,7 @@ def random_image(seed: int, shape: tuple[int, ...] = SHAPE, batch: int = 1) -> T
 
 
 def random_mask(seed: int, share: float, batch: int = 1, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """Blocks of 2 voxels, so that there is some inside."""
+    """A mask of blocks of 2 voxels, so that some voxels are not at its border."""
     coarse = random_image(seed, tuple(-(-n // 2) for n in shape), batch) < share
     for axis in (2, 3, 4):
         coarse = coarse.repeat_interleave(2, dim=axis)

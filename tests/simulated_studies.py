@@ -33,7 +33,7 @@ LIVER, KIDNEY, BRAIN, VENTRICLE = (
 BONE, LUNG = (-50, 50, 400, 1200, 1500), (-990, -940, -850, -500, 0)
 
 
-def seen(name: str = "A_0001_0000", grid: Grid | None = None, **changes) -> CaseFingerprint:
+def make_mr_case(name: str = "A_0001_0000", grid: Grid | None = None, **changes) -> CaseFingerprint:
     """A case as the fingerprint has it; by default an MR image of a cube."""
     grid = grid or Grid((100, 100, 100), (1.0, 1.0, 1.0), (0.0, 0, 0), RAS)
     content = {
@@ -56,14 +56,16 @@ def seen(name: str = "A_0001_0000", grid: Grid | None = None, **changes) -> Case
     return CaseFingerprint.model_validate(content | changes)
 
 
-def ct(name: str = "A_0001_0001", structures: Sequence[tuple[float, ...]] = (), grid: Grid | None = None, **changes):
+def make_ct_case(
+    name: str = "A_0001_0001", structures: Sequence[tuple[float, ...]] = (), grid: Grid | None = None, **changes
+):
     """A CT of a body, with structures of these percentiles."""
     content = {
         "range": [-1024.0, 2000.0],
         "intensities": [-950.0, -800.0, 20.0, 300.0, 900.0],
         "structure_intensities": dict(enumerate(structures, start=1)),
     }
-    return seen(name, grid, **(content | changes))
+    return make_mr_case(name, grid, **(content | changes))
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ class Study:
         return make_plans(self.dataset, self.fingerprint, Budget(machine), PlannerOverrides(**overrides))
 
 
-def study(
+def make_study(
     cases: Sequence[CaseFingerprint],
-    apart: tuple[float, float] | None = (10.0, 5.0),
+    separation: tuple[float, float] | None = (10.0, 5.0),
     unlabelled: Sequence[str] = (),
     partly: Sequence[str] = (),
     names: dict[int, str] | None = None,
@@ -89,14 +91,14 @@ def study(
 
     Args:
         cases: as the fingerprint has them.
-        apart: displacement and deformation of every pair, mm.
+        separation: displacement and deformation of every pair, mm.
         unlabelled: cases without a label map.
         partly: cases in whose label map only structure 1 was looked for.
         names: of the modalities.
         held_out: cases that must not be trained on.
     """
     names = names or {0: "MR", 1: "CT"}
-    described = [
+    dataset_cases = [
         Case(
             c.case,
             c.case.split("_")[1],
@@ -108,7 +110,6 @@ def study(
         for c in cases
     ]
     dataset = Dataset(
-        id=1,
         name="Dataset001_A",
         folder=Path("."),
         modalities=names,
@@ -116,37 +117,37 @@ def study(
         fixed_modality=0,
         moving_modality=max(names),
         pairing="unpaired",
-        cases=tuple(described),
+        cases=tuple(dataset_cases),
         held_out=frozenset(held_out),
     )
-    displacement, deformation = apart or (None, None)
+    displacement, deformation = separation or (None, None)
     pair = PairFingerprint(
         fixed=cases[0].case,
         moving=cases[-1].case,
         field_of_view_overlap=0.9,
-        dice=apart and 0.25,
+        dice=separation and 0.25,
         displacement_mm=displacement,
         deformation_mm=deformation,
     )
     return Study(dataset, summarize(dataset, cases, [pair, pair]))
 
 
-def aligned(
-    size: tuple[int, ...], mm: float, apart: float | None, structures: Sequence[tuple[float, ...]], **more
+def make_aligned_study(
+    size: tuple[int, ...], mm: float, separation: float | None, structures: Sequence[tuple[float, ...]], **more
 ) -> Study:
     """Four MR and four CT images on one grid."""
     grid = Grid(size, (mm, mm, mm), (3.0, -4.0, 5.0), RAS)
-    cases = [seen(f"A_000{k}_0000", grid) for k in range(4)]
-    cases += [ct(f"A_000{k}_0001", structures, grid) for k in range(4)]
-    return study(cases, None if apart is None else (apart, apart / 3), **more)
+    cases = [make_mr_case(f"A_000{k}_0000", grid) for k in range(4)]
+    cases += [make_ct_case(f"A_000{k}_0001", structures, grid) for k in range(4)]
+    return make_study(cases, None if separation is None else (separation, separation / 3), **more)
 
 
-def abdomen(apart: float | None = 30.0, **more) -> Study:
-    return aligned((192, 160, 192), 2.0, apart, (LIVER, KIDNEY), **more)
+def abdomen(separation: float | None = 30.0, **more) -> Study:
+    return make_aligned_study((192, 160, 192), 2.0, separation, (LIVER, KIDNEY), **more)
 
 
-def brain(apart: float | None = 4.0, **more) -> Study:
-    return aligned((176, 208, 192), 1.0, apart, (BRAIN, VENTRICLE), **more)
+def brain(separation: float | None = 4.0, **more) -> Study:
+    return make_aligned_study((176, 208, 192), 1.0, separation, (BRAIN, VENTRICLE), **more)
 
 
 def default(plans: Plans) -> Configuration:

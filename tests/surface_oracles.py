@@ -31,15 +31,15 @@ TABLE = (
 def plain_surface(inside: np.ndarray) -> np.ndarray:
     """Voxels with a face neighbour outside, looked at one by one."""
     padded = np.pad(inside, 1)
-    found = []
+    places = []
     for place in np.argwhere(inside):
-        around = [padded[tuple(place + 1 + step)] for axis in np.eye(3, dtype=int) for step in (axis, -axis)]
-        found += [place] * (not all(around))
-    return np.array(found)
+        neighbours = [padded[tuple(place + 1 + step)] for axis in np.eye(3, dtype=int) for step in (axis, -axis)]
+        places += [place] * (not all(neighbours))
+    return np.array(places)
 
 
-def plain_distances(of: np.ndarray, to: np.ndarray) -> np.ndarray:
-    return np.array([min(np.sqrt(((p - q) ** 2).sum()) for q in to) for p in of])
+def plain_distances(places: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.array([min(np.sqrt(((p - q) ** 2).sum()) for q in targets) for p in places])
 
 
 def plain_elements(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,9 +56,9 @@ def plain_elements(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def plain_hd95_learn2reg(a: np.ndarray, b: np.ndarray) -> float:
     (places_a, areas_a), (places_b, areas_b) = plain_elements(a), plain_elements(b)
-    found = []
-    for of, to, areas in ((places_a, places_b, areas_a), (places_b, places_a, areas_b)):
+    distances_95 = []
+    for places, targets, areas in ((places_a, places_b, areas_a), (places_b, places_a, areas_b)):
         # In the original's order, since a sum may reach 95 % or miss it by rounding.
-        distances, areas = np.array(sorted(zip(plain_distances(of, to), areas, strict=True))).T
-        found.append(distances[np.searchsorted(np.cumsum(areas) / np.sum(areas), 0.95)])
-    return max(found)
+        distances, areas = np.array(sorted(zip(plain_distances(places, targets), areas, strict=True))).T
+        distances_95.append(distances[np.searchsorted(np.cumsum(areas) / np.sum(areas), 0.95)])
+    return max(distances_95)

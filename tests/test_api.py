@@ -27,8 +27,8 @@ def test_all_names_exist_and_are_listed() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, llmreg; dir(llmreg); sys.exit(', '.join(set({HEAVY}) & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_every_public_function_and_class_is_documented() -> None:

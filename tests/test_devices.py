@@ -15,7 +15,6 @@ from llmreg.devices import (
     choose_device,
     detect_machine,
     has_bfloat16,
-    local_device,
     peak_memory,
 )
 from llmreg.errors import DeviceUnavailable
@@ -40,12 +39,14 @@ def test_a_device_that_cannot_be_used_is_named(name: str) -> None:
 
 def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # A device is tried out, which this computer need not have.
+    monkeypatch.setattr(torch, "zeros", lambda size, device: None)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert local_device("cuda") == "cuda"
+    assert choose_device(None) == choose_device("cuda") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert local_device(None) == local_device("cuda") == "cuda:3"
-    assert local_device("cuda:1") == "cuda:1"
-    assert local_device("cpu") == "cpu"
+    assert choose_device(None) == choose_device("cuda") == torch.device("cuda:3")
+    assert choose_device("cuda:1") == choose_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from llmreg import errors
-from llmreg.comparison import benchmark_errors
 from llmreg.training import training_errors
 
-MODULES = (errors, benchmark_errors, training_errors)
+MODULES = (errors, training_errors)
 CLASSES = sorted(
     {
         kind

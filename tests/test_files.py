@@ -27,19 +27,19 @@ SIZE = 200_000
 NOISE = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8).tobytes()
 
 
-def blocks(content: bytes) -> bytes:
-    """Packed in two blocks with an extra field each and an empty one at the end, as bgzip does."""
+def pack_in_blocks(content: bytes) -> bytes:
+    """Pack content in two blocks with an extra field each and an empty block at the end, as bgzip does."""
 
-    def block(part: bytes) -> bytes:
+    def pack_block(part: bytes) -> bytes:
         packed = gzip.compress(part, mtime=0)
         extra = b"\x06\x00BC\x02\x00\x00\x00"
         return packed[:3] + b"\x04" + packed[4:10] + extra + packed[10:]
 
     half = len(content) // 2
-    return block(content[:half]) + block(content[half:]) + block(b"")
+    return pack_block(content[:half]) + pack_block(content[half:]) + pack_block(b"")
 
 
-@pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content, mtime=0), blocks])
+@pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content, mtime=0), pack_in_blocks])
 @given(place=st.integers(0, SIZE - 1))
 def test_any_byte_that_changes_is_noticed_and_no_time(tmp_path_factory, pack, place: int) -> None:
     path = tmp_path_factory.getbasetemp() / "volume"
@@ -47,7 +47,7 @@ def test_any_byte_that_changes_is_noticed_and_no_time(tmp_path_factory, pack, pl
     before = image_digest(path)
     os.utime(path, ns=(5, 5))
     assert image_digest(path) == before
-    # Noise is not compressed, so that the file is as long.
+    # Noise cannot be compressed, so that the file keeps its length.
     changed = bytearray(NOISE)
     changed[place] ^= 1
     path.write_bytes(pack(bytes(changed)))
@@ -60,7 +60,7 @@ def test_a_packed_file_is_not_read_whole(tmp_path: Path) -> None:
     before = image_digest(tmp_path / "volume")
     packed[len(packed) // 2] ^= 1
     (tmp_path / "volume").write_bytes(packed)
-    # Broken, but not written by whoever packs a file.
+    # The file is broken, in a way that no program packs one.
     assert image_digest(tmp_path / "volume") == before
 
 

@@ -75,7 +75,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def where(path: Path, node: ast.AST) -> str:
+def locate(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
@@ -83,14 +83,14 @@ def imports_of(path: Path) -> Iterator[tuple[str, ast.AST]]:
     """Modules of this package that a file imports, in functions and for type checkers as well."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            named = [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{where(path, node)}: a relative import"
+            assert node.level == 0, f"{locate(path, node)}: a relative import"
             members = [f"{node.module}.{alias.name}" for alias in node.names]
-            named = [member if member in MODULES else str(node.module) for member in members]
+            names = [member if member in MODULES else str(node.module) for member in members]
         else:
             continue
-        yield from ((name, node) for name in named if name.split(".")[0] == "llmreg")
+        yield from ((name, node) for name in names if name.split(".")[0] == "llmreg")
 
 
 def test_every_room_has_a_floor() -> None:
@@ -103,15 +103,15 @@ def test_no_import_goes_up(module: str) -> None:
     path, arrows = MODULES[module], []
     for imported, node in imports_of(path):
         if imported == "llmreg":
-            arrows.append(f"{where(path, node)}: imports the package itself")
+            arrows.append(f"{locate(path, node)}: imports the package itself")
         elif FLOOR_OF[room_of(imported)] > FLOOR_OF[room_of(module)]:
-            arrows.append(f"{where(path, node)}: {room_of(module)} imports {imported}, which stands higher")
+            arrows.append(f"{locate(path, node)}: {room_of(module)} imports {imported}, which stands higher")
     assert not arrows, "\n".join(arrows)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     lines = {
-        module: {imported: where(path, node) for imported, node in imports_of(path) if imported != module}
+        module: {imported: locate(path, node) for imported, node in imports_of(path) if imported != module}
         for module, path in MODULES.items()
         if module != "llmreg"
     }
@@ -158,7 +158,7 @@ def test_options_are_spelled_with_underscores() -> None:
 def test_only_commands_name_options() -> None:
     options = {option for parser in parsers() for option in options_of(parser)}
     assert {"--overwrite", "-d", "--protocol"} <= options
-    named = []
+    violations = []
     for path in FILES:
         relative = path.relative_to(PACKAGE).as_posix()
         if relative.startswith("commands/") or relative in CHILD_PROCESSES:
@@ -167,14 +167,16 @@ def test_only_commands_name_options() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words = re.findall(r"(?<![\w/-])--?[A-Za-z][\w-]*", node.value)
                 spelled = {word: "--" + word[2:].replace("-", "_") if word.startswith("--") else word for word in words}
-                named += [f"{where(path, node)}: {word}" for word in words if spelled[word] in options]
-    assert not named, "options in strings outside commands:\n" + "\n".join(named)
+                violations += [f"{locate(path, node)}: {word}" for word in words if spelled[word] in options]
+    assert not violations, "options in strings outside commands:\n" + "\n".join(violations)
 
 
 def test_files_are_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in FILES}
-    long = [f"{path.relative_to(ROOT)}: {length} lines" for path, length in lengths.items() if length > MOST_LINES]
-    assert not long, "\n".join(long)
+    long_files = [
+        f"{path.relative_to(ROOT)}: {length} lines" for path, length in lengths.items() if length > MOST_LINES
+    ]
+    assert not long_files, "\n".join(long_files)
 
 
 def test_no_two_modules_share_a_name() -> None:
@@ -185,8 +187,8 @@ def test_no_two_modules_share_a_name() -> None:
         # A command has the name of what it calls in the library, and the same subject.
         if path.stem != "__init__" and folder.name != "commands" and not is_mirrored:
             homes[path.stem].append(str(path.relative_to(ROOT)))
-    shared = [f"{name}: {', '.join(paths)}" for name, paths in homes.items() if len(paths) > 1]
-    assert not shared, "\n".join(shared)
+    shared_names = [f"{name}: {', '.join(paths)}" for name, paths in homes.items() if len(paths) > 1]
+    assert not shared_names, "\n".join(shared_names)
 
 
 def is_participle(name: str) -> bool:
@@ -201,14 +203,14 @@ def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def test_functions_are_not_bare_participles() -> None:
-    named = [
-        f"{where(path, node)}: {node.name}"
+    violations = [
+        f"{locate(path, node)}: {node.name}"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if is_participle(node.name) and not is_property(node)
     ]
-    assert not named, "functions named by a participle:\n" + "\n".join(named)
+    assert not violations, "functions named by a participle:\n" + "\n".join(violations)
 
 
 def names_bound_in(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -223,10 +225,10 @@ def names_bound_in(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def test_locals_are_named_after_what_they_hold() -> None:
-    named = {
-        f"{where(path, node)}: {name}"
+    violations = {
+        f"{locate(path, node)}: {name}"
         for path in FILES
         for name, node in names_bound_in(ast.parse(path.read_text()))
         if name.strip("_") in MEANINGLESS_LOCALS
     }
-    assert not named, "locals that do not say what they hold:\n" + "\n".join(sorted(named))
+    assert not violations, "locals that do not say what they hold:\n" + "\n".join(sorted(violations))

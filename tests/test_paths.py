@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmreg import paths
-from llmreg.errors import Ambiguous, UnknownDataset, UserError
+from llmreg.errors import Ambiguous, UnknownName, UserError
 from llmreg.paths import ModelName, find_fold_folders, find_model_folders, fold_folder, fold_name, is_word
 
 FOLDERS = {
@@ -63,9 +63,9 @@ def test_a_dataset_is_found_by_its_id_or_name(name, root):
 
 @pytest.mark.parametrize("name", [2, "3", "Dataset001", "Other", "Dataset1_Short"])
 def test_a_dataset_without_a_folder_is_refused_with_those_there_are(name, root):
-    with pytest.raises(UnknownDataset) as error:
+    with pytest.raises(UnknownName) as error:
         paths.find_dataset_folder(name, root)
-    assert (error.value.name, error.value.root) == (str(name), root)
+    assert (error.value.kind, error.value.name) == ("dataset", str(name))
     assert error.value.known == ("Dataset001_Brain", "Dataset012_Liver", "Dataset012_Lung")
     assert str(root) in str(error.value)
 
@@ -86,7 +86,6 @@ def test_a_name_is_read_as_it_is_written() -> None:
     assert ModelName.parse(TEXT) == NAME
     assert ModelName.of(Path("/results") / TEXT) == NAME
     assert NAME.below(Path("/results")) == Path("/results") / TEXT
-    assert NAME.folder_name == "llm_morph__default_15min__half"
     NAME.check_portable()
 
 
@@ -125,15 +124,15 @@ def test_words_are_joined_by_single_signs() -> None:
 def test_folders_of_models_and_folds_are_found(tmp_path: Path) -> None:
     for name in ("b__default__full", "a__default__full", "a__b__c__d", "notes"):
         (tmp_path / name).mkdir()
-    model, other = find_model_folders(tmp_path)
-    assert (model.name, other.name) == ("a__default__full", "b__default__full")
+    first_model, second_model = find_model_folders(tmp_path)
+    assert (first_model.name, second_model.name) == ("a__default__full", "b__default__full")
     for fold in ("all", 0, "1"):
-        fold_folder(model, fold).mkdir()
-    (model / "fold_2").touch()
-    assert find_fold_folders(model) == {
-        "0": model / "fold_0",
-        "1": model / "fold_1",
-        "all": model / "fold_all",
+        fold_folder(first_model, fold).mkdir()
+    (first_model / "fold_2").touch()
+    assert find_fold_folders(first_model) == {
+        "0": first_model / "fold_0",
+        "1": first_model / "fold_1",
+        "all": first_model / "fold_all",
     }
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "llmreg").rglob("*.py"))
 
 
-def _called(tree: ast.AST) -> Iterator[str]:
+def _names_of_calls(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
@@ -25,16 +25,16 @@ def _called(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_module_keeps_the_rules(path):
     tree = ast.parse(path.read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    starred = [
+    imported_names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    star_imports = [
         node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)
     ]
     from_modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    called = set(_called(tree))
-    assert not starred
-    assert not {"pickle", "joblib", "dill", "shelve"} & (imported | from_modules)
-    assert not {"print", "torch.load", "torch.save", "np.save", "np.savez"} & called
-    assert not [name for name in called if name.endswith(".cuda")]
+    calls = set(_names_of_calls(tree))
+    assert not star_imports
+    assert not {"pickle", "joblib", "dill", "shelve"} & (imported_names | from_modules)
+    assert not {"print", "torch.load", "torch.save", "np.save", "np.savez"} & calls
+    assert not [name for name in calls if name.endswith(".cuda")]
 
 
 def test_the_version_stands_in_one_place():
@@ -46,7 +46,9 @@ def test_the_version_stands_in_one_place():
 
 def test_every_dependency_is_named_once_and_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [d.split(">=")[0] for d in project["dependencies"] + project["optional-dependencies"]["dev"]]
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
-    assert len(set(wanted)) == len(wanted)
-    assert {name.lower() for name in wanted} <= pinned
+    requirements = [d.split(">=")[0] for d in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    pinned_names = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()
+    }
+    assert len(set(requirements)) == len(requirements)
+    assert {name.lower() for name in requirements} <= pinned_names

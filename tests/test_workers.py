@@ -34,8 +34,8 @@ def end(number: int) -> int:
 def test_results_keep_the_order_of_the_items(processes: int) -> None:
     results = list(map_in_processes(double, range(5), processes, "Double"))
     assert [result for result, _ in results] == [0, 2, 4, 6, 8]
-    here = {process == os.getpid() for _, process in results}
-    assert here == {processes == 1}
+    is_this_process = {process == os.getpid() for _, process in results}
+    assert is_this_process == {processes == 1}
 
 
 def test_one_item_needs_no_other_process() -> None:

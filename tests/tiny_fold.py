@@ -34,13 +34,13 @@ def write_volumes(folder: Path, unlabelled: Sequence[str] = (), names: Sequence[
         labels = np.zeros(SHAPE, np.uint8)
         labels[3:9, 3 + shift : 9 + shift, 4:10], labels[9:12, 5:11, 3 + shift : 9 + shift] = 1, 2
         image = np.clip(0.3 * labels + noise, 0, 1).astype(np.float32)
-        seen = np.ones(SHAPE, np.uint8)
-        seen[..., 14:] = 0
-        volumes = {"": image, "_seen": seen} | ({} if name in unlabelled else {"_seg": labels})
+        seen_mask = np.ones(SHAPE, np.uint8)
+        seen_mask[..., 14:] = 0
+        volumes = {"": image, "_seen": seen_mask} | ({} if name in unlabelled else {"_seg": labels})
         for suffix, volume in volumes.items():
             blosc2.asarray(volume, urlpath=str(folder / f"{name}{suffix}.b2nd"), mode="w")
-        annotated = [] if name in unlabelled else [1, 2]
-        (folder / f"{name}.json").write_text(json.dumps({"annotated_labels": annotated}))
+        annotated_labels = [] if name in unlabelled else [1, 2]
+        (folder / f"{name}.json").write_text(json.dumps({"annotated_labels": annotated_labels}))
     return folder
 
 

@@ -49,12 +49,12 @@ def write_predictions(
         names = {"fixed": f"F_{number:04}_0000", "moving": f"M_{number:04}_0001"}
         row = {"pair_id": f"pair {number}", **names, "format": "itk", "seconds": 1.5}
         maps = {}
-        for role, grid, apart in (("fixed", fixed, 0.0), ("moving", moving, shift)):
-            image, labels = balls(grid, apart)
+        for role, grid, offset in (("fixed", fixed, 0.0), ("moving", moving, shift)):
+            image, labels = balls(grid, offset)
             maps[role] = array_to_image(labels, grid)
-            for what, volume in (("path", array_to_image(image, grid)), ("label", maps[role])):
-                row[f"{role}_{what}"] = str(images / f"{names[role]}_{what}.nii.gz")
-                write_image(volume, Path(row[f"{role}_{what}"]))
+            for kind, volume in (("path", array_to_image(image, grid)), ("label", maps[role])):
+                row[f"{role}_{kind}"] = str(images / f"{names[role]}_{kind}.nii.gz")
+                write_image(volume, Path(row[f"{role}_{kind}"]))
         vectors = np.zeros((*fixed.shape, 3), np.float32)
         vectors[..., 0] = share * shift
         field = DisplacementField(vectors, fixed)
@@ -64,8 +64,8 @@ def write_predictions(
             row["uncertainty"] = f"uncertainty_{number}.nii.gz"
             write_image(array_to_image(np.abs(vectors[..., 0]) + 0.5, fixed), folder / row["uncertainty"])
         rows.append(row)
-        named = {"pair_id": row["pair_id"], **names}
-        scores += [named | score for score in evaluate_pair(maps["fixed"], maps["moving"], field, NAMES)]
+        pair_names = {"pair_id": row["pair_id"], **names}
+        scores += [pair_names | score for score in evaluate_pair(maps["fixed"], maps["moving"], field, NAMES)]
     failed = [{"pair_id": "pair 99", "fixed": "F", "moving": "M", "failed": f"no {EVIL}"}]
     content = {
         "model": "Dataset999_Demo/tiny",

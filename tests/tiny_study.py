@@ -27,18 +27,18 @@ def model(home: Path, name: str = "tiny") -> Path:
     return home / "results" / NAME / f"llm_morph__{name}__half"
 
 
-def refused(capsys, *said: str) -> None:
-    """The last command wrote one sentence without a traceback that contains ``said``."""
+def check_refusal(capsys, *parts: str) -> None:
+    """Check that the last command wrote one sentence, without a traceback, that contains all ``parts``."""
     error = capsys.readouterr().err
     line = [text for text in error.splitlines() if text.startswith("error: ")]
     assert len(line) == 1, error
     assert "Traceback" not in error
-    for part in said:
+    for part in parts:
         assert part in line[0]
 
 
-def in_this_process(arguments: Sequence[str]) -> None:
+def run_in_this_process(arguments: Sequence[str]) -> None:
     """Run a command that :mod:`llmreg.comparison.command_lines` starts, without another process."""
-    command, *rest = arguments
-    if import_module(f"llmreg.commands.{command}").main(rest):
+    command, *options = arguments
+    if import_module(f"llmreg.commands.{command}").main(options):
         raise UserError(f"llmreg_{command} failed")

@@ -13,7 +13,7 @@ from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import write_image
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import Fingerprint, extract_fingerprint
-from llmreg.preprocessing.planning.planner import make_plans
+from llmreg.preprocessing.planning.planner import PlannerOverrides, make_plans
 from llmreg.preprocessing.planning.sizes import Budget
 
 NAME = "Dataset001_Toy"
@@ -55,9 +55,13 @@ def prepare(home: Path, **options: object) -> tuple[Dataset, Fingerprint, Plans]
     write_raw(home, **options)  # type: ignore[arg-type]
     dataset = load_dataset(home / "raw" / NAME)
     fingerprint = extract_fingerprint(dataset, 1)
-    return dataset, fingerprint, make_plans(dataset, fingerprint, Budget(Machine("cuda", 16, 8, True)))
+    return (
+        dataset,
+        fingerprint,
+        make_plans(dataset, fingerprint, Budget(Machine("cuda", 16, 8, True)), PlannerOverrides()),
+    )
 
 
-def with_method(plans: Plans, method: str) -> Plans:
+def replace_method(plans: Plans, method: str) -> Plans:
     """The plans with another pre-alignment."""
     return plans.model_copy(update={"prealignment": plans.prealignment.model_copy(update={"method": method})})

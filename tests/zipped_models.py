@@ -87,22 +87,22 @@ def members_of(content: bytes) -> Members:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def listed(members: Members) -> Members:
-    """With a manifest that agrees with what is there, as whoever is hostile would write it."""
-    found = json.loads(members["manifest.json"])
-    found["files"] = {
+def update_manifest(members: Members) -> Members:
+    """Make the manifest agree with the members, as whoever is hostile would."""
+    manifest = json.loads(members["manifest.json"])
+    manifest["files"] = {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in members.items()
         if name != "manifest.json"
     }
-    return members | {"manifest.json": json.dumps(found).encode()}
+    return members | {"manifest.json": json.dumps(manifest).encode()}
 
 
-def with_manifest(members: Members, **changes: Any) -> Members:
+def change_manifest(members: Members, **changes: Any) -> Members:
     return members | {"manifest.json": json.dumps(json.loads(members["manifest.json"]) | changes).encode()}
 
 
-def zipped(members: Members, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zip_members(members: Members, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, content in members.items():

@@ -21,14 +21,14 @@ def copy_repository(target: Path) -> Path:
     return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*_LEFT_OUT)))
 
 
-def mirrored_test(module: str) -> str:
+def find_mirrored_test(module: str) -> str:
     """The test file that mirrors a module; both are relative to the repository."""
     path = Path(module).relative_to("llmreg")
     return str(Path("tests") / path.parent / f"test_{path.name}")
 
 
 @contextmanager
-def changed_module(copy: Path, module: str, source: str) -> Iterator[None]:
+def change_module(copy: Path, module: str, source: str) -> Iterator[None]:
     """Give a module of a copy another source for the time of the block."""
     target = copy / module
     original = target.read_text(encoding="utf-8")
@@ -44,10 +44,10 @@ def tests_pass(tests: Sequence[str], copy: Path, seconds: float) -> bool:
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
+        process = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
 @cache
@@ -74,7 +74,7 @@ def judge(module: str, make_source: Callable[[str], str], tests: tuple[str, ...]
     if not is_baseline_passing(tests, copy, 10 * seconds):
         return "untestable: the tests fail without the change"
     source = make_source((copy / module).read_text(encoding="utf-8"))
-    with changed_module(copy, module, source):
+    with change_module(copy, module, source):
         return "survived" if tests_pass(tests, copy, seconds) else "noticed"
 
 
@@ -95,6 +95,6 @@ class Results:
         """List the survivors among names, and the share of the others in a last line."""
         survivors = [name for name in names if self.by_name.get(name) == "survived"]
         noticed = sum(self.by_name.get(name) == "noticed" for name in names)
-        done = noticed + len(survivors)
-        share = f"{100 * noticed / done:.1f} %" if done else "no"
-        return "\n".join([*survivors, f"{share} of {done} {kind} were noticed ({len(names) - done} are missing)."])
+        judged = noticed + len(survivors)
+        share = f"{100 * noticed / judged:.1f} %" if judged else "no"
+        return "\n".join([*survivors, f"{share} of {judged} {kind} were noticed ({len(names) - judged} are missing)."])

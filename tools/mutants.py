@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from changed_copies import ROOT, Results, copy_repository, judge, mirrored_test
+from changed_copies import ROOT, Results, copy_repository, find_mirrored_test, judge
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
@@ -95,7 +95,7 @@ def test_mutant(mutant: Mutant, copy: Path, seconds: float) -> str:
         assert mutated != source, mutant.name
         return mutated
 
-    tests = mirrored_test(mutant.path)
+    tests = find_mirrored_test(mutant.path)
     return judge(mutant.path, mutate, (tests,) if (copy / tests).exists() else (), copy, seconds)
 
 
@@ -111,8 +111,8 @@ def main() -> int:
     parser.add_argument("--survivors", action="store_true", help="only list the survivors so far")
     options = parser.parse_args()
     files = sorted({path for pattern in MUTATED for path in (ROOT / "llmreg").glob(pattern)})
-    every = [mutant for path in files if options.only in str(path) for mutant in list_mutants(path)]
-    mutants = random.Random(options.seed).sample(every, min(options.count, len(every)))
+    all_mutants = [mutant for path in files if options.only in str(path) for mutant in list_mutants(path)]
+    mutants = random.Random(options.seed).sample(all_mutants, min(options.count, len(all_mutants)))
     results = Results(options.results)
     if not options.survivors:
         test_mutants([mutant for mutant in mutants if mutant.name not in results.by_name], results, options)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from changed_copies import ROOT, Results, copy_repository, judge, mirrored_test
+from changed_copies import ROOT, Results, copy_repository, find_mirrored_test, judge
 from tqdm import tqdm
 
 from llmreg import errors
@@ -31,7 +31,7 @@ ROOMS = ("networks", "training", "inference")
 WORDS = {"moving": "fixed", "fixed": "moving"}
 # A word of an identifier or of a key, such as ``moving_features`` or ``batch["moving"]``.
 PATTERN = re.compile(r"(?<![A-Za-z0-9])(moving|fixed)(?![A-Za-z0-9])")
-# Tests beside a module's own that run it in a whole: what joins the modules of a room is tested there.
+# Tests beside a module's own, which test what joins the modules of a room.
 WHOLE = {
     "networks": ("tests/networks",),
     "training": ("tests/training", "tests/commands/test_training_engine.py"),
@@ -103,7 +103,7 @@ def _is_message(call: ast.Call) -> bool:
 
 def test_swap(swap: Swap, copy: Path, seconds: float) -> str:
     """Test a swap in a copy of the repository; see :func:`changed_copies.judge`."""
-    tests = (mirrored_test(swap.path), *WHOLE[Path(swap.path).parts[1]])
+    tests = (find_mirrored_test(swap.path), *WHOLE[Path(swap.path).parts[1]])
     existing = tuple(name for name in tests if (copy / name).exists())
     return judge(swap.path, lambda source: swap.source, existing, copy, seconds)
 

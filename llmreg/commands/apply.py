@@ -34,8 +34,8 @@ def action(options: argparse.Namespace) -> None:
         options.inverse,
         options.overwrite,
     )
-    for path in apply(options.transforms, inputs, options.output, applied):
-        sys.stdout.write(f"{path}\n")
+    written = apply(options.transforms, inputs, options.output, applied)
+    sys.stdout.writelines(f"{path}\n" for path in written)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmreg import paths
 from llmreg.commands import shell
 from llmreg.networks.registry import NETWORKS, all_ablations
 
@@ -28,17 +29,15 @@ named together; the report (llmreg_report -d 2) has all.
 
 def action(options: argparse.Namespace) -> None:
     """Compare the methods and show their tables."""
-    from llmreg import paths
     from llmreg.comparison.benchmark_record import BENCHMARK_FOLDER
-    from llmreg.comparison.benchmark_settings import BenchmarkSettings, count_layers, load_network_settings
+    from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_network_settings
     from llmreg.comparison.compare_methods import compare_methods
     from llmreg.comparison.methods import select_methods
     from llmreg.comparison.tables import as_markdown
-    from llmreg.paths import fold_name, preprocessed_dataset
 
     settings = BenchmarkSettings(
         dataset=options.dataset,
-        folds=tuple(sorted({fold_name(fold) for fold in options.folds})),
+        folds=tuple(sorted({paths.fold_name(fold) for fold in options.folds})),
         plans=options.plans,
         configuration=options.configuration,
         minutes=options.minutes,
@@ -46,10 +45,8 @@ def action(options: argparse.Namespace) -> None:
         device=options.device,
         workers=options.workers,
     )
-    network = load_network_settings(settings)
-    layers = count_layers(network) if "figure4" in options.methods else 0
-    tables = select_methods(options.methods, network, layers, options.llms)
-    name = preprocessed_dataset(options.dataset).name
+    tables = select_methods(options.methods, load_network_settings(settings), options.llms)
+    name = paths.preprocessed_dataset(options.dataset).name
     output = options.output or paths.results_folder() / name / BENCHMARK_FOLDER
     for table in compare_methods(settings, tables, output):
         sys.stdout.write(f"\n{as_markdown(table)}")

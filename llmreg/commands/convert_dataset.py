@@ -39,8 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
         for option, field in converter.options.model_fields.items():
             dataset.add_argument(f"--{option}", default=field.default, help=field.description, **_argument_type(field))
         dataset.add_argument("path", type=Path, metavar="PATH", help="folder of the unpacked download")
-        default = f"the dataset's id (default: {converter.default_id})"
-        dataset.add_argument("-d", "--id", type=shell.positive, metavar="D", help=default)
+        dataset.add_argument(
+            "-d",
+            "--id",
+            type=shell.positive,
+            metavar="D",
+            help=f"the dataset's id (default: {converter.default_id})",
+        )
     return parser
 
 

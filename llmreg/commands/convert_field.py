@@ -33,8 +33,7 @@ def action(options: argparse.Namespace) -> None:
         options.moving,
         overwrite=options.overwrite,
     )
-    for path in written:
-        sys.stdout.write(f"{path}\n")
+    sys.stdout.writelines(f"{path}\n" for path in written)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,14 +10,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.files import atomic_write, read_json
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from llmreg.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +75,18 @@ def action(options: argparse.Namespace) -> None:
 
     # Half resolution trains in the few minutes that the demo has.
     run_step(folder, "plan_and_preprocess", "-d", str(DEMO_ID), "-c", "half", "--verify_dataset_integrity")
-    shorter = ["--set", f"training.steps_per_epoch={_STEPS}", "--as", _PLANS]
-    run_step(folder, "train", str(DEMO_ID), "fold0", "--epochs", str(options.epochs), *shorter, *device)
+    shorter = ["--epochs", str(options.epochs), "--set", f"training.steps_per_epoch={_STEPS}", "--as", _PLANS]
+    run_step(folder, "train", str(DEMO_ID), "fold0", *shorter, *device)
     files = ["-i", str(raw / "imagesTs"), "-o", str(predictions)]
     run_step(folder, "predict", "-d", str(DEMO_ID), "-p", _PLANS, *files, *device)
     run_step(folder, "evaluate", "-i", str(predictions), "-l", str(raw / "labelsTs"))
 
     draw_first_pair(predictions, raw, folder / "demo.png")
-    sys.stdout.write(f"\n{format_scores(read_json(predictions / 'summary.json'))}\n")
-    sys.stdout.write(f"Figure: {folder / 'demo.png'}\nFields: {predictions}\n")
-    sys.stdout.write(f"The demo took {time.monotonic() - began:.0f} s.\n")
+    sys.stdout.write(
+        f"\n{format_scores(read_json(predictions / 'summary.json'))}\n"
+        f"Figure: {folder / 'demo.png'}\nFields: {predictions}\n"
+        f"The demo took {time.monotonic() - began:.0f} s.\n"
+    )
 
 
 def clear_folder(folder: Path, dataset: str) -> None:
@@ -108,13 +107,12 @@ def clear_folder(folder: Path, dataset: str) -> None:
 def run_step(folder: Path, command: str, *arguments: str) -> None:
     """Run a public command as a user would, with ``folder`` as its home."""
     log.info("\n== %s", shlex.join([f"llmreg_{command}", *arguments]))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("llmreg_")}
-    environment["llmreg_home"] = str(folder)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("llmreg_")}
     began = time.monotonic()
     words = [sys.executable, "-m", "llmreg.commands", command, *arguments]
-    done = subprocess.run(words, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"llmreg_{command} failed with exit code {done.returncode}: see its message above.")
+    code = subprocess.run(words, env=inherited | {"llmreg_home": str(folder)}, check=False).returncode
+    if code:
+        raise UserError(f"llmreg_{command} failed with exit code {code}: see its message above.")
     log.info("   took %.0f s", time.monotonic() - began)
 
 
@@ -123,17 +121,18 @@ def format_scores(summary: Mapping[str, Any]) -> str:
     from llmreg.text_tables import format_table
 
     metrics = summary["metrics"]
-    stages = [(title, prefix) for title, prefix in _STAGES if prefix + "dice" in metrics]
-    rows = []
-    for title, prefix in stages:
-        dice, hd95 = metrics[f"{prefix}dice"]["mean"], metrics[f"{prefix}hd95_mm"]["mean"]
-        rows.append([title, f"{100 * dice:.1f}", "-" if hd95 is None else f"{hd95:.1f}"])
-    # The better start counts, so that a bad pre-alignment does not make the gain look larger.
-    start = max(metrics[f"{prefix}dice"]["mean"] for _, prefix in stages if prefix)
+    stages = [
+        (title, metrics[f"{prefix}dice"]["mean"], metrics[f"{prefix}hd95_mm"]["mean"])
+        for title, prefix in _STAGES
+        if f"{prefix}dice" in metrics
+    ]
+    rows = [[title, f"{100 * dice:.1f}", "-" if hd95 is None else f"{hd95:.1f}"] for title, dice, hd95 in stages]
+    *starts, registered = (dice for _, dice, _ in stages)
     return (
         f"{summary['num_pairs']} pairs of people that were not trained on\n\n"
         f"{format_table(['', 'Dice (%)', 'HD95 (mm)'], rows)}\n\n"
-        f"Dice gained over the better of the two starts: {100 * (metrics['dice']['mean'] - start):+.1f} points\n"
+        # The better start counts, so that a bad pre-alignment does not make the gain look larger.
+        f"Dice gained over the better of the two starts: {100 * (registered - max(starts)):+.1f} points\n"
         f"Folded voxels: {metrics['folding_percent']['mean']:.2f} %\n"
     )
 
@@ -141,9 +140,9 @@ def format_scores(summary: Mapping[str, Any]) -> str:
 def draw_first_pair(predictions: Path, raw: Path, target: Path) -> None:
     """Draw the first pair in one slice: fixed, moving, warped, contours before and after, and the warped grid."""
     import numpy as np
-    import SimpleITK as sitk
     from matplotlib.figure import Figure
 
+    from llmreg.comparison.method_plots import save_figure
     from llmreg.geometry.grid import image_to_array
     from llmreg.geometry.resampling import resample_image
     from llmreg.images.fields import read_field
@@ -155,55 +154,44 @@ def draw_first_pair(predictions: Path, raw: Path, target: Path) -> None:
     fixed_label, moving_label = (read_image(raw / "labelsTs" / f"{case}.nii.gz") for case in (pair.fixed, pair.moving))
     field = read_field(predictions / str(pair.field))
     labels = image_to_array(fixed_label)
+    air = float(image_to_array(moving).min())
+    unmoved, warped = (resample_image(moving, field.grid, transform, default=air) for transform in (None, field))
+    before, after = (resample_image(moving_label, field.grid, transform, "nearest") for transform in (None, field))
     # The sum of the roots of areas prefers a slice with several large organs to one with a huge or many tiny ones.
     position = max(
         range(len(labels)), key=lambda z: np.sqrt(np.unique(labels[z][labels[z] > 0], return_counts=True)[1]).sum()
     )
-
-    def take_slice(image: sitk.Image) -> NDArray[Any]:
-        return image_to_array(image)[position]
-
-    def resample_unmoved(image: sitk.Image, interpolator: int, outside: float) -> sitk.Image:
-        return sitk.Resample(image, fixed, sitk.Transform(), interpolator, outside)
-
-    air = float(image_to_array(moving).min())
-    before = take_slice(resample_unmoved(moving_label, sitk.sitkNearestNeighbor, 0))
-    after = take_slice(resample_image(moving_label, field.grid, field, "nearest"))
-    mr, ct = {"cmap": "gray"}, {"cmap": "gray", "vmin": -150, "vmax": 250}
-    panels: list[tuple[str, NDArray[Any], dict[str, Any], NDArray[Any] | None]] = [
-        (f"fixed: {pair.fixed}", take_slice(fixed), mr, None),
-        (f"moving: {pair.moving}", take_slice(resample_unmoved(moving, sitk.sitkLinear, air)), ct, None),
-        ("moving, warped", take_slice(resample_image(moving, field.grid, field, default=air)), ct, None),
-        ("organs before", take_slice(fixed), mr, before),
-        ("organs after", take_slice(fixed), mr, after),
+    mr: dict[str, Any] = {"cmap": "gray"}
+    ct = mr | {"vmin": -150, "vmax": 250}
+    panels = [
+        (f"fixed: {pair.fixed}", fixed, mr),
+        (f"moving: {pair.moving}", unmoved, ct),
+        ("moving, warped", warped, ct),
+        ("organs before (green: fixed, red: moving)", fixed, mr),
+        ("organs after (green: fixed, red: moving)", fixed, mr),
     ]
     figure = Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     aspect = fixed.GetSpacing()[1] / fixed.GetSpacing()[0]
-    for axis, (title, picture, style, organs) in zip(axes, panels, strict=False):
-        axis.imshow(picture, aspect=aspect, **style)
-        if organs is not None:
-            for label in np.unique(labels[labels > 0]):
-                axis.contour(labels[position] == label, levels=[0.5], colors="lime", linewidths=1.2)
-                if (organs == label).any():
-                    axis.contour(organs == label, levels=[0.5], colors="red", linewidths=1.2)
-            title += " (green: fixed, red: moving)"
+    for axis, (title, image, style) in zip(axes, panels, strict=False):
+        axis.imshow(image_to_array(image)[position], aspect=aspect, **style)
         axis.set_title(title, fontsize=10)
+    for axis, moved in ((axes[3], before), (axes[4], after)):
+        for outlined, colour in ((labels, "lime"), (image_to_array(moved), "red")):
+            for label in np.unique(outlined[position][outlined[position] > 0]):
+                axis.contour(outlined[position] == label, levels=[0.5], colors=colour, linewidths=1.2)
 
     # Contours of the moving x and y, drawn on the fixed image, show the moving image's straight grid after warping.
     moving_points = (field.grid.physical_points() + field.vectors)[position]
-    for component in (0, 1):
-        coordinate = moving_points[..., component]
+    for coordinate in (moving_points[..., 0], moving_points[..., 1]):
         levels = np.arange(np.floor(coordinate.min()), np.ceil(coordinate.max()), _GRID_LINES_MM)
         axes[5].contour(coordinate, levels=levels, colors="black", linestyles="solid", linewidths=0.7)
     axes[5].set_title(f"warped grid ({_GRID_LINES_MM:g} mm)", fontsize=10)
     axes[5].set_aspect(aspect)
     axes[5].invert_yaxis()
     for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    with atomic_write(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        axis.set(xticks=[], yticks=[])
+    save_figure(figure, target)
 
 
 main = shell.create_main(build_parser, action)

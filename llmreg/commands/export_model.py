@@ -36,11 +36,10 @@ def action(options: argparse.Namespace) -> None:
 
     model = shared_options.choose_model(options)
     manifest = export_model(model, options.output, overwrite=options.overwrite)
-    case = read_plans(model.folder / PLANS_FILE).prealignment.reference_case
     log.warning(
         "The file holds the training image %s (reference.nii.gz) and the names and statistics of the training cases: "
         "give it only to those who may have them.",
-        case,
+        read_plans(model.folder / PLANS_FILE).prealignment.reference_case,
     )
     if manifest.llm is not None and is_local(manifest.llm.source):
         log.warning("The plans, and so the file, name the language model's place here: %s.", manifest.llm.source)

@@ -1,11 +1,10 @@
 """llmreg_find_best_configuration: compare the models trained on a dataset."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from typing import TYPE_CHECKING
 
+from llmreg import paths
 from llmreg.commands import shell
 
 if TYPE_CHECKING:
@@ -20,25 +19,26 @@ log = logging.getLogger(__name__)
 
 def action(options: argparse.Namespace) -> None:
     """Compare the models, write the choice and say how to predict with the best one."""
-    from llmreg import paths
     from llmreg.evaluation.selection import select_best, write_selection
-    from llmreg.paths import fold_name
 
     results = paths.find_dataset_folder(options.dataset, paths.results_folder())
-    folds = [fold_name(fold) for fold in options.folds] if options.folds else None
+    folds = [paths.fold_name(fold) for fold in options.folds] if options.folds else None
     selection = select_best(results, folds)
-    used = ", ".join(selection.folds)
-    log.info("%d validation pairs of fold(s) %s:\n\n%s\n", selection.num_pairs, used, selection.table())
+    log.info(
+        "%d validation pairs of fold(s) %s:\n\n%s\n",
+        selection.num_pairs,
+        ", ".join(selection.folds),
+        selection.table(),
+    )
     path = write_selection(results, selection, predict_command(selection, results.name))
-    log.info("Written to %s. To predict with the best one:", path)
-    log.info("  %s", predict_command(selection, options.dataset))
+    log.info("Written to %s. To predict with the best one:\n  %s", path, predict_command(selection, options.dataset))
 
 
-def predict_command(selection: Selection, dataset: str) -> str:
+def predict_command(selection: "Selection", dataset: str) -> str:
     """What to type to predict with the best model; ``dataset`` is an id or whole name."""
-    network = f" --network {selection.best.network}" if selection.has_several_networks else ""
-    plans, configuration = selection.best.plans, selection.best.configuration
-    return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {plans} -c {configuration}{network}"
+    best = selection.best
+    network = f" --network {best.network}" if selection.has_several_networks else ""
+    return f"llmreg_predict -i in/ -o out/ -d {dataset} -p {best.plans} -c {best.configuration}{network}"
 
 
 def build_parser() -> argparse.ArgumentParser:

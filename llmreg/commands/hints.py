@@ -1,10 +1,8 @@
 """What to type after an error: the library's errors carry data, and the command line knows the options.
 
-A hint that is the same for every error of a class stands in a table; others are functions that read the error's
-attributes. A class that has no hint of its own gets that of its base.
+A hint that is the same for every error of a class stands in a table; others depend on the error's attributes. A class
+that has no hint of its own gets that of its base.
 """
-
-from functools import singledispatch
 
 from llmreg import errors
 from llmreg.training import training_errors
@@ -38,14 +36,6 @@ _HINTS: dict[type[Exception], str] = {
     errors.DeviceUnavailable: "Add --device cpu.",
     errors.WorkerEnded: "Give a smaller --num_processes.",
 }
-
-
-@singledispatch
-def hint(error: Exception) -> str:
-    """Name the options of commands that help after an error, in a sentence; empty where none does."""
-    return next((_HINTS[base] for base in type(error).__mro__ if base in _HINTS), "")
-
-
 # The command that makes what is missing, by the step's name.
 _COMMANDS = {
     "fingerprint": "llmreg_extract_fingerprint",
@@ -56,18 +46,6 @@ _COMMANDS = {
     "evaluate": "llmreg_evaluate",
     "fetch_llm": "llmreg_fetch_llm",
 }
-
-
-@hint.register
-def _(error: errors.NotPrepared) -> str:
-    words = [_COMMANDS[error.step]]
-    if error.dataset is not None:
-        words.append(f"{error.dataset} FOLD" if error.step == "train" else f"-d {error.dataset}")
-    if error.plans is not None:
-        words.append(f"-p {error.plans}")
-    return f"Type: {' '.join(words)}."
-
-
 # Options whose names are not those of the arguments that they set.
 _OPTIONS = {
     "dataset_id": "-d",
@@ -77,23 +55,29 @@ _OPTIONS = {
 }
 
 
-@hint.register
-def _(error: errors.BadArgument) -> str:
-    return f"See the option {_OPTIONS.get(error.argument, '--' + error.argument)}."
+def hint(error: Exception) -> str:
+    """Name the options of commands that help after an error, in a sentence; empty where none does."""
+    match error:
+        case errors.NotPrepared():
+            return f"Type: {_spell_command(error)}."
+        case errors.BadArgument(argument=argument):
+            return f"See the option {_OPTIONS.get(argument, '--' + argument)}."
+        case errors.Ambiguous(kind="trained model"):
+            return "Choose with -d, -c, -p or --network, or give the folder with -m."
+        case errors.MissingPackage(purpose="this logger", package=package):
+            return f"Or train without --log {package}."
+        case errors.MissingPackage(purpose="that method"):
+            return "All methods: pip install 'llmreg[peers]'."
+        case errors.MissingLayers(source=source, layers=layers):
+            return f"Type: llmreg_fetch_llm {source} --layers {' '.join(map(str, layers))}."
+    return next((_HINTS[base] for base in type(error).__mro__ if base in _HINTS), "")
 
 
-@hint.register
-def _(error: errors.Ambiguous) -> str:
-    return "Choose with -d, -c, -p or --network, or give the folder with -m." if error.kind == "trained model" else ""
-
-
-@hint.register
-def _(error: errors.MissingPackage) -> str:
-    if error.purpose == "this logger":
-        return f"Or train without --log {error.package}."
-    return "All methods: pip install 'llmreg[peers]'." if error.purpose == "that method" else ""
-
-
-@hint.register
-def _(error: errors.MissingLayers) -> str:
-    return f"Type: llmreg_fetch_llm {error.source} --layers {' '.join(map(str, error.layers))}."
+def _spell_command(error: errors.NotPrepared) -> str:
+    """Spell the command that makes what is missing."""
+    words = [_COMMANDS[error.step]]
+    if error.dataset is not None:
+        words.append(f"{error.dataset} FOLD" if error.step == "train" else f"-d {error.dataset}")
+    if error.plans is not None:
+        words.append(f"-p {error.plans}")
+    return " ".join(words)

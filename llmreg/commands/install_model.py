@@ -1,13 +1,12 @@
 """llmreg_install_model: a model that somebody exported, among one's own results."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from llmreg import paths
 from llmreg.commands import shell
 
 if TYPE_CHECKING:
@@ -42,14 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def action(options: argparse.Namespace) -> None:
     """Install the model and say how to predict with it."""
-    from llmreg import paths
     from llmreg.sharing.installing import has_layers, install_model
 
     root = options.output or paths.results_folder()
     model, manifest = install_model(options.archive, root, overwrite=options.overwrite)
     llm = manifest.llm
-    lines = [f"Installed {manifest.name}, folds {', '.join(model.folds)}. Predict with:"]
-    lines += [f"  llmreg_predict -i in/ -o out/ -m {shlex.quote(str(model.folder))}"]
+    lines = [
+        f"Installed {manifest.name}, folds {', '.join(model.folds)}. Predict with:",
+        f"  llmreg_predict -i in/ -o out/ -m {shlex.quote(str(model.folder))}",
+    ]
     if llm is not None:
         layers = ", ".join(map(str, llm.layers))
         state = "are here." if has_layers(llm) else f"are not here yet. Get them with:\n  {explain_how_to_get(llm)}"
@@ -57,14 +57,13 @@ def action(options: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def explain_how_to_get(llm: NeededLayers) -> str:
+def explain_how_to_get(llm: "NeededLayers") -> str:
     """Explain how to get the layers of a language model that a model needs, and that are not on this computer."""
     from llmreg.networks.language_models.reading import BUILT_IN
-    from llmreg.paths import llm_cache_folder
 
     copy = (
         f"copy the folder whose name ends in _{llm.sha256[:12]} from the layer cache of the computer that exported the "
-        f"model into {llm_cache_folder()}"
+        f"model into {paths.llm_cache_folder()}"
     )
     if llm.weights == "random":
         return copy

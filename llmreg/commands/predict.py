@@ -22,7 +22,7 @@ DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
 
 def action(options: argparse.Namespace) -> None:
     """Predict the pairs, or this process's part of them."""
-    from llmreg.devices import choose_device, local_device
+    from llmreg.devices import choose_device
     from llmreg.inference.pipeline import OutputOptions
     from llmreg.inference.predict_folder import PredictionOptions, predict_folder
     from llmreg.inference.predictor import RegistrationOptions
@@ -35,13 +35,12 @@ def action(options: argparse.Namespace) -> None:
     part = int(os.environ.get("RANK", "0")) if options.part_id is None else options.part_id
     if part >= parts:
         raise UserError(f"--part_id {part} is not one of {parts} parts: they are counted from 0 (--num_parts).")
-    outputs = {*options.save}
-    outputs |= {"uncertainty"} if options.uncertainty else set()
-    outputs |= {"labels"} if options.labels else set()
-    ordered = tuple(output for output in OUTPUTS if output in outputs)
+    # Two outputs have an option of their own, too.
+    by_option = {"uncertainty": options.uncertainty, "labels": options.labels}
+    outputs = tuple(output for output in OUTPUTS if output in options.save or by_option.get(output))
     prediction = PredictionOptions(
         registration=RegistrationOptions(options.refine, options.diffeomorphic, "uncertainty" in outputs),
-        output=OutputOptions(ordered, options.format, options.label_interpolation),
+        output=OutputOptions(outputs, options.format, options.label_interpolation),
         labels=options.labels,
         all_pairs=options.all_pairs,
         overwrite=options.overwrite,
@@ -50,7 +49,7 @@ def action(options: argparse.Namespace) -> None:
         parts=parts,
         launched="RANK" in os.environ and options.part_id is None,
     )
-    predict_folder(options.input, options.output, model, choose_device(local_device(options.device)), prediction)
+    predict_folder(options.input, options.output, model, choose_device(options.device), prediction)
 
 
 def build_parser() -> argparse.ArgumentParser:

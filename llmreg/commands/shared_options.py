@@ -1,7 +1,5 @@
 """Options that several commands have, and what they mean to the library."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +10,6 @@ from llmreg.errors import UserError
 if TYPE_CHECKING:
     from llmreg.inference.models import Model
     from llmreg.preprocessing.planning.planner import PlannerOverrides
-
-# Where a model is chosen by its dataset and plans; -m replaces all of them.
-_MODEL_OPTIONS = ("dataset", "configuration", "plans", "network")
 
 
 def create_dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -65,7 +60,7 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     add_layers(parser)
 
 
-def read_overrides(options: argparse.Namespace) -> PlannerOverrides:
+def read_overrides(options: argparse.Namespace) -> "PlannerOverrides":
     """Read the options of :func:`add_planning`; a language model's layers are fetched."""
     from llmreg.preprocessing.planning.planner import PlannerOverrides
     from llmreg.preprocessing.preparation import fetch_network
@@ -109,12 +104,12 @@ def add_model(parser: argparse._ActionsContainer, purpose: str) -> None:
     )
 
 
-def choose_model(options: argparse.Namespace) -> Model:
+def choose_model(options: argparse.Namespace) -> "Model":
     """Find the model that the options of :func:`add_model` name."""
     from llmreg.inference.models import find_model, load_model
 
     if options.model is None:
         return find_model(options.dataset, options.configuration, options.plans, options.folds, options.network)
-    if any(getattr(options, option) for option in _MODEL_OPTIONS):
+    if any((options.dataset, options.configuration, options.plans, options.network)):
         raise UserError("-m names the model by itself: leave out -d, -c, -p and --network.")
     return load_model(options.model, options.folds)

@@ -33,10 +33,8 @@ def spell_with_underscores(arguments: Sequence[str]) -> list[str]:
 
 
 def _spell_option(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.removeprefix("--").partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def create_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -104,12 +102,10 @@ def run(
     """
     words = sys.argv[1:] if argv is None else list(argv)
     options = build_parser().parse_args(words, argparse.Namespace(words=words))
-    level = logging.DEBUG if options.verbose else logging.INFO
     # Only the first of the processes that torchrun starts reports progress.
-    is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=level if is_first else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
-    )
+    progress = logging.DEBUG if options.verbose else logging.INFO
+    level = progress if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmreg import paths
-from llmreg.data.dataset import Dataset, load_dataset
 from llmreg.errors import BadArgument
 from llmreg.networks.registry import DEFAULT_NETWORK, NetworkSettings, plugin_of
 from llmreg.paths import preprocessed_dataset
@@ -38,11 +36,6 @@ class BenchmarkSettings:
     peer_seconds: float = 900.0
     device: str | None = None
     workers: int = 1
-
-
-def load_raw_dataset(settings: BenchmarkSettings) -> Dataset:
-    """Load the dataset that methods are compared on."""
-    return load_dataset(paths.find_dataset_folder(settings.dataset, paths.raw_folder()))
 
 
 def load_plans(settings: BenchmarkSettings) -> Plans:

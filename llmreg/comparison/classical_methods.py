@@ -17,9 +17,6 @@ from llmreg.images.fields import read_field
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import read_image
 
-# greedy writes its field in full precision. By default it rounds to a tenth of a voxel, which adds folds and jumps.
-_GREEDY_PRECISION = 0
-
 
 @dataclass(frozen=True)
 class Classical:
@@ -54,13 +51,14 @@ def register_by_greedy(fixed: Path, moving: Path, work: Path) -> DisplacementFie
     from picsl_greedy import Greedy3D
 
     greedy, images = Greedy3D(), f"-i {fixed} {moving}"
-    affine, warp, whole = (work / name for name in ("affine.mat", f"warp{DEFAULT_ENDING}", f"whole{DEFAULT_ENDING}"))
+    affine, warp, composed = (work / name for name in ("affine.mat", f"warp{DEFAULT_ENDING}", f"whole{DEFAULT_ENDING}"))
     greedy.execute(f"{images} -a -dof 12 -ia-identity -m NMI -n 100x50x10 -o {affine}")
-    precision = f"-wp {_GREEDY_PRECISION}"
+    # Fields are written in full precision. The default rounds them to a tenth of a voxel, which adds folds and jumps.
+    precision = "-wp 0"
     # NMI instead of greedy's local cross-correlation: that is made for one contrast, and lowered the Dice of MR and CT.
     greedy.execute(f"{images} -it {affine} -m NMI -n 100x50x10 {precision} -o {warp}")
-    greedy.execute(f"-rf {fixed} -rc {whole} {precision} -r {warp} {affine}")
-    return read_field(whole)
+    greedy.execute(f"-rf {fixed} -rc {composed} {precision} -r {warp} {affine}")
+    return read_field(composed)
 
 
 def register_by_elastix(fixed: Path, moving: Path, work: Path) -> DisplacementField:
@@ -72,9 +70,9 @@ def register_by_elastix(fixed: Path, moving: Path, work: Path) -> DisplacementFi
     for stage in ("affine", "bspline"):
         parameters.AddParameterMap(itk.ParameterObject.GetDefaultParameterMap(stage))
     _, transform = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
-    whole = work / "whole.nrrd"
-    itk.imwrite(itk.transformix_deformation_field(images[1], transform), str(whole))
-    return read_field(whole)
+    composed = work / "composed.nrrd"
+    itk.imwrite(itk.transformix_deformation_field(images[1], transform), str(composed))
+    return read_field(composed)
 
 
 def register_by_convexadam(fixed: Path, moving: Path, work: Path) -> DisplacementField:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llmreg.comparison import classical_methods, command_lines
-from llmreg.comparison.classical_methods import CLASSICAL
 from llmreg.comparison.pair_tables import ClassicalPair, are_transforms_there
 from llmreg.errors import Interrupted, MissingPackage, UserError
 from llmreg.files import atomic_write, image_digest
@@ -62,22 +62,24 @@ def register_pairs(method: str, pairs: Sequence[ClassicalPair], folder: Path, se
         MissingPackage: the method is not installed.
     """
     if not classical_methods.is_installed(method):
-        raise MissingPackage(method, "that method", CLASSICAL[method].package)
-    registered: list[PredictedPair] = []
-    failed: list[FailedPair] = []
+        raise MissingPackage(method, "that method", classical_methods.CLASSICAL[method].package)
+    outcomes: list[PredictedPair | FailedPair] = []
     with logging_redirect_tqdm():
         for pair in tqdm(pairs, desc=f"Register ({method})", unit="pair"):
-            outcome = _register_or_keep(method, pair, folder, seconds)
-            if isinstance(outcome, FailedPair):
-                failed.append(outcome)
+            outcomes.append(_register_or_keep(method, pair, folder, seconds))
+            if isinstance(outcomes[-1], FailedPair):
                 # Means over the other pairs could not be compared, so that their time would be lost.
                 break
-            registered.append(outcome)
+    registered = [outcome for outcome in outcomes if isinstance(outcome, PredictedPair)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, FailedPair)]
     return write_predictions(folder, Predictions(model=method, pairs=registered, failed=failed))
 
 
 def _register_or_keep(method: str, pair: ClassicalPair, folder: Path, seconds: float) -> PredictedPair | FailedPair:
-    record, sources = read_record(folder, pair.name), _describe_sources(pair)
+    record = read_record(folder, pair.name)
+    # Images with other content or in another place count as others.
+    content = {str(case.image.absolute()): image_digest(case.image) for case in (pair.fixed, pair.moving)}
+    sources = {"files": content, "prealignment": list(pair.prealignment.GetParameters())}
     if record is not None and record.asked == sources and _is_valid(record, folder, seconds):
         return record.pair
     # Until all pairs are registered again, the folder holds no complete prediction.
@@ -96,21 +98,16 @@ def _is_valid(record: PairRecord, folder: Path, seconds: float) -> bool:
     return are_transforms_there(record.pair.model_copy(update={"folder": folder}))
 
 
-def _describe_sources(pair: ClassicalPair) -> dict[str, Any]:
-    """What a pair is registered from; images with other content or in another place count as others."""
-    content = {str(file.absolute()): image_digest(file) for file in (pair.fixed, pair.moving)}
-    return {"files": content, "prealignment": list(pair.prealignment.GetParameters())}
-
-
 def _register(method: str, pair: ClassicalPair, folder: Path, seconds: float) -> PredictedPair | FailedPair:
-    names: dict[str, Any] = {"pair_id": pair.name, "fixed": pair.cases.fixed, "moving": pair.cases.moving}
+    names: dict[str, Any] = {"pair_id": pair.name, "fixed": pair.fixed.name, "moving": pair.moving.name}
     files: dict[str, Any] = {output: file_name(output, pair.name, "itk") for output in ("field", "prealignment")}
     began = time.monotonic()
-    fixed, moving = read_image(pair.fixed), read_image(pair.moving)
+    fixed, moving = read_image(pair.fixed.image), read_image(pair.moving.image)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        stems = ("fixed", "moving", "field")
-        fixed_file, moving_file, field_file = (work / f"{stem}{DEFAULT_ENDING}" for stem in stems)
+        fixed_file, moving_file, field_file = (
+            work / f"{stem}{DEFAULT_ENDING}" for stem in ("fixed", "moving", "field")
+        )
         write_image(fixed, fixed_file)
         write_image(classical_methods.resample_onto(fixed, moving, pair.prealignment), moving_file)
         command = command_lines.registration_command(method, fixed_file, moving_file, field_file)
@@ -129,10 +126,10 @@ def _register(method: str, pair: ClassicalPair, folder: Path, seconds: float) ->
         **names,
         **files,
         format="itk",
-        fixed_path=str(pair.fixed.absolute()),
-        moving_path=str(pair.moving.absolute()),
-        fixed_label=None if pair.fixed_label is None else str(pair.fixed_label.absolute()),
-        moving_label=None if pair.moving_label is None else str(pair.moving_label.absolute()),
+        fixed_path=str(pair.fixed.image.absolute()),
+        moving_path=str(pair.moving.image.absolute()),
+        fixed_label=None if pair.fixed.label is None else str(pair.fixed.label.absolute()),
+        moving_label=None if pair.moving.label is None else str(pair.moving.label.absolute()),
         seconds=round(time.monotonic() - began, 2),
         peak_memory_gb=round(memory, 3),
     )
@@ -158,12 +155,12 @@ def run_limited(command: Sequence[str], work: Path, seconds: float) -> tuple[str
             # Some methods write files of their own into the folder where they are started.
             cwd=work,
         )
-        deadline, held = time.monotonic() + seconds, None
+        deadline, peak_gb = time.monotonic() + seconds, None
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while True:
                 # Memory is read while the process runs: what the system counts afterwards includes its parent's.
-                held = process_peak_gb(process.pid) or held
+                peak_gb = process_peak_gb(process.pid) or peak_gb
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if pid:
                     break
@@ -171,7 +168,9 @@ def run_limited(command: Sequence[str], work: Path, seconds: float) -> tuple[str
                     return f"took longer than {seconds:g} s", 0.0
                 time.sleep(0.05)
         finally:
-            _end_group(process.pid)
+            # There is no such group once its processes have ended; macOS then says that it may not be killed.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             signal.signal(signal.SIGTERM, before)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -180,28 +179,18 @@ def run_limited(command: Sequence[str], work: Path, seconds: float) -> tuple[str
     if process.returncode:
         words = " ".join(output_file.read_text(errors="replace").split())
         return f"ended with exit code {process.returncode}: {words[-_QUOTED_CHARACTERS:]}", 0.0
-    return None, held or usage_peak_gb(usage)
+    return None, peak_gb or usage_peak_gb(usage)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     raise Interrupted(number, "run the command again to go on.")
 
 
-def _end_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        # macOS raises this for processes that have ended.
-        return
-
-
 def main(arguments: Sequence[str]) -> None:
     """Register two images; see the module."""
     method, fixed, moving, field_file = arguments
     with tempfile.TemporaryDirectory() as work:
-        field = CLASSICAL[method].register(Path(fixed), Path(moving), Path(work))
+        field = classical_methods.CLASSICAL[method].register(Path(fixed), Path(moving), Path(work))
     if not field.grid.same_as(Grid.from_image(read_image(Path(fixed)))):
         raise SystemExit(f"{method} returned a field on another grid")
     write_field(field, Path(field_file))

@@ -6,13 +6,12 @@ This is the only file outside ``commands/`` that spells options: they are the wo
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmreg.comparison.benchmark_errors import MethodFailed
 from llmreg.comparison.benchmark_settings import BenchmarkSettings
 from llmreg.comparison.methods import Method
-from llmreg.errors import Interrupted
+from llmreg.errors import Interrupted, UserError
 
 
 def training_command(
@@ -28,17 +27,15 @@ def training_command(
         name: of the changed plans; None when there are no changes.
     """
     words = ["train", settings.dataset, fold, "-p", settings.plans, "--continue", "--workers", str(settings.workers)]
+    options = {
+        "--device": settings.device,
+        "--minutes": None if settings.minutes is None else f"{settings.minutes:g}",
+        "--as": name,
+        "--network": method.network,
+        "-c": settings.configuration,
+    }
     # The pairs that count are predicted by the comparison; those of fold all are many, and were trained on.
-    words += ["--no_validation", *_device_words(settings)]
-    if settings.minutes is not None:
-        words += ["--minutes", f"{settings.minutes:g}"]
-    if name is not None:
-        words += ["--set", *changes, "--as", name]
-    if method.network is not None:
-        words += ["--network", method.network]
-    if settings.configuration is not None:
-        words += ["-c", settings.configuration]
-    return words
+    return [*words, "--no_validation", *_spell_options(options), *(["--set", *changes] if changes else [])]
 
 
 def prediction_command(
@@ -46,12 +43,18 @@ def prediction_command(
 ) -> list[str]:
     """Spell the command that predicts a table of pairs into a folder, those that are missing there."""
     words = ["predict", "-i", str(pairs), "-o", str(folder), "-m", str(model), "-f", fold, "--continue"]
-    return [*words, "--save", "field", "prealignment", *prediction_options(method), *_device_words(settings)]
+    device = _spell_options({"--device": settings.device})
+    return [*words, "--save", "field", "prealignment", *prediction_options(method), *device]
 
 
 def prediction_options(method: Method) -> list[str]:
     """Spell the options by which a method predicts otherwise than by default."""
     return ["--refine", str(method.refinement_steps)] if method.refinement_steps else []
+
+
+def _spell_options(options: Mapping[str, str | None]) -> list[str]:
+    """Spell the options that have a value."""
+    return [word for option, value in options.items() if value is not None for word in (option, value)]
 
 
 def registration_command(method: str, fixed: Path, moving: Path, field: Path) -> list[str]:
@@ -63,11 +66,10 @@ def run_command(words: Sequence[str]) -> None:
     """Run a command of this package, showing its progress. The first word is its name.
 
     Raises:
-        MethodFailed: the command failed.
+        UserError: the command failed.
         Interrupted: the command was told to stop; what it had done is kept.
     """
-    command, *options = words
-    process = subprocess.Popen([sys.executable, "-m", "llmreg.commands", command, *options], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "llmreg.commands", *words], stdin=subprocess.DEVNULL)
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:
         while True:
@@ -82,8 +84,4 @@ def run_command(words: Sequence[str]) -> None:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
         raise Interrupted(code - 128 if code > 0 else -code, "run the command again to go on.")
     if code:
-        raise MethodFailed(f"llmreg_{command}", f"ended with exit code {code}: its own message stands above.")
-
-
-def _device_words(settings: BenchmarkSettings) -> list[str]:
-    return [] if settings.device is None else ["--device", settings.device]
+        raise UserError(f"llmreg_{words[0]}: ended with exit code {code}: its own message stands above.")

@@ -7,7 +7,6 @@ from llmreg.comparison.benchmark_settings import TEST, BenchmarkSettings
 from llmreg.data import splits
 from llmreg.data.case_images import sources_of
 from llmreg.data.dataset import Case, Dataset, Pair
-from llmreg.data.splits import SPLITS_FILE
 from llmreg.errors import BadArgument
 from llmreg.files import file_digest, image_digest, json_digest
 from llmreg.paths import preprocessed_dataset
@@ -22,10 +21,11 @@ def judged_pairs(settings: BenchmarkSettings, fold: str, dataset: Dataset) -> tu
         BadArgument: the fold has none.
     """
     if fold == TEST:
-        pairs = _annotated_pairs(dataset.registration_test, dataset)
-        pairs = pairs or _annotated_pairs(dataset.registration_val, dataset)
+        pairs = _annotated_pairs(dataset.registration_test, dataset) or _annotated_pairs(
+            dataset.registration_val, dataset
+        )
     else:
-        folds = splits.read_splits(preprocessed_dataset(settings.dataset) / SPLITS_FILE)
+        folds = splits.read_splits(preprocessed_dataset(settings.dataset) / splits.SPLITS_FILE)
         number = splits.parse_fold(fold, range(len(folds)))
         if number == "all":
             raise BadArgument("folds", "Fold all is validated on what it was trained on: choose test, or numbers.")
@@ -48,14 +48,14 @@ def all_judged_pairs(settings: BenchmarkSettings, dataset: Dataset) -> list[Pair
     return pairs
 
 
-def registered_from(pairs: Iterable[Pair], dataset: Dataset) -> str:
+def digest_registration_inputs(pairs: Iterable[Pair], dataset: Dataset) -> str:
     """Hash what fields are made from beside a model: the pairs, and the images and masks of their cases."""
     cases = _cases_of(pairs, dataset)
     files = [[str(file.absolute()), image_digest(file)] for case in cases for file in (case.image, case.mask) if file]
     return json_digest(files)
 
 
-def scored_from(pairs: Iterable[Pair], dataset: Dataset) -> str:
+def digest_scoring_inputs(pairs: Iterable[Pair], dataset: Dataset) -> str:
     """Hash what scores are made from beside fields: the pairs, their cases' files and annotation, the labels."""
     cases = _cases_of(pairs, dataset)
     landmarks = [None if case.keypoints is None else file_digest(case.keypoints) for case in cases]

@@ -8,14 +8,12 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg.comparison import command_lines
-from llmreg.comparison.benchmark_errors import OtherTraining
-from llmreg.comparison.benchmark_record import PredictionRun, read_prediction_run, write_prediction_run
+from llmreg.comparison.benchmark_record import PredictionRun
 from llmreg.comparison.benchmark_settings import TEST, BenchmarkSettings
-from llmreg.comparison.judged_pairs import registered_from
+from llmreg.comparison.judged_pairs import digest_registration_inputs
 from llmreg.comparison.methods import Method
 from llmreg.comparison.pair_tables import are_transforms_there, write_pairs
 from llmreg.data.dataset import Dataset, Pair, pairs_among, pairs_digest
@@ -23,40 +21,14 @@ from llmreg.errors import UserError
 from llmreg.files import file_digest
 from llmreg.inference.pair_inputs import PAIRS_FILE
 from llmreg.paths import fold_folder, preprocessed_dataset
-from llmreg.plans.plans import Plans
 from llmreg.predictions import PREDICT_FILE, read_predictions
 from llmreg.training import experiment
 from llmreg.training.checkpoints import checkpoint_path, read_state
-from llmreg.training.experiment import PlansChoice, choose_plans
 
 log = logging.getLogger(__name__)
 
 # Steps of an epoch where the length of a training is given in minutes: few, so that whole epochs fill the time well.
 STEPS_PER_EPOCH = 50
-
-
-@dataclass(frozen=True)
-class _Training:
-    """How a method is trained on a fold.
-
-    Attributes:
-        fold: a number, or ``all``.
-        plans: the method's.
-        configuration: of these plans.
-        command: starts or resumes the training.
-        model: the folder of the model.
-    """
-
-    fold: str
-    plans: Plans
-    configuration: str
-    command: list[str]
-    model: Path
-
-    @property
-    def final(self) -> Path:
-        """The checkpoint of a finished training."""
-        return checkpoint_path(fold_folder(self.model, self.fold), "final")
 
 
 def train_and_predict(
@@ -65,35 +37,32 @@ def train_and_predict(
     """Train a method, unless that is done, and predict those pairs into ``folder`` that are missing or out of date.
 
     Raises:
-        MethodFailed: a command failed.
-        OtherTraining: a model of that name was trained with other plans or on other pairs.
+        UserError: a command failed, or a model of that name was trained with other plans or on other pairs.
         Interrupted: the command was told to stop; what is done is kept.
     """
-    training = _describe_training(settings, method, fold)
-    if not training.final.exists():
-        command_lines.run_command(training.command)
-    _check_training(training, settings, dataset)
+    trained_fold = "all" if fold == TEST else fold
+    model, checkpoint = _train_or_reuse(settings, method, trained_fold, dataset)
     about = {
-        "checkpoint": file_digest(training.final),
-        "registered_from": registered_from(pairs, dataset),
+        "checkpoint": file_digest(checkpoint),
+        "registered_from": digest_registration_inputs(pairs, dataset),
         "flags": command_lines.prediction_options(method),
     }
-    run = read_prediction_run(folder)
+    run = PredictionRun.read(folder)
     if run is None or run.about != about:
         # These are predictions of another training, or of images that have changed.
         shutil.rmtree(folder, ignore_errors=True)
         run = PredictionRun(about=about, spent=0.0)
-    elif _is_complete(folder):
-        return
-    is_finished = (folder / PREDICT_FILE).exists() and not read_predictions(folder).failed
     write_pairs(folder / PAIRS_FILE, pairs, dataset)
+    earlier = read_predictions(folder) if (folder / PREDICT_FILE).exists() else None
+    # A pair that failed may pass the next time.
+    finished = [] if earlier is None or earlier.failed else earlier.pairs
+    if finished and all(map(are_transforms_there, finished)):
+        return
     # The time is unknown, should this process be killed.
-    write_prediction_run(folder, PredictionRun(about=about))
+    PredictionRun(about=about).write(folder)
     (folder / PREDICT_FILE).unlink(missing_ok=True)
     began = time.monotonic()
-    words = command_lines.prediction_command(
-        settings, method, folder / PAIRS_FILE, folder, training.model, training.fold
-    )
+    words = command_lines.prediction_command(settings, method, folder / PAIRS_FILE, folder, model, trained_fold)
     try:
         command_lines.run_command(words)
     except UserError:
@@ -103,45 +72,33 @@ def train_and_predict(
     finally:
         if run.spent is not None:
             # Replacing a file that was deleted does not count: the finished predictions took no longer.
-            spent = 0.0 if is_finished else time.monotonic() - began
-            write_prediction_run(folder, PredictionRun(about=about, spent=run.spent + spent))
+            spent = 0.0 if finished else time.monotonic() - began
+            PredictionRun(about=about, spent=run.spent + spent).write(folder)
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether all pairs were predicted and their files are there. A pair that failed may pass the next time."""
-    if not (folder / PREDICT_FILE).exists():
-        return False
-    predictions = read_predictions(folder)
-    return not predictions.failed and all(map(are_transforms_there, predictions.pairs))
-
-
-def _describe_training(settings: BenchmarkSettings, method: Method, fold: str) -> _Training:
-    trained_fold = "all" if fold == TEST else fold
+def _train_or_reuse(settings: BenchmarkSettings, method: Method, fold: str, dataset: Dataset) -> tuple[Path, Path]:
+    """Train a method, unless a model of the same plans and pairs is there; return the model's folder and checkpoint."""
     changes = list(method.changes)
-    parts = [] if settings.plans == "default" else [settings.plans]
-    parts.append(method.trained_as)
+    parts = [method.training_name] if settings.plans == "default" else [settings.plans, method.training_name]
     if settings.minutes is not None:
         changes.append(f"training.steps_per_epoch={STEPS_PER_EPOCH}")
         parts.append(f"{settings.minutes:g}min")
     name = "_".join(parts) if changes else None
-    command = command_lines.training_command(settings, method, trained_fold, changes, name)
     preprocessed = preprocessed_dataset(settings.dataset)
-    plans = choose_plans(preprocessed, PlansChoice(settings.plans, changes, name, network=method.network))
+    choice = experiment.PlansChoice(settings.plans, changes, name, network=method.network)
+    plans = experiment.choose_plans(preprocessed, choice)
     configuration = settings.configuration or plans.default_configuration
     model = experiment.model_folder(preprocessed.name, plans, configuration)
-    return _Training(trained_fold, plans, configuration, command, model)
-
-
-def _check_training(training: _Training, settings: BenchmarkSettings, dataset: Dataset) -> None:
-    """Raise OtherTraining when a model has other plans or pairs; warn when it was trained for another length."""
-    model, plans = training.model, training.plans
-    state = read_state(training.final)
-    if state.plans_digest != experiment.fetch_weights(plans).digest(training.configuration):
-        raise OtherTraining(model, f"with other plans than '{plans.plans_name}'")
-    _, split = experiment.find_fold(preprocessed_dataset(settings.dataset), training.fold, dataset)
+    checkpoint = checkpoint_path(fold_folder(model, fold), "final")
+    if not checkpoint.exists():
+        command_lines.run_command(command_lines.training_command(settings, method, fold, changes, name))
+    state = read_state(checkpoint)
+    if state.plans_digest != experiment.fetch_weights(plans).digest(configuration):
+        raise UserError(f"{model} was trained with other plans than '{plans.plans_name}': remove it, or rename it.")
+    _, split = experiment.find_fold(preprocessed, fold, dataset)
     pairs = pairs_among(dataset, experiment.usable_cases(split, dataset, plans))
     if state.pairs_sha256 not in (None, pairs_digest(pairs)):
-        raise OtherTraining(model, f"on other pairs than fold {training.fold} has now")
+        raise UserError(f"{model} was trained on other pairs than fold {fold} has now: remove it, or rename it.")
     if settings.minutes is None and state.epochs != plans.training.epochs:
         log.warning(
             "%s was trained for %d epochs, not the plans' %d: it is compared as it is.",
@@ -149,3 +106,4 @@ def _check_training(training: _Training, settings: BenchmarkSettings, dataset: D
             state.epochs,
             plans.training.epochs,
         )
+    return model, checkpoint

@@ -1,27 +1,19 @@
 """Plots of compared methods: box plots by structure, and bars by layers of the language model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from llmreg.files import atomic_write
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # Structures in a row of box plots; more cannot be told apart.
 _PER_ROW = 12
-
-
-def plot_structures(tables: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Write :func:`draw_structures` as PNG."""
-    _save(draw_structures(tables), path)
 
 
 def draw_structures(tables: Mapping[str, pd.DataFrame]) -> Figure:
@@ -30,10 +22,6 @@ def draw_structures(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         tables: by the methods' titles, columns ``name`` and ``dice`` (a fraction), a row a pair and structure.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     structures = list(dict.fromkeys(name for table in tables.values() for name in table["name"]))
     length = math.ceil(len(structures) / math.ceil(len(structures) / _PER_ROW))
     rows = [structures[start : start + length] for start in range(0, len(structures), length)]
@@ -42,48 +30,41 @@ def draw_structures(tables: Mapping[str, pd.DataFrame]) -> Figure:
     width = 0.8 / len(tables)
     for axis, names in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows, strict=True):
         for index, (table, colour) in enumerate(zip(tables.values(), colours, strict=True)):
-            values = [100 * table.loc[table["name"] == name, "dice"].dropna() for name in names]
-            positions = np.arange(len(names)) + (index - (len(tables) - 1) / 2) * width
-            plot = axis.boxplot(
-                values,
-                positions=positions,
+            axis.boxplot(
+                [100 * table.loc[table["name"] == name, "dice"].dropna() for name in names],
+                positions=np.arange(len(names)) + (index - (len(tables) - 1) / 2) * width,
                 widths=0.9 * width,
                 patch_artist=True,
+                boxprops={"facecolor": colour},
                 flierprops={"markersize": 2},
                 medianprops={"color": "black"},
             )
-            for box in plot["boxes"]:
-                box.set_facecolor(colour)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-        axis.set_xlim(-0.5, length - 0.5)
-        axis.set_ylabel("Dice (%)")
+        axis.set(xlim=(-0.5, length - 0.5), ylabel="Dice (%)")
         axis.grid(axis="y", alpha=0.3)
     handles = [Patch(facecolor=colour, label=title) for title, colour in zip(tables, colours, strict=True)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(tables)), fontsize=8)
     return figure
 
 
-def plot_layers(dice: Mapping[str, pd.Series[float]], path: Path) -> None:
-    """Write a PNG of mean Dice with SD over pairs, a bar for each pair of layers (the paper's figure 4).
+def draw_layers(dice: Mapping[str, "pd.Series[float]"]) -> Figure:
+    """Draw mean Dice with SD over pairs, a bar for each pair of layers (the paper's figure 4).
 
     Args:
         dice: fractions by pair, by the methods' titles; pairs that are missing in one of them are left out.
-        path: the picture.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
     shared = pd.DataFrame(dict(dice)).dropna()
-    means, sds = 100 * shared.mean(), 100 * shared.std(ddof=1)
-    bars = axis.bar(list(shared), means, yerr=sds.fillna(0), capsize=4, color="tab:blue", width=0.6)
+    means, sds = 100 * shared.mean(), 100 * shared.std(ddof=1).fillna(0)
+    bars = axis.bar(list(shared), means, yerr=sds, capsize=4, color="tab:blue", width=0.6)
     axis.bar_label(bars, fmt="%.2f", label_type="center", color="white")
-    axis.set_ylim(bottom=max(0.0, min(means) - 4 * max(sds.fillna(0))))
-    axis.set_ylabel("Dice (%)")
+    axis.set(ylim=(max(0.0, min(means) - 4 * max(sds)), None), ylabel="Dice (%)")
     axis.tick_params(axis="x", labelsize=8)
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llmreg.comparison.benchmark_settings import count_layers
 from llmreg.comparison.classical_methods import CLASSICAL
 from llmreg.errors import BadArgument, UnknownName
 from llmreg.networks.registry import DEFAULT_NETWORK, NETWORKS, NetworkSettings, plugin_of
 
-Kind = Literal["initial", "classical", "learned"]
-
-INITIAL, OURS = "initial", DEFAULT_NETWORK
+INITIAL = "initial"
 # Ends the name of a learned method whose fields are refined.
 REFINED = "+refine"
-# See documentation/refinement.md for the gain by steps.
-_REFINEMENT_STEPS = 50
+GROUPS = ("table1", "table2", "table3", "figure4")
 _WITHOUT_LORA = "no-lora"
 _NO_LORA = "network.llm.lora=null"
 
@@ -28,78 +26,71 @@ class Method:
         name: identifies the method, also in commands and folders.
         title: its name in tables.
         kind: whether it is trained, another program, or no registration at all.
-        network: name of a baseline's network; None for the plans' own.
+        network: name of the network, with its default settings; None for the plans' own.
         changes: of the plans, ``key=value``.
         refinement_steps: by which predicted fields are refined.
     """
 
     name: str
     title: str
-    kind: Kind
+    kind: Literal["initial", "classical", "learned"]
     network: str | None = None
     changes: tuple[str, ...] = ()
     refinement_steps: int = 0
 
     @property
-    def trained_as(self) -> str:
+    def training_name(self) -> str:
         """Name of the training, which a method and its refined variant share."""
         return self.name.removesuffix(REFINED)
 
 
-# Of 32 layers, the paper's figure 4 takes 0/1, 7/8, 15/16, 23/24 and 30/31.
-_DEPTHS = (0.0, 7 / 31, 15 / 31, 23 / 31, 30 / 31)
-GROUPS = ("table1", "table2", "table3", "figure4")
-
-
-def list_networks() -> dict[str, Method]:
-    """The registered networks and their variants as methods by name; the default network is last."""
-    methods: dict[str, Method] = {}
-    for name, plugin in sorted(NETWORKS.parts.items(), key=lambda part: part[0] == OURS):
-        # The plans' own settings of the network that they are made for are kept.
-        network = None if name == OURS else name
+def list_methods() -> dict[str, Method]:
+    """The methods that are the same for all plans, by name: programs, networks and their variants, the default last."""
+    methods = {INITIAL: Method(INITIAL, "Initial", "initial")}
+    methods |= {name: Method(name, program.title, "classical") for name, program in CLASSICAL.items()}
+    for name, plugin in sorted(NETWORKS.parts.items(), key=lambda part: part[0] == DEFAULT_NETWORK):
         for key, variant in plugin.variants.items():
             methods[key] = Method(key, variant.title, "learned", name, variant.changes)
-        methods[name] = Method(name, plugin.title, "learned", network)
+        # The plans' own settings of the network that they are made for are kept.
+        methods[name] = Method(name, plugin.title, "learned", None if name == DEFAULT_NETWORK else name)
     return methods
 
 
-def list_group(group: str, settings: NetworkSettings) -> list[str]:
-    """The names of a group's methods, for the plans' network."""
-    plugin = plugin_of(settings)
+def list_group(group: str, settings: NetworkSettings, llms: Sequence[str] = ()) -> list[str]:
+    """The names of a group's methods, for the plans' network and, in ``table3``, other language models."""
     if group == "table1":
         hidden = {k for p in NETWORKS.parts.values() for k, variant in p.variants.items() if not variant.in_tables}
-        return [INITIAL, *CLASSICAL, *(name for name in list_networks() if name not in hidden), OURS + REFINED]
+        return [*(name for name in list_methods() if name not in hidden), DEFAULT_NETWORK + REFINED]
     if group == "table2":
-        return [INITIAL, *plugin.applicable_ablations(settings), OURS]
-    return [INITIAL, _WITHOUT_LORA] if group == "table3" else [INITIAL]
+        return [INITIAL, *plugin_of(settings).applicable_ablations(settings), DEFAULT_NETWORK]
+    if group == "table3":
+        return [INITIAL, _WITHOUT_LORA, *(f"llm={llm}" for llm in llms)]
+    firsts = first_layers(count_layers(settings))
+    return [INITIAL, *(f"layers-{first}-{first + 1}-{_WITHOUT_LORA}" for first in firsts)]
 
 
 def select_methods(
-    names: Sequence[str], settings: NetworkSettings, layers: int, llms: Sequence[str] = ()
+    names: Sequence[str], settings: NetworkSettings, llms: Sequence[str] = ()
 ) -> dict[str, list[Method]]:
     """List methods by table: those of each group that is named, and "comparison" for methods that are named singly.
 
     Args:
         names: of methods or of :data:`GROUPS`.
         settings: the plans' network, which ablations change.
-        layers: number of its language model's layers, of which ``figure4`` takes pairs.
         llms: other language models for ``table3``, without LoRA, as the paper compares them.
 
     Raises:
         UnknownName: a name is not that of a method or group.
         BadArgument: two methods would have one name, or ``llms`` are given without ``table3``.
     """
+    if llms and "table3" not in names:
+        raise BadArgument("llms", "Language models are compared in table3: name it among the methods.")
     tables: dict[str, list[str]] = {}
     for name in names:
-        is_group = name in GROUPS
-        names_of_methods = list_group(name, settings) if is_group else [name]
-        tables.setdefault(name if is_group else "comparison", []).extend(names_of_methods)
-    if "table3" in tables:
-        tables["table3"] += [f"llm={llm}" for llm in llms]
-    elif llms:
-        raise BadArgument("llms", "Language models are compared in table3: name it among the methods.")
-    if "figure4" in tables:
-        tables["figure4"] += [f"layers-{first}-{first + 1}-no-lora" for first in first_layers(layers)]
+        if name in GROUPS:
+            tables[name] = list_group(name, settings, llms)
+        else:
+            tables.setdefault("comparison", []).append(name)
     methods = {
         table: [find_method(name, settings) for name in dict.fromkeys(names_of_table)]
         for table, names_of_table in tables.items()
@@ -116,22 +107,18 @@ def select_methods(
 
 def first_layers(layers: int) -> list[int]:
     """List the first layer of each pair of neighbours, from the first to the last of a model with so many layers."""
-    return sorted({min(round(depth * (layers - 1)), layers - 2) for depth in _DEPTHS})
+    # Of 32 layers, the paper's figure 4 takes 0/1, 7/8, 15/16, 23/24 and 30/31.
+    return sorted({min(round(depth / 31 * (layers - 1)), layers - 2) for depth in (0, 7, 15, 23, 30)})
 
 
 def find_method(name: str, settings: NetworkSettings) -> Method:
     """Find a method by its name. Raises UnknownName when there is none."""
-    if name == INITIAL:
-        return Method(INITIAL, "Initial", "initial")
+    methods = list_methods()
+    if name in methods:
+        return methods[name]
     if name.endswith(REFINED) and (base := find_method(name.removesuffix(REFINED), settings)).kind == "learned":
-        return replace(
-            base, name=base.name + REFINED, title=f"{base.title}, refined", refinement_steps=_REFINEMENT_STEPS
-        )
-    if name in CLASSICAL:
-        return Method(name, CLASSICAL[name].title, "classical")
-    networks = list_networks()
-    if name in networks:
-        return networks[name]
+        # See documentation/refinement.md for the gain by steps.
+        return replace(base, name=base.name + REFINED, title=f"{base.title}, refined", refinement_steps=50)
     if name.startswith("llm="):
         return _with_language_model(name.removeprefix("llm="), settings)
     plugin = plugin_of(settings)
@@ -141,8 +128,7 @@ def find_method(name: str, settings: NetworkSettings) -> Method:
     try:
         ablation = plugin.ablation(settings, name)
     except UnknownName:
-        known = [*GROUPS, INITIAL, *CLASSICAL, *networks, *plugin.ablations, "llm=SOURCE"]
-        raise UnknownName("method", name, known) from None
+        raise UnknownName("method", name, [*GROUPS, *methods, *plugin.ablations, "llm=SOURCE"]) from None
     # Table 3 compares this ablation with other language models.
     llm = plugin.language_model(settings) if name == _WITHOUT_LORA else None
     title = ablation.title + (f" ({_short_name(llm.source)})" if llm else "")
@@ -154,9 +140,8 @@ def _with_language_model(source: str, settings: NetworkSettings) -> Method:
     from llmreg.networks.language_models.loading import select_layers
 
     name = _short_name(source)
-    chosen = select_layers(source, None, plugin_of(settings).language_model(settings))
-    layers = ",".join(map(str, chosen.layers))
-    changes = (f"network.llm.source={source}", f"network.llm.layers=[{layers}]", _NO_LORA)
+    layers = select_layers(source, None, plugin_of(settings).language_model(settings)).layers
+    changes = (f"network.llm.source={source}", f"network.llm.layers=[{','.join(map(str, layers))}]", _NO_LORA)
     return Method(f"llm-{name}-no-lora", name, "learned", None, changes)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import SimpleITK as sitk
 
 from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_plans
-from llmreg.data.dataset import Dataset, Pair
+from llmreg.data.dataset import Case, Dataset, Pair
 from llmreg.engine.prealignment import CaseTransform, between
-from llmreg.files import atomic_write
+from llmreg.files import write_text
 from llmreg.paths import preprocessed_dataset
 from llmreg.predictions import PredictedPair
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, volumes_folder
@@ -19,25 +19,22 @@ from llmreg.preprocessing.preprocessed_volumes import read_case_record, volumes_
 
 @dataclass(frozen=True, eq=False)
 class ClassicalPair:
-    """Two images, their label maps, and where the registration starts.
+    """Two cases, and where their registration starts.
 
     Attributes:
-        name: ``<fixed case>_<moving case>``.
-        cases: names of the fixed and the moving case.
-        fixed: file of the fixed image.
-        moving: file of the moving image.
-        fixed_label: file of its label map, where there is one.
-        moving_label: the same of the moving image.
+        fixed: the fixed case.
+        moving: the moving case.
         prealignment: linear, fixed points -> moving points; all methods start from it, as networks do.
     """
 
-    name: str
-    cases: Pair
-    fixed: Path
-    moving: Path
-    fixed_label: Path | None
-    moving_label: Path | None
+    fixed: Case
+    moving: Case
     prealignment: sitk.Transform
+
+    @property
+    def name(self) -> str:
+        """The pair's name in files and tables."""
+        return f"{self.fixed.name}_{self.moving.name}"
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
@@ -51,28 +48,26 @@ def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
             row |= {column: path.absolute() for column, path in files.items() if path is not None}
             row[f"{role}_modality"] = case.modality
         rows.append(row)
-    with atomic_write(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def classical_pairs(settings: BenchmarkSettings, pairs: Sequence[Pair], dataset: Dataset) -> list[ClassicalPair]:
-    """Give each pair its files and the pre-alignment that networks start from."""
+    """Give each pair its cases and the pre-alignment that networks start from."""
     volumes = volumes_folder(preprocessed_dataset(settings.dataset), load_plans(settings))
+    return [
+        ClassicalPair(
+            dataset.case(pair.fixed),
+            dataset.case(pair.moving),
+            between(_read_transform(volumes, pair.fixed), _read_transform(volumes, pair.moving)),
+        )
+        for pair in pairs
+    ]
 
-    def with_files(pair: Pair) -> ClassicalPair:
-        fixed, moving = dataset.case(pair.fixed), dataset.case(pair.moving)
-        start = between(_case_transform(volumes, fixed.name), _case_transform(volumes, moving.name))
-        name = f"{fixed.name}_{moving.name}"
-        return ClassicalPair(name, pair, fixed.image, moving.image, fixed.label, moving.label, start)
 
-    return [with_files(pair) for pair in pairs]
+def _read_transform(volumes: Path, case: str) -> CaseTransform:
+    return CaseTransform.from_dict(read_case_record(volumes, case)["transform"])
 
 
 def are_transforms_there(pair: PredictedPair) -> bool:
     """Whether the field and the pre-alignment that the record of a pair names exist."""
-    paths = [pair.path(output) for output in ("field", "prealignment")]
-    return all(path.is_file() for path in paths if path is not None)
-
-
-def _case_transform(volumes: Path, case: str) -> CaseTransform:
-    return CaseTransform.from_dict(read_case_record(volumes, case)["transform"])
+    return all(path is None or path.is_file() for path in (pair.path("field"), pair.path("prealignment")))

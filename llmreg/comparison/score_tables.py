@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llmreg.comparison.benchmark_record import read_prediction_run
+from llmreg.comparison.benchmark_record import PredictionRun
 from llmreg.comparison.tables import INITIAL_TITLE, PREALIGNED_TITLE
 from llmreg.evaluation.summary import METRICS_FILE, is_lost
 from llmreg.predictions import PREDICT_FILE, read_predictions
@@ -28,7 +28,7 @@ def read_pair_scores(folder: Path) -> pd.DataFrame:
         return scores
     predictions = read_predictions(folder)
     pairs = pd.DataFrame([pair.model_dump() for pair in predictions.pairs]).set_index("pair_id")
-    run = read_prediction_run(folder)
+    run = PredictionRun.read(folder)
     scores["seconds"] = pairs["seconds"] if run is None else (np.nan if run.spent is None else run.spent / len(pairs))
     scores["peak_memory_gb"] = pairs["peak_memory_gb"].fillna(predictions.peak_memory_gb or np.nan)
     scores["peak_gpu_memory_gb"] = predictions.peak_gpu_memory_gb
@@ -60,5 +60,4 @@ def is_prealigned(scores: pd.DataFrame, metrics: Sequence[str] = ("dice", "tre_m
 
 def select_stage(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
     """The columns of an earlier stage, ``initial_`` or ``prealigned_``, without that prefix."""
-    columns = [str(name) for name in scores if str(name).startswith(stage)]
-    return scores[columns].rename(columns=lambda name: name.removeprefix(stage))
+    return scores.filter(regex=f"^{stage}").rename(columns=lambda name: name.removeprefix(stage))

@@ -1,7 +1,5 @@
 """Tables of compared methods: mean and SD over pairs, the best in bold, and which others differ significantly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -111,10 +109,11 @@ def build_table(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[
     Raises:
         BadArgument: no pair was scored for all methods.
     """
-    shared = sorted(set.intersection(*(set(table.index) for table in scores.values()))) if scores else []
-    if scores and not shared:
-        problem = f"No pair was scored for all of {', '.join(scores)}: name methods that belong together."
-        raise BadArgument("methods", problem)
+    shared = sorted(set.intersection(*(set(table.index) for table in scores.values())))
+    if not shared:
+        raise BadArgument(
+            "methods", f"No pair was scored for all of {', '.join(scores)}: name methods that belong together."
+        )
     on_shared = {method: table.loc[shared] for method, table in scores.items()}
     losing = {method for method, table in on_shared.items() if "lost" in table and table["lost"].any()}
     rows: dict[str, dict[str, Cell]] = {method: {} for method in scores}
@@ -127,29 +126,26 @@ def build_table(title: str, scores: Mapping[str, pd.DataFrame], failed: Mapping[
             if key in table and table[key].notna().any() and not (method in UNRANKED and key in _OF_FIELDS)
         }
         partial = losing if column.of_kept else set()
-        ranked = {method: values for method, values in columns.items() if method not in partial.union(UNRANKED)}
-        best = _best(ranked, column)
-        others = [method for method in ranked if method != best]
-        p = (
-            _holm({method: _wilcoxon_p(columns[method], columns[best]) for method in others})
-            if best and column.tested
-            else {}
-        )
-        for method, values in columns.items():
-            mean, sd = float(values.mean()), float(values.std(ddof=1)) if column.spread else np.nan
-            equal = best is not None and method in ranked and mean == float(columns[best].mean())
+        means = {method: float(values.mean()) for method, values in columns.items()}
+        ranked = {method: mean for method, mean in means.items() if method not in partial.union(UNRANKED)}
+        best = _choose_best(ranked, column)
+        p: dict[str, float] = {}
+        if best is not None and column.tested:
+            p = _holm({method: _wilcoxon_p(columns[method], columns[best]) for method in ranked if method != best})
+        for method, mean in means.items():
+            sd = float(columns[method].std(ddof=1)) if column.spread else np.nan
+            equal = best is not None and method in ranked and mean == means[best]
             rows[method][key] = Cell(mean, sd, equal, p.get(method), method in partial)
-    return Table(title, len(shared), rows, dict(failed or {}))
+    return Table(title, len(shared), rows, failed or {})
 
 
-def _best(ranked: Mapping[str, pd.Series[float]], column: Column) -> str | None:
-    means = {method: float(values.mean()) for method, values in ranked.items()}
+def _choose_best(means: Mapping[str, float], column: Column) -> str | None:
     if column.more_is_better is None or not means:
         return None
     return (max if column.more_is_better else min)(means, key=lambda method: means[method])
 
 
-def _wilcoxon_p(first: pd.Series[float], second: pd.Series[float]) -> float:
+def _wilcoxon_p(first: "pd.Series[float]", second: "pd.Series[float]") -> float:
     differences = (first - second).dropna()
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
@@ -248,8 +244,17 @@ def cell_text(cell: Cell | None, column: Column, bold: str = "{}") -> str:
 
 def _escape(text: str) -> str:
     """Escape text for LaTeX, except for the braces and backslashes that mark the best in bold."""
-    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "|": "$|$", "<=": r"$\leq$", "<": "$<$", ">": "$>$"}
-    signs |= {PARTIAL: r"$\dagger$"}
+    signs = {
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+        "|": "$|$",
+        "<=": r"$\leq$",
+        "<": "$<$",
+        ">": "$>$",
+        PARTIAL: r"$\dagger$",
+    }
     for raw, safe in signs.items():
         text = text.replace(raw, safe)
     return text

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from llmreg.data.dataset import Case, Dataset
 from llmreg.errors import UserError
 from llmreg.files import image_digest
 from llmreg.geometry.grid import Grid, image_to_array
-from llmreg.images.checks import check_values, format_sizes
-from llmreg.images.image_files import read_image, warn_once
+from llmreg.images.image_files import check_values, format_sizes, read_image, warn_once
 from llmreg.workers import map_in_processes
+
+log = logging.getLogger(__name__)
 
 Sources = dict[str, str | list[int]]
 
@@ -47,33 +47,39 @@ def read_case(case: Case, labels: Collection[int]) -> CaseImages:
         UserError: the first problem that :func:`check_case` finds.
     """
     images, problems = _read(case, labels)
-    if problems or images is None:
+    if problems:
         raise UserError(problems[0])
     return images
 
 
 def check_case(case: Case, labels: Collection[int]) -> list[str]:
     """List the problems of a case, a sentence with a remedy for each; arguments as in :func:`read_case`."""
-    return _read(case, labels)[1]
+    try:
+        return _read(case, labels)[1]
+    except UserError as error:
+        return [str(error)]
 
 
-def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages | None, list[str]]:
+def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages, list[str]]:
+    """Read a case and list its problems. Raises UserError when there is no image to compare the others with."""
+    image = _open(case.image)
     problems: list[str] = []
-    image = _open(case.image, problems)
-    if image is None:
-        return None, problems
     try:
         check_values(image, case.image)
     except UserError as error:
         problems.append(str(error))
-    maps = {path: _open(path, problems) for path in dict.fromkeys((case.label, case.mask)) if path is not None}
-    for path, other in maps.items():
-        if other is not None:
-            problems += _grid_problems(Grid.from_image(other), Grid.from_image(image), path, case.image.name)
+    # A case may have one file for its label map and its mask.
+    maps: dict[Path | None, sitk.Image] = {}
+    for path in filter(None, dict.fromkeys((case.label, case.mask))):
+        try:
+            maps[path] = _open(path)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            problems += _grid_problems(Grid.from_image(maps[path]), Grid.from_image(image), path, case.image.name)
             if path == case.label:
-                problems += _label_problems(other, case, path, labels)
-    label, mask = (None if path is None else maps[path] for path in (case.label, case.mask))
-    return CaseImages(image, label, mask), problems
+                problems += _label_problems(maps[path], case, path, labels)
+    return CaseImages(image, maps.get(case.label), maps.get(case.mask)), problems
 
 
 def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name: str) -> sitk.Image:
@@ -84,26 +90,19 @@ def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name
     return mask
 
 
-def _open(path: Path, problems: list[str]) -> sitk.Image | None:
+def _open(path: Path) -> sitk.Image:
     if not path.exists():
-        problems.append(f"{path} does not exist: add the file or take it out of dataset.json.")
-        return None
-    try:
-        return read_image(path)
-    except UserError as error:
-        problems.append(str(error))
-        return None
+        raise UserError(f"{path} does not exist: add the file or take it out of dataset.json.")
+    return read_image(path)
 
 
 def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
     if grid.same_as(expected):
         return []
     differences = [
-        f"{name} {format_sizes(value)} instead of {format_sizes(other)}"
-        for name, value, other in (
-            (name, getattr(grid, name), getattr(expected, name)) for name in ("size", "spacing", "origin", "direction")
-        )
-        if not np.allclose(value, other, rtol=0, atol=1e-4)
+        f"{name} {format_sizes(getattr(grid, name))} instead of {format_sizes(getattr(expected, name))}"
+        for name in ("size", "spacing", "origin", "direction")
+        if not np.allclose(getattr(grid, name), getattr(expected, name), rtol=0, atol=1e-4)
     ]
     index = expected.physical_to_index(grid.corners())
     # A flipped map may still share a layer of voxels with its image.
@@ -157,25 +156,27 @@ def sources_of(case: Case) -> Sources:
     Raises:
         UserError: a file cannot be read.
     """
-    files = {"image": case.image, "label": case.label, "mask": case.mask}
-    digests: Sources = {role: image_digest(path) for role, path in files.items() if path is not None}
+    digests: Sources = {
+        role: image_digest(path)
+        for role, path in (("image", case.image), ("label", case.label), ("mask", case.mask))
+        if path is not None
+    }
     return digests if case.annotated_labels is None else digests | {"annotated_labels": list(case.annotated_labels)}
 
 
-log = logging.getLogger(__name__)
-
-
-def verify_dataset_integrity(dataset: Dataset, num_processes: int = 2) -> None:
+def verify_dataset_integrity(dataset: Dataset, num_processes: int) -> None:
     """Check every case and log all problems.
 
     Raises:
         UserError: tells the first problem with its remedy, and the number of the others in the log.
     """
-    check = partial(check_case, labels=dataset.labels)
-    problems = [*chain.from_iterable(map_in_processes(check, dataset.cases, num_processes, "Verify"))]
+    problems_of_cases = map_in_processes(
+        partial(check_case, labels=dataset.labels), dataset.cases, num_processes, "Verify"
+    )
+    problems = [problem for problems_of_case in problems_of_cases for problem in problems_of_case]
     for problem in problems:
         log.error("%s", problem)
     if problems:
-        others = f" (and {len(problems) - 1} more, see the log)" if len(problems) > 1 else ""
-        raise UserError(problems[0].rstrip(".") + others + ".")
+        more = f" (and {len(problems) - 1} more, see the log)" if len(problems) > 1 else ""
+        raise UserError(problems[0].rstrip(".") + more + ".")
     log.info("%s: %d cases verified.", dataset.name, len(dataset.cases))

@@ -5,13 +5,13 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from pydantic import TypeAdapter
+import numpy as np
 
 from llmreg.data.dataset_json import (
     Direction,
@@ -38,10 +38,6 @@ _PAIRINGS: dict[str, Pairing] = {
     "inter_subject": "inter_subject",
     "explicit": "explicit",
 }
-# Learn2Reg's word for some paired and some unpaired cases, which does not tell which pairs to train on.
-_UNDECIDED = "hybrid"
-_CASE_NAME = re.compile(r".+_(?P<subject>\d{4})_(?P<modality>\d{4})")
-_FOLDER_NAME = re.compile(r"Dataset(?P<id>\d{3})_.+")
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,6 @@ class Dataset:
     """The content of ``dataset.json``.
 
     Attributes:
-        id: the three digits of the folder's name.
         name: the folder's name.
         folder: the raw dataset.
         modalities: their names by number.
@@ -101,7 +96,6 @@ class Dataset:
         held_out: names of the cases that must never be trained on.
     """
 
-    id: int
     name: str
     folder: Path
     modalities: dict[int, str]
@@ -116,21 +110,22 @@ class Dataset:
     held_out: frozenset[str] = frozenset()
 
     @cached_property
-    def _by_name(self) -> dict[str, Case]:
+    def by_name(self) -> dict[str, Case]:
+        """The cases by their names."""
         return {case.name: case for case in self.cases}
 
     def case(self, name: str) -> Case:
         """The case of a name. Raises KeyError when there is none."""
-        return self._by_name[name]
+        return self.by_name[name]
+
+    @property
+    def trainable_cases(self) -> list[Case]:
+        """The cases that may be trained on, which are those that are not held out."""
+        return [case for case in self.cases if case.name not in self.held_out]
 
     def of_modality(self, modality: int) -> tuple[Case, ...]:
         """The cases of a modality, by name."""
         return tuple(case for case in self.cases if case.modality == modality)
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """All subjects, sorted."""
-        return tuple(sorted({case.subject for case in self.cases}))
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -139,30 +134,27 @@ def load_dataset(folder: Path) -> Dataset:
     Raises:
         UserError: for malformed or mistyped JSON, a misnamed or missing file, or a modality without cases.
     """
-    folder = Path(folder)
-    match = _FOLDER_NAME.fullmatch(folder.name)
-    if match is None:
+    if not re.fullmatch(r"Dataset\d{3}_.+", folder.name):
         raise UserError(f"{folder} is not named like Dataset001_Name: rename the folder.")
     file = description_file(folder)
-    content = read_json(file)
-    raw = cast(RawDataset, validate(TypeAdapter(RawDataset), content, file))
+    raw = validate(RawDataset, read_json(file), file)
     modalities = dict(sorted(raw.modality.items()))
     # Where the file names no direction, the first modality is fixed, and the second one moving; a single one is both.
     fixed, moving, *_ = [*modalities, *modalities]
     direction = raw.registration_direction or Direction(fixed=fixed, moving=moving)
-    for role, modality in (("fixed", direction.fixed), ("moving", direction.moving)):
+    for role, modality in direction:
         if modality not in modalities:
             raise UserError(
                 f"{file}: 'registration_direction.{role}' is {modality}, but 'modality' only lists "
                 f"{join(modalities)}: name one of these."
             )
-    reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file))
+    reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file), direction)
     reader.add_training(raw.training)
-    paired = reader.pairs(raw.training_paired_images, "training_paired_images", direction)
-    explicit = reader.pairs(raw.pairings, "pairings", direction) if isinstance(raw.pairings, list) else []
-    validation = reader.pairs(raw.registration_val, "registration_val", direction, may_be_missing=True)
-    test = reader.pairs(raw.registration_test, "registration_test", direction, may_be_missing=True)
-    cases = tuple(sorted(reader.cases.values(), key=lambda case: case.name))
+    paired = reader.read_pairs(raw.training_paired_images, "training_paired_images")
+    explicit = reader.read_pairs(raw.pairings, "pairings") if isinstance(raw.pairings, list) else []
+    validation = reader.read_pairs(raw.registration_val, "registration_val", may_be_missing=True)
+    test = reader.read_pairs(raw.registration_test, "registration_test", may_be_missing=True)
+    cases = tuple(case for _, case in sorted(reader.cases.items()))
     # All images of a tested subject are held out: the other ones show the same anatomy.
     tested = {reader.cases[name].subject for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
     held_out = frozenset(case.name for case in cases if case.subject in tested)
@@ -180,7 +172,6 @@ def load_dataset(folder: Path) -> Dataset:
             )
     pairing = _choose_pairing(raw.pairings, paired, reader.cases, direction, file)
     return Dataset(
-        id=int(match["id"]),
         name=folder.name,
         folder=folder,
         modalities=modalities,
@@ -201,6 +192,12 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     return json_digest([[pair.fixed, pair.moving] for pair in pairs])
 
 
+def draw_pairs(pairs: Sequence[Pair], most: int, seed: int | list[int]) -> tuple[Pair, ...]:
+    """Draw ``most`` of some pairs at random, in their order; all of them where there are no more."""
+    drawn = np.random.default_rng(seed).choice(len(pairs), min(len(pairs), most), replace=False)
+    return tuple(pairs[i] for i in sorted(drawn))
+
+
 def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
     """List all pairs that some cases form under the dataset's pairing.
 
@@ -214,30 +211,26 @@ def pairs_among(dataset: Dataset, case_names: Iterable[str]) -> list[Pair]:
     if dataset.pairing == "explicit":
         names = {case.name for case in cases}
         return [pair for pair in dataset.explicit_pairs if pair.fixed in names and pair.moving in names]
-    rules: dict[str, Callable[[Case, Case], bool]] = {
-        "intra_subject": lambda fixed, moving: fixed.subject == moving.subject,
-        "inter_subject": lambda fixed, moving: fixed.subject != moving.subject,
-        "unpaired": lambda fixed, moving: True,
-    }
-    rule = rules[dataset.pairing]
+    # Whether the two cases may, or must not, be of one subject.
+    allowed = {"intra_subject": {True}, "inter_subject": {False}, "unpaired": {True, False}}[dataset.pairing]
     return [
         Pair(fixed.name, moving.name)
         for fixed in cases
         if fixed.modality == dataset.fixed_modality
         for moving in cases
         if moving.modality == dataset.moving_modality
-        if fixed.name != moving.name and rule(fixed, moving)
+        if fixed.name != moving.name and (fixed.subject == moving.subject) in allowed
     ]
 
 
 def _choose_pairing(
     raw: object, paired: list[Pair], cases: Mapping[str, Case], direction: Direction, file: Path
 ) -> Pairing:
-    if isinstance(raw, list):
+    # Learn2Reg's word "hybrid", for some paired and some unpaired cases, does not tell which pairs to train on.
+    is_open = raw in (None, "hybrid")
+    if isinstance(raw, list) or (is_open and paired):
         return "explicit"
-    if raw in (None, _UNDECIDED):
-        if paired:
-            return "explicit"
+    if is_open:
         if direction.fixed == direction.moving:
             return "inter_subject"
         fixed, moving = (
@@ -272,17 +265,16 @@ def _choose_pairing(
 class _CaseReader:
     """Collects the cases that the entries of ``dataset.json`` name, each of them once."""
 
-    def __init__(self, folder: Path, file: Path, modalities: Mapping[int, str], labels: dict[int, str]) -> None:
-        self.folder, self.file, self.modalities, self.labels = folder, file, modalities, labels
+    def __init__(
+        self, folder: Path, file: Path, modalities: Mapping[int, str], labels: dict[int, str], direction: Direction
+    ) -> None:
+        self.folder, self.file, self.direction = folder, file, direction
+        self.modalities, self.labels = modalities, labels
         self.cases: dict[str, Case] = {}
 
-    def add_training(self, training: object) -> None:
-        """Add the cases of ``training``, which is a list of cases or one such list for each modality."""
-        if isinstance(training, dict):
-            tables = validate(TypeAdapter(dict[str, list[RawCase]]), training, self.file, "training")
-        else:
-            tables = {"": validate(TypeAdapter(list[RawCase]), training, self.file, "training")}
-        for key, entries in tables.items():
+    def add_training(self, training: Mapping[str, list[RawCase]]) -> None:
+        """Add the cases of ``training`` by the keys of their modalities; the key is empty for a list of all."""
+        for key, entries in training.items():
             listed = f"training.{key}".rstrip(".")
             if key and parse_id(key) not in self.modalities:
                 raise UserError(
@@ -299,20 +291,17 @@ class _CaseReader:
         if not self.cases:
             raise UserError(f"{self.file}: 'training' is empty: list the training images there.")
 
-    def pairs(
-        self, entries: list[Any] | None, key: str, direction: Direction, *, may_be_missing: bool = False
-    ) -> list[Pair]:
+    def read_pairs(self, entries: list[Any] | None, key: str, *, may_be_missing: bool = False) -> list[Pair]:
         """Read pairs of cases, and add the cases that ``training`` does not list."""
         pairs = []
         for position, entry in enumerate(entries or []):
             where = f"{key}.{position}"
             if isinstance(entry, list) and len(entry) == 2:
                 entry = {"fixed": entry[0], "moving": entry[1]}
-            elif isinstance(entry, dict) and "fixed" not in entry and str(direction.fixed) in entry:
-                entry = {"fixed": entry[str(direction.fixed)], "moving": entry.get(str(direction.moving))}
-            pair = validate(TypeAdapter(RawPair), entry, self.file, where)
-            names = {"fixed": pair.fixed, "moving": pair.moving}
-            files = {role: f if f.endswith(image_endings()) else f + DEFAULT_ENDING for role, f in names.items()}
+            elif isinstance(entry, dict) and "fixed" not in entry and str(self.direction.fixed) in entry:
+                entry = {role: entry.get(str(modality)) for role, modality in self.direction}
+            names = validate(RawPair, entry, self.file, where)
+            files = {role: f if f.endswith(image_endings()) else f + DEFAULT_ENDING for role, f in names}
             paths = {role: file if "/" in file else f"imagesTr/{file}" for role, file in files.items()}
             absent = [path for path in paths.values() if not (self.folder / path).is_file()]
             if may_be_missing and absent:
@@ -328,7 +317,7 @@ class _CaseReader:
     def _add(self, entry: RawCase, where: str) -> Case:
         image = self.folder / entry.image
         name = strip_ending(image)
-        match = _CASE_NAME.fullmatch(name)
+        match = re.fullmatch(r".+_(?P<subject>\d{4})_(?P<modality>\d{4})", name)
         if match is None or not image.name.endswith(image_endings()):
             raise UserError(
                 f"{self.file}: '{where}' names {entry.image}, which is not Name_<subject, 4 digits>_<modality, 4 "
@@ -366,15 +355,13 @@ class _CaseReader:
         )
         return self.cases[name]
 
-    def _find_beside(self, image: Path, kind: str, named: str | None, suffix: str | None = None) -> Path | None:
+    def _find_beside(self, image: Path, kind: str, named: str | None, suffix: str = "") -> Path | None:
         """Find the named file, or the one like labelsTr/X for imagesTr/X; None where neither exists."""
-        if named is not None and (self.folder / named).is_file():
-            return self.folder / named
-        if not image.parent.name.startswith("images"):
-            return None
-        parent = image.parent.with_name(kind + image.parent.name.removeprefix("images"))
-        file = parent / (image.name if suffix is None else strip_ending(image) + suffix)
-        return file if file.is_file() else None
+        candidates = [] if named is None else [self.folder / named]
+        if image.parent.name.startswith("images"):
+            folder = image.parent.with_name(kind + image.parent.name.removeprefix("images"))
+            candidates.append(folder / (strip_ending(image) + suffix if suffix else image.name))
+        return next(filter(Path.is_file, candidates), None)
 
     def _parse_annotated(self, values: list[Any] | None, where: str) -> tuple[int, ...] | None:
         if values is None:

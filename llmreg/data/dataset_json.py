@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmreg.errors import UserError
 
@@ -53,10 +62,14 @@ class Direction(_Raw):
 
 
 class RawDataset(_Raw):
-    """The keys of ``dataset.json`` that are read."""
+    """The keys of ``dataset.json`` that are read.
+
+    Attributes:
+        training: a list of cases for each modality, or a single list under the empty key.
+    """
 
     modality: dict[Id, str] = Field(min_length=1)
-    training: Any
+    training: dict[str, list[RawCase]]
     labels: dict[str, Any] | None = None
     pairings: Any = None
     registration_direction: Direction | None = None
@@ -64,15 +77,20 @@ class RawDataset(_Raw):
     registration_val: list[Any] | None = None
     registration_test: list[Any] | None = None
 
+    @field_validator("training", mode="before")
+    @classmethod
+    def _accept_list(cls, value: object) -> object:
+        return value if isinstance(value, dict) else {"": value}
+
 
 _T = TypeVar("_T")
 
 
-def validate(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | int) -> _T:
+def validate(expected_type: type[_T], value: object, file: Path, *where: str | int) -> _T:
     """Validate a value of a JSON file.
 
     Args:
-        adapter: the type that is expected.
+        expected_type: the class of the result.
         value: what was read.
         file: the file, for the error.
         where: the path of the value's key.
@@ -81,10 +99,10 @@ def validate(adapter: TypeAdapter[_T], value: object, file: Path, *where: str | 
         UserError: names the first key that is wrong.
     """
     try:
-        return adapter.validate_python(value)
+        return TypeAdapter(expected_type).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in (*where, *first["loc"]) if part != "[key]")
+        path = ".".join(str(part) for part in (*where, *first["loc"]) if part not in ("", "[key]"))
         if first["type"] == "missing":
             raise UserError(f"{file}: the key '{path}' is missing: add it (see documentation/raw-data.md).") from None
         expected = "should be an object" if first["type"] == "model_type" else first["msg"].removeprefix("Input ")
@@ -124,11 +142,11 @@ def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
         UserError: an entry is no label, or an id has two names.
     """
     raw = raw or {}
-    nested = bool(raw) and all(isinstance(value, dict) for value in raw.values())
-    tables = {f"labels.{key}": table for key, table in raw.items()} if nested else {"labels": raw}
+    is_nested = all(isinstance(value, dict) for value in raw.values())
+    tables = {f"labels.{key}": table for key, table in raw.items()} if is_nested else {"labels": raw}
     labels: dict[int, str] = {}
     for where, table in tables.items():
-        seen: set[int] = set()
+        ids: set[int] = set()
         by_id = all(re.fullmatch(r"[0-9]+", key) for key in table)
         for key, value in table.items():
             number, name = (parse_id(key), str(value)) if by_id else (parse_id(value), key)
@@ -138,9 +156,9 @@ def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
                     f'{file}: \'{where}.{key}\' is {value!r}: write labels as "1": "liver" or "liver": 1, '
                     "with whole numbers from 0."
                 )
-            if number in seen:
+            if number in ids:
                 raise UserError(f"{file}: '{where}' gives the label id {number} twice: use each id once.")
-            seen.add(number)
+            ids.add(number)
             if number and labels.setdefault(number, name) != name:
                 raise UserError(
                     f"{file}: label id {number} is '{labels[number]}' in one modality and '{name}' in another: "

@@ -11,17 +11,16 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
-from llmreg.errors import BadSplits, UnknownName, UnreadableFile, UserError
+from llmreg.data.dataset import Case, Dataset, Pair, draw_pairs, pairs_among
+from llmreg.errors import UnknownName, UnreadableFile, UserError
 from llmreg.files import read_json, write_json
 from llmreg.paths import fold_name
 from llmreg.settings import locate_problem
 
 log = logging.getLogger(__name__)
 
+# The number of the split that trains on everything.
 ALL = -1
-"""The number of the split that trains on everything."""
-FOLDS = 5
 SPLITS_FILE = "splits.json"
 MOST_VALIDATION_PAIRS = 100
 
@@ -50,10 +49,7 @@ class Split:
         return self.train + self.atlas
 
 
-_SPLITS = TypeAdapter(tuple[Split, ...])
-
-
-def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tuple[Split, ...]:
+def make_splits(dataset: Dataset, folds: int = 5, seed: int = 12345) -> tuple[Split, ...]:
     """Divide the subjects that may be trained on into folds.
 
     A modality with fewer subjects than folds is shared by both sides as an atlas, except where the two modalities of
@@ -83,12 +79,12 @@ def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tupl
     if len(divided) < 2:
         # An atlas would leave no subject to hold out.
         shared, divided, most = set(), modalities_of, min(most, *counts.values())
-    requested, folds = folds, min(folds, most, len(divided))
-    if folds < 2:
+    fold_count = min(folds, most, len(divided))
+    if fold_count < 2:
         log.warning("%s has too few subjects to hold some out: only fold 'all' can be trained.", dataset.name)
         return ()
-    if folds < requested:
-        log.info("%s has too few subjects for %d folds: %d are made.", dataset.name, requested, folds)
+    if fold_count < folds:
+        log.info("%s has too few subjects for %d folds: %d are made.", dataset.name, folds, fold_count)
     for modality in sorted(shared):
         log.info(
             "Modality %d (%s) has too few subjects (%d): its cases are shared by training and validation as an atlas.",
@@ -96,21 +92,21 @@ def make_splits(dataset: Dataset, folds: int = FOLDS, seed: int = 12345) -> tupl
             dataset.modalities[modality],
             counts[modality],
         )
-    fold_of = _assign_folds(divided, {case.subject for case in usable if case.label is not None}, folds, seed)
+    fold_of = _assign_folds(divided, {case.subject for case in usable if case.label is not None}, fold_count, seed)
+    atlas = tuple(c.name for c in usable if c.modality in shared)
     splits = []
-    for fold in range(folds):
-        atlas = tuple(c.name for c in usable if c.modality in shared)
+    for fold in range(fold_count):
         validation = tuple(c.name for c in usable if fold_of.get(c.subject) == fold)
         train = tuple(c.name for c in usable if c.modality not in shared and fold_of.get(c.subject) != fold)
-        pairs = _list_validation_pairs(dataset, train, validation, atlas, np.random.default_rng([seed, fold]))
-        splits.append(Split(fold, train, validation, atlas, pairs))
+        pairs = _list_validation_pairs(dataset, train, validation, atlas)
+        splits.append(Split(fold, train, validation, atlas, draw_pairs(pairs, MOST_VALIDATION_PAIRS, [seed, fold])))
     return tuple(splits)
 
 
 def split_all(dataset: Dataset, seed: int = 12345) -> Split:
     """Make the split that trains and validates on every case; its validation tells nothing about new subjects."""
     names = tuple(case.name for case in _usable_cases(dataset))
-    pairs = _thin(_list_evaluable(dataset, names), np.random.default_rng(seed))
+    pairs = draw_pairs(_list_evaluable(dataset, names), MOST_VALIDATION_PAIRS, seed)
     return Split(ALL, names, names, (), pairs)
 
 
@@ -121,9 +117,8 @@ def write_splits(path: Path, splits: Sequence[Split]) -> None:
 
 def read_splits(path: Path) -> tuple[Split, ...]:
     """Read the file of splits. Raises UserError when it is missing, and UnreadableFile when it holds no splits."""
-    content = read_json(path)
     try:
-        return _SPLITS.validate_python(content)
+        return TypeAdapter(tuple[Split, ...]).validate_python(read_json(path))
     except ValidationError as error:
         key, problem = locate_problem(error)
         raise UnreadableFile(
@@ -135,25 +130,26 @@ def check_splits(path: Path, splits: Sequence[Split], dataset: Dataset) -> None:
     """Check splits, which may have been edited or be of an earlier version of the dataset.
 
     Raises:
-        BadSplits: a case is unknown, a subject is on both sides, or a held-out case would be trained on.
+        UnreadableFile: a case is unknown, a subject is on both sides, or a held-out case would be trained on.
     """
-    cases = {case.name: case for case in dataset.cases}
+    remedy = "correct it, or remove it and plan again"
     usable = {case.name for case in _usable_cases(dataset)}
     for split in splits:
         pairs = [name for pair in split.validation_pairs for name in (pair.fixed, pair.moving)]
         for name in (*split.train, *split.validation, *split.atlas, *pairs):
-            if name not in cases:
-                raise BadSplits(path, f"names the case {name}, which {dataset.name} lacks")
-        both = {cases[name].subject for name in split.train} & {cases[name].subject for name in split.validation}
+            if name not in dataset.by_name:
+                raise UnreadableFile(path, f"names the case {name}, which {dataset.name} lacks", remedy)
+        shared_subjects = {dataset.case(n).subject for n in split.train} & {
+            dataset.case(n).subject for n in split.validation
+        }
         # Only an atlas subject may have images on both sides.
-        if both:
-            raise BadSplits(path, f"has subject {min(both)} on both sides of fold {split.fold}")
+        if shared_subjects:
+            raise UnreadableFile(path, f"has subject {min(shared_subjects)} on both sides of fold {split.fold}", remedy)
         held_out = sorted(set(split.training_cases) - usable)
         if held_out:
-            raise BadSplits(path, f"would train on {held_out[0]}, whose subject dataset.json holds out")
-    used = {name for split in splits for name in (*split.training_cases, *split.validation)}
-    unused = sorted(usable - used) if splits else []
-    if unused:
+            raise UnreadableFile(path, f"would train on {held_out[0]}, whose subject dataset.json holds out", remedy)
+    unused = sorted(usable - {name for split in splits for name in (*split.training_cases, *split.validation)})
+    if splits and unused:
         log.warning(
             "%s does not use %d cases, such as %s: to include them, remove it and plan again.",
             path,
@@ -176,8 +172,8 @@ def parse_fold(text: str | int, available: Iterable[int]) -> int | Literal["all"
     return int(name)
 
 
-def _usable_cases(dataset: Dataset) -> tuple[Case, ...]:
-    usable = tuple(sorted((c for c in dataset.cases if c.name not in dataset.held_out), key=lambda case: case.name))
+def _usable_cases(dataset: Dataset) -> list[Case]:
+    usable = sorted(dataset.trainable_cases, key=lambda case: case.name)
     for modality in {dataset.fixed_modality, dataset.moving_modality}:
         if not any(case.modality == modality for case in usable):
             raise UserError(
@@ -199,11 +195,10 @@ def _assign_folds(modalities_of: dict[str, set[int]], labelled: set[str], folds:
     for _, subjects in sorted(groups.items()):
         if len(subjects) >= folds:
             parts = KFold(folds, shuffle=True, random_state=seed).split(subjects)
-            fold_of |= {subjects[i]: fold for fold, (_, held) in enumerate(parts) for i in held}
+            fold_of |= {subjects[i]: fold for fold, (_, validation) in enumerate(parts) for i in validation}
         else:
             for i in np.random.default_rng(seed).permutation(len(subjects)):
-                taken_folds = list(fold_of.values())
-                fold_of[subjects[i]] = min(range(folds), key=taken_folds.count)
+                fold_of[subjects[i]] = min(range(folds), key=list(fold_of.values()).count)
     return fold_of
 
 
@@ -215,21 +210,14 @@ def _list_evaluable(dataset: Dataset, names: Iterable[str]) -> list[Pair]:
 
 
 def _list_validation_pairs(
-    dataset: Dataset, train: Sequence[str], validation: Sequence[str], atlas: Sequence[str], rng: np.random.Generator
-) -> tuple[Pair, ...]:
+    dataset: Dataset, train: Sequence[str], validation: Sequence[str], atlas: Sequence[str]
+) -> list[Pair]:
     """List the pairs among validation and atlas cases that contain a validation case."""
-    held, among = set(validation), _list_evaluable(dataset, [*validation, *atlas])
-    pairs = [pair for pair in among if pair.fixed in held or pair.moving in held]
+    held_out, evaluable = set(validation), _list_evaluable(dataset, [*validation, *atlas])
+    pairs = [pair for pair in evaluable if pair.fixed in held_out or pair.moving in held_out]
     if not pairs:
         # The validation cases of a single subject form no pair of different subjects.
         candidates = _list_evaluable(dataset, [*train, *validation, *atlas])
-        pairs = [pair for pair in candidates if pair.fixed in held or pair.moving in held] or among
+        pairs = [pair for pair in candidates if pair.fixed in held_out or pair.moving in held_out] or evaluable
         log.info("The cases %s form no validation pair: they are paired with training cases.", ", ".join(validation))
-    return _thin(pairs, rng)
-
-
-def _thin(pairs: Sequence[Pair], rng: np.random.Generator) -> tuple[Pair, ...]:
-    if len(pairs) <= MOST_VALIDATION_PAIRS:
-        return tuple(pairs)
-    kept = np.sort(rng.choice(len(pairs), MOST_VALIDATION_PAIRS, replace=False))
-    return tuple(pairs[i] for i in kept)
+    return pairs

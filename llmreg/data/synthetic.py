@@ -6,6 +6,7 @@ orientation and position on the table differ, so a program that confuses axes ca
 """
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,6 @@ class _Tissue:
     ct: float
 
 
-_AIR_CT = -1000.0
 # Tissues without a label, which show a registration how the body is turned. The torso extends beyond any field of view.
 _ENDLESS = 1e6
 _UNLABELLED = (
@@ -57,7 +57,7 @@ _ORGANS = (
 )
 
 # The scanners' grids along LPS and RAS axes; each image has its origin elsewhere.
-_MR_GRID = Grid((64, 60, 40), (3.0, 3.0, 4.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+_MR_GRID = Grid((64, 60, 40), (3.0, 3.0, 4.0), (0.0, 0.0, 0.0))
 _CT_GRID = Grid((76, 68, 64), (2.5, 2.5, 2.5), (0.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0))
 
 # The random displacement is defined on a coarse lattice about the body's centre; lengths in mm.
@@ -95,27 +95,31 @@ def write_demo_dataset(folder: Path, subjects: int, seed: int, held_out: int = H
             if part == "Tr":
                 training[str(modality)].append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
     names = [f"{DEMO_NAME}_{number:04d}" for number in range(subjects + 1, subjects + held_out + 1)]
-    pairs = ((fixed, moving) for fixed in names for moving in names if fixed != moving)
-    lines = [f"{fixed}_0000{DEFAULT_ENDING},{moving}_0001{DEFAULT_ENDING}\n" for fixed, moving in pairs]
+    lines = [
+        f"{fixed}_0000{DEFAULT_ENDING},{moving}_0001{DEFAULT_ENDING}\n" for fixed, moving in permutations(names, 2)
+    ]
     write_text(dataset / "imagesTs" / "pairs.csv", "fixed,moving\n" + "".join(lines))
-    description = {
-        "name": DEMO_NAME,
-        "description": "Made-up people, written by llmreg_demo",
-        "modality": {"0": "MR", "1": "CT"},
-        "registration_direction": {"fixed": 0, "moving": 1},
-        "pairings": "inter_subject",
-        "labels": {"background": 0} | {organ.name: label for label, organ in enumerate(_ORGANS, start=1)},
-        "training": training,
-    }
-    write_json(dataset / "dataset.json", description)
+    write_json(
+        dataset / "dataset.json",
+        {
+            "name": DEMO_NAME,
+            "description": "Made-up people, written by llmreg_demo",
+            "modality": {"0": "MR", "1": "CT"},
+            "registration_direction": {"fixed": 0, "moving": 1},
+            "pairings": "inter_subject",
+            "labels": {"background": 0} | {organ.name: label for label, organ in enumerate(_ORGANS, start=1)},
+            "training": training,
+        },
+    )
     return dataset
 
 
 def random_displacement(generator: np.random.Generator) -> Array:
     """Draw a subject's displacement (mm, LPS components) on the lattice, as an array (3, z, y, x)."""
     noise = generator.standard_normal((3, *[_LATTICE_POINTS] * 3))
-    sigma = _SMOOTHNESS_MM / _LATTICE_STEP
-    smooth = np.stack([ndimage.gaussian_filter(component, sigma, mode="wrap") for component in noise])
+    smooth = np.stack(
+        [ndimage.gaussian_filter(component, _SMOOTHNESS_MM / _LATTICE_STEP, mode="wrap") for component in noise]
+    )
     # The mean is removed: it would only shift the whole body.
     smooth -= smooth.mean(axis=(1, 2, 3), keepdims=True)
     return smooth * (_DISPLACEMENT_MM / smooth.std())
@@ -144,13 +148,11 @@ def render(
 
 def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
     """Undo the pose: the coordinates of each voxel in the body, (z, y, x, 3), mm."""
-    turns = np.deg2rad(generator.uniform(-_TURN_DEGREES, _TURN_DEGREES, 3))
     rotation = np.eye(3)
-    for axis, angle in enumerate(turns):
-        first, second = [other for other in range(3) if other != axis]
+    for axis, angle in enumerate(np.deg2rad(generator.uniform(-_TURN_DEGREES, _TURN_DEGREES, 3))):
+        plane = [other for other in range(3) if other != axis]
         turn = np.eye(3)
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        turn[np.ix_(plane, plane)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         rotation = rotation @ turn
     return (grid.physical_points() - generator.uniform(-_SHIFT_MM, _SHIFT_MM, 3)) @ rotation.T
 
@@ -158,8 +160,9 @@ def _body_coordinates(grid: Grid, generator: np.random.Generator) -> Array:
 def _render_anatomy(body: Array, displacement: Array) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
     """Labels, and tissues as indices into air, the unlabelled tissues and the organs; both (z, y, x)."""
     lattice = np.moveaxis(body, -1, 0)[::-1] / _LATTICE_STEP + (_LATTICE_POINTS - 1) / 2
-    shifts = [ndimage.map_coordinates(component, lattice, order=1, mode="nearest") for component in displacement]
-    common = body + np.stack(shifts, axis=-1)
+    common = body + np.stack(
+        [ndimage.map_coordinates(component, lattice, order=1, mode="nearest") for component in displacement], axis=-1
+    )
     tissue = np.zeros(body.shape[:3], np.intp)
     for index, ellipsoid in enumerate((*_UNLABELLED, *_ORGANS), start=1):
         inside = (((common - ellipsoid.centre) / ellipsoid.radii) ** 2).sum(axis=-1) < 1
@@ -179,7 +182,7 @@ def _render_mr(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Genera
 
 def _render_ct(tissue: NDArray[np.intp], grid: Grid, generator: np.random.Generator) -> NDArray[np.int16]:
     """Render tissues in Hounsfield units with the grainy noise of reconstruction."""
-    attenuation = np.array([_AIR_CT, *(kind.ct for kind in (*_UNLABELLED, *_ORGANS))])
+    attenuation = np.array([-1000.0, *(kind.ct for kind in (*_UNLABELLED, *_ORGANS))])
     clean = ndimage.gaussian_filter(attenuation[tissue], 0.5)
     noise = 10 * _texture(grid, 2.0, generator) + 6 * _texture(grid, 6.0, generator)
     return np.round(np.clip(clean + noise, -1024, 3071)).astype(np.int16)

@@ -39,11 +39,11 @@ class CaseTransform:
     uncertainty_mm: float | None = None
 
     @classmethod
-    def from_sitk(cls, transform: sitk.Transform, stage: str, score: float | None = None) -> Self:
+    def from_sitk(cls, transform: sitk.Transform, stage: str) -> Self:
         """Make a case transform from a linear one of SimpleITK."""
         origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
         columns = [np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)]
-        return cls(np.stack(columns, axis=1), origin, stage, score)
+        return cls(np.stack(columns, axis=1), origin, stage)
 
     def to_sitk(self) -> sitk.AffineTransform:
         """The same as a transform of SimpleITK."""
@@ -63,6 +63,10 @@ class CaseTransform:
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Make a case transform from :meth:`to_dict`."""
         return cls(**content | {key: np.array(content[key]) for key in ("matrix", "translation")})
+
+
+# The transform of a case that lies in the frame as it is.
+IDENTITY = CaseTransform(np.eye(3), np.zeros(3), "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +151,8 @@ class PreAlignment(Settings):
 
 def align_case(case: CaseToPlace, settings: PreAlignment) -> CaseTransform:
     """Estimate the transform of a case: the last stage of the method, or none for a case that is aligned already."""
-    aligned = settings.aligned_grid
-    if aligned is not None and Grid.from_dict(aligned).same_as(Grid.from_image(case.image)):
-        return identity_transform()
+    if settings.aligned_grid and Grid.from_dict(settings.aligned_grid).same_as(Grid.from_image(case.image)):
+        return IDENTITY
     *_, last = PREALIGNMENTS.get(settings.method).stages(case)
     return last
 
@@ -160,18 +163,13 @@ def between(fixed: CaseTransform, moving: CaseTransform) -> sitk.Transform:
     return CaseTransform.from_sitk(affine, "prealignment").to_sitk()
 
 
-def identity_transform() -> CaseTransform:
-    """The transform of a case that lies in the frame as it is."""
-    return CaseTransform(np.eye(3), np.zeros(3), "identity")
-
-
 def centre_transform(case: CaseToPlace) -> CaseTransform:
     """The shift that brings the middle of the case's foreground to the frame's middle."""
     return CaseTransform(np.eye(3), case.centre - case.frame.centre, "centre")
 
 
 PREALIGNMENTS.register(
-    "identity", PreAlignmentMethod("cases stay where they lie in space", lambda case: iter([identity_transform()]))
+    "identity", PreAlignmentMethod("cases stay where they lie in space", lambda case: iter([IDENTITY]))
 )
 PREALIGNMENTS.register(
     "centre",

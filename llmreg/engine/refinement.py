@@ -151,8 +151,7 @@ def refine(
             after = objective(_shrink_flow(correction)).item()
         if not after < before:
             return Refined(start, before, before, steps)
-        z, y, x = size
-        return Refined(start + correction[..., :z, :y, :x], before, after, steps)
+        return Refined(start + correction[..., : size[0], : size[1], : size[2]], before, after, steps)
 
 
 def _objective(correction: Tensor, *, flow: Tensor, fixed: _Side, moving: _Side, loss: LossSettings) -> Tensor:
@@ -165,9 +164,9 @@ def _objective(correction: Tensor, *, flow: Tensor, fixed: _Side, moving: _Side,
     # Where the field of view covers a part of the sample, the mean of that part; outside, 0, unlike any descriptor.
     warped = looked_up[:, :-1] / looked_up[:, -1:].clamp(min=0.5)
     difference = (warped - fixed.descriptors).square().mean(dim=1, keepdim=True)
-    value = torch.where(counted, difference, 0.0).sum() / counted.sum().clamp(min=1)
-    value = value + max(loss.smoothness, _LEAST_SMOOTHNESS) * gradient_l2(correction)
-    value = value + max(loss.folding, _LEAST_FOLDING) * folding
+    mismatch = torch.where(counted, difference, 0.0).sum() / counted.sum().clamp(min=1)
+    smoothness = max(loss.smoothness, _LEAST_SMOOTHNESS) * gradient_l2(correction)
+    value = mismatch + smoothness + max(loss.folding, _LEAST_FOLDING) * folding
     return value + loss.bending * BendingEnergyLoss()(correction) if loss.bending else value
 
 
@@ -180,19 +179,19 @@ def _optimise(objective: Callable[[Tensor], Tensor], padded: Tensor, iterations:
     blocks = [n // _BLOCK for n in padded.shape[2:]]
     nodes, steps = padded.new_zeros(1, 3, 1, 1, 1), 0
     for stage, spacing in enumerate(_NODE_SPACINGS):
-        nodes = _resize(nodes, [n * _BLOCK // spacing for n in blocks])
-        share = iterations * (stage + 1) // len(_NODE_SPACINGS) - iterations * stage // len(_NODE_SPACINGS)
-        nodes, taken = descend(objective_of_nodes, nodes, share)
-        steps += taken
+        start = functional.interpolate(nodes, [n * _BLOCK // spacing for n in blocks], mode="trilinear")
+        # The spacings share the iterations; the last ones take what does not divide.
+        nodes, steps_taken = descend(objective_of_nodes, start, (iterations + stage) // len(_NODE_SPACINGS))
+        steps += steps_taken
     return nodes, steps
 
 
 def _describe(image: Tensor, seen: Tensor) -> _Side:
     inside = seen > 0
     # The padding beyond the frame is not seen.
-    whole = functional.max_pool3d(1 - _pad(inside[:, None].float(), "constant"), _BLOCK)[:, 0] < 0.5
+    is_whole = functional.max_pool3d(1 - _pad(inside[:, None].float(), "constant"), _BLOCK)[:, 0] < 0.5
     means = warping.downsample_image(_pad(mind_ssc(image, mask=inside[:, None]), "constant"), _BLOCK)
-    return _Side(torch.where(whole[:, None], means, 0.0), whole)
+    return _Side(torch.where(is_whole[:, None], means, 0.0), is_whole)
 
 
 def _pad(volume: Tensor, mode: str) -> Tensor:
@@ -209,8 +208,5 @@ def _shrink_flow(flow: Tensor) -> Tensor:
 
 def _interpolate_nodes(nodes: Tensor, size: Sequence[int]) -> Tensor:
     """Turn nodes into a flow: each node is smoothed over its neighbours and then interpolated."""
-    return _resize(functional.avg_pool3d(nodes, 3, stride=1, padding=1, count_include_pad=False), size)
-
-
-def _resize(flow: Tensor, size: Sequence[int]) -> Tensor:
-    return functional.interpolate(flow, size=tuple(size), mode="trilinear", align_corners=False)
+    smooth = functional.avg_pool3d(nodes, 3, stride=1, padding=1, count_include_pad=False)
+    return functional.interpolate(smooth, tuple(size), mode="trilinear")

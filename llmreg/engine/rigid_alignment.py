@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from llmreg.engine.prealignment import (
     PREALIGNMENTS,
@@ -16,7 +17,7 @@ from llmreg.engine.prealignment import (
     PreAlignmentMethod,
     centre_transform,
 )
-from llmreg.geometry.grid import Grid
+from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.geometry.resampling import resample_image
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,8 @@ log = logging.getLogger(__name__)
 COARSE_MM = 4.0
 # Whether a stage helped is judged with fewer voxels, but with all of them.
 JUDGED_MM = 6.0
-HISTOGRAM_BINS = 32
 # The optimiser samples so many voxels: more of them find the same pose more slowly.
 SAMPLES = 12_000
-# Steps that move the images by less do not matter to a network that deforms them further.
-LEAST_STEP_MM = 0.02
 # Least overlap, as a share of the smaller field of view: over a small overlap, anything may look alike.
 LEAST_OVERLAP = 0.6
 # A search tries shifts along the body up to SEARCH_MM. A shift counts as about as good as the best one when its score
@@ -55,8 +53,8 @@ def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[C
         yield transform
         return
     reference = _crop_to_field_of_view(case.reference)
-    fixed, moving = coarse(reference, COARSE_MM), coarse(case.image, COARSE_MM)
-    judged = coarse(reference, JUDGED_MM), coarse(case.image, JUDGED_MM)
+    fixed, moving = coarsen(reference, COARSE_MM), coarsen(case.image, COARSE_MM)
+    judged = coarsen(reference, JUDGED_MM), coarsen(case.image, JUDGED_MM)
     best = _similarity(*judged, transform)
     if not np.isfinite(best):
         yield transform
@@ -66,34 +64,28 @@ def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[C
     for method in methods:
         if method == "search":
             candidate = _search_shifts(reference, case.image, transform)
-            score = _similarity(*judged, candidate)
-            if score > best:
-                best, transform = score, replace(candidate, score=score)
             transform = replace(transform, uncertainty_mm=candidate.uncertainty_mm)
-            yield transform
-            continue
-        start = _build_initial_transform(method, transform, case.frame.centre)
-        try:
-            candidate = CaseTransform.from_sitk(_optimise(fixed, moving, start), method)
-        except RuntimeError as error:
-            log.debug("pre-alignment stopped before %s: %s", method, error)
-            return
+        else:
+            start = _build_initial_transform(method, transform, case.frame.centre)
+            try:
+                candidate = CaseTransform.from_sitk(_optimise(fixed, moving, start), method)
+            except RuntimeError as error:
+                log.debug("pre-alignment stopped before %s: %s", method, error)
+                return
+            if not _is_plausible(candidate) or _overlap(fixed, moving, candidate) < LEAST_OVERLAP:
+                return
         score = _similarity(*judged, candidate)
-        overlap = _overlap(Grid.from_image(fixed), Grid.from_image(moving), candidate)
-        if not _is_plausible(candidate) or overlap < LEAST_OVERLAP or score <= best:
+        if score > best:
+            best, transform = score, replace(candidate, score=score, uncertainty_mm=transform.uncertainty_mm)
+        elif method != "search":
             return
-        best, transform = score, replace(candidate, score=score, uncertainty_mm=transform.uncertainty_mm)
         yield transform
 
 
 def _crop_to_field_of_view(reference: sitk.Image) -> sitk.Image:
     """Crop the frame to what the reference case fills: the zeros outside its field of view are no anatomy."""
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(sitk.Cast(reference > 0, sitk.sitkUInt8))
-    if not shape.HasLabel(1):
-        return reference
-    box = shape.GetBoundingBox(1)
-    return sitk.RegionOfInterest(reference, box[3:], box[:3])
+    boxes = ndimage.find_objects(image_to_array(reference > 0))
+    return reference[boxes[0][::-1]] if boxes else reference
 
 
 def _search_shifts(reference: sitk.Image, image: sitk.Image, start: CaseTransform) -> CaseTransform:
@@ -102,58 +94,54 @@ def _search_shifts(reference: sitk.Image, image: sitk.Image, start: CaseTransfor
     Between two contrasts the most similar shift is often wrong. Other shifts that are about as good show that: their
     spread is the uncertainty.
     """
-    fixed, moving = (coarse(volume, SEARCH_STEP_MM) for volume in (reference, image))
-    fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
-    shifts = {
-        float(offset): replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search")
-        for offset in np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM)
-    }
-    scored = [
-        (_similarity(fixed, moving, shifted), offset, shifted)
-        for offset, shifted in shifts.items()
-        if _overlap(fixed_grid, moving_grid, shifted) >= LEAST_OVERLAP
+    fixed, moving = (coarsen(volume, SEARCH_STEP_MM) for volume in (reference, image))
+    offsets = np.arange(-SEARCH_MM, SEARCH_MM + 1, SEARCH_STEP_MM)
+    shifts = [
+        replace(start, translation=start.translation + np.array([0, 0, offset]), stage="search") for offset in offsets
     ]
-    candidates = [row for row in scored if np.isfinite(row[0])]
-    if not candidates:
+    scores = np.array(
+        [
+            _similarity(fixed, moving, shift) if _overlap(fixed, moving, shift) >= LEAST_OVERLAP else -np.inf
+            for shift in shifts
+        ]
+    )
+    best = int(scores.argmax())
+    if not np.isfinite(scores[best]):
         return start
-    scores, offsets = (np.array(column) for column in list(zip(*candidates, strict=True))[:2])
-    good = offsets[scores >= scores.max() - AS_GOOD * (scores.max() - np.median(scores))]
-    best = candidates[int(scores.argmax())][2]
-    return replace(best, uncertainty_mm=float(max(np.abs(good - offsets[scores.argmax()]).max(), SEARCH_STEP_MM / 2)))
+    lead = scores[best] - np.median(scores[np.isfinite(scores)])
+    good = offsets[scores >= scores[best] - AS_GOOD * lead]
+    return replace(shifts[best], uncertainty_mm=float(max(np.abs(good - offsets[best]).max(), SEARCH_STEP_MM / 2)))
 
 
-def _overlap(reference: Grid, image: Grid, transform: CaseTransform) -> float:
+def _overlap(reference: sitk.Image, image: sitk.Image, transform: CaseTransform) -> float:
     """Share of the smaller field of view that lies in the other."""
-    in_image = reference.points_inside() @ transform.matrix.T + transform.translation
-    in_reference = np.linalg.solve(transform.matrix, (image.points_inside() - transform.translation).T).T
-    return float(max(image.contains(in_image).mean(), reference.contains(in_reference).mean()))
+    reference_grid, image_grid = Grid.from_image(reference), Grid.from_image(image)
+    in_image = reference_grid.points_inside() @ transform.matrix.T + transform.translation
+    in_reference = np.linalg.solve(transform.matrix, (image_grid.points_inside() - transform.translation).T).T
+    return float(max(image_grid.contains(in_image).mean(), reference_grid.contains(in_reference).mean()))
 
 
 def _build_initial_transform(method: str, start: CaseTransform, centre: NDArray[np.float64]) -> sitk.Transform:
     """Build the optimiser's first transform, about the frame's centre; ``rigid`` starts from a translation."""
-    if method == "rigid":
-        rigid = sitk.Euler3DTransform()
-        rigid.SetCenter(centre.tolist())
-        rigid.SetTranslation(start.translation.tolist())
-        return rigid
-    affine = sitk.AffineTransform(3)
-    affine.SetCenter(centre.tolist())
-    affine.SetMatrix(start.matrix.ravel().tolist())
-    affine.SetTranslation((start.matrix @ centre + start.translation - centre).tolist())
-    return affine
+    is_rigid = method == "rigid"
+    transform = sitk.Euler3DTransform() if is_rigid else sitk.AffineTransform(3)
+    transform.SetCenter(centre.tolist())
+    transform.SetMatrix(start.matrix.ravel().tolist())
+    shift = start.translation if is_rigid else start.matrix @ centre + start.translation - centre
+    transform.SetTranslation(shift.tolist())
+    return transform
 
 
-def coarse(image: sitk.Image, mm: float) -> sitk.Image:
-    """The image, smoothed, with voxels of about ``mm`` along its own axes."""
+def coarsen(image: sitk.Image, mm: float) -> sitk.Image:
+    """Smooth an image and resample it to voxels of about ``mm`` along its own axes."""
     grid = Grid.from_image(image)
     size = [max(8, int(np.ceil(n * s / mm))) for n, s in zip(grid.size, grid.spacing, strict=True)]
     spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
     # Means of blocks that are finer than the result, so that the smoothing has fewer voxels to go through.
     blocks = [max(1, min(int(0.75 * mm / s), n // 4)) for n, s in zip(grid.size, grid.spacing, strict=True)]
     # The outermost voxels are repeated, so that the last blocks are whole and no part of the image is cut off.
-    whole = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], [-n % b for n, b in zip(grid.size, blocks, strict=True)])
-    small = sitk.BinShrink(whole, blocks)
-    smooth = sitk.SmoothingRecursiveGaussian(small, mm / 2)
+    padded = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], [-n % b for n, b in zip(grid.size, blocks, strict=True)])
+    smooth = sitk.SmoothingRecursiveGaussian(sitk.BinShrink(padded, blocks), mm / 2)
     origin = grid.index_to_physical([(m / s - 1) / 2 for m, s in zip(spacing, grid.spacing, strict=True)])
     return resample_image(smooth, Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction))
 
@@ -163,8 +151,7 @@ def _registration() -> sitk.ImageRegistrationMethod:
     # Threads add their sums in any order; a single thread gives the same transform every time.
     registration.SetNumberOfThreads(1)
     registration.SetNumberOfWorkUnits(1)
-    registration.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
-    registration.SetInterpolator(sitk.sitkLinear)
+    registration.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
     # Central differences at the sampled voxels replace smoothed gradients of whole images.
     registration.MetricUseFixedImageGradientFilterOff()
     registration.MetricUseMovingImageGradientFilterOff()
@@ -185,8 +172,9 @@ def _similarity(fixed: sitk.Image, moving: sitk.Image, transform: CaseTransform)
 
 def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> sitk.Transform:
     registration = _registration()
+    # Steps that move the images by less (mm) do not matter to a network that deforms them further.
     registration.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=2.0, minStep=LEAST_STEP_MM, numberOfIterations=60, gradientMagnitudeTolerance=1e-6
+        learningRate=2.0, minStep=0.02, numberOfIterations=60, gradientMagnitudeTolerance=1e-6
     )
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetMetricSamplingStrategy(registration.REGULAR)
@@ -202,11 +190,10 @@ def _optimise(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) 
 
 def _is_plausible(transform: CaseTransform) -> bool:
     left, scales, right = np.linalg.svd(transform.matrix)
-    rotation, growth = left @ right, float(scales.prod())
     return bool(
         1 / LARGEST_SCALE < scales.min() <= scales.max() < LARGEST_SCALE
-        and 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
-        and np.diag(rotation).min() > LARGEST_TURN
+        and 1 / LARGEST_GROWTH < scales.prod() < LARGEST_GROWTH
+        and np.diag(left @ right).min() > LARGEST_TURN
     )
 
 

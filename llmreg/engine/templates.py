@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,7 +26,7 @@ from llmreg.engine.prealignment import (
     Template,
     centre_transform,
 )
-from llmreg.engine.rigid_alignment import LARGEST_SCALE, coarse
+from llmreg.engine.rigid_alignment import LARGEST_SCALE, coarsen
 from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
@@ -44,7 +43,6 @@ LEAST_OVERLAP = 0.35
 # The correlation that a placement must gain to lie one more standard deviation (squared) away from where bodies lay in
 # training. The deviation is taken to be at least LEAST_SPREAD_MM, since few cases may agree by chance.
 PRIOR_WEIGHT, LEAST_SPREAD_MM = 0.01, 15.0
-_ROUNDS = 20
 # A voxel is compared with its surroundings: the standard deviation of their weights in coarse voxels, and the contrast
 # below which they count as flat.
 _SURROUNDINGS, _FLAT = 4.0, 0.05
@@ -80,9 +78,9 @@ class Placement:
         """Carry a point of the case into the frame."""
         return self.scale * point + self.shift
 
-    def case_transform(self, stage: str, score: float | None = None) -> CaseTransform:
-        """The inverse as a case transform, frame point -> case point."""
-        return CaseTransform(np.eye(3) / self.scale, -self.shift / self.scale, stage, score)
+    def case_transform(self, score: float | None = None) -> CaseTransform:
+        """The inverse as a case transform, frame point -> case point, of a case whose correlation is ``score``."""
+        return CaseTransform(np.eye(3) / self.scale, -self.shift / self.scale, "template", score)
 
 
 def local_contrast(image: sitk.Image) -> sitk.Image:
@@ -91,21 +89,20 @@ def local_contrast(image: sitk.Image) -> sitk.Image:
     In absolute intensities the outline of the body would outweigh its content, and a field of view that cuts the body
     would mislead the correlation.
     """
-    small = coarse(image, TEMPLATE_MM)
+    small = coarsen(image, TEMPLATE_MM)
     values = image_to_array(small).astype(np.float64)
     mean = ndimage.gaussian_filter(values, _SURROUNDINGS)
     deviation = np.sqrt(ndimage.gaussian_filter((values - mean) ** 2, _SURROUNDINGS))
-    contrast = ((values - mean) / (deviation + _FLAT)).astype(np.float32)
-    return array_to_image(contrast, Grid.from_image(small))
+    return array_to_image(((values - mean) / (deviation + _FLAT)).astype(np.float32), Grid.from_image(small))
 
 
 def place_by_template(case: CaseToPlace) -> Iterator[CaseTransform]:
     """Yield the transform with which the case fits its template; a contrast without a template is centred."""
     if case.template is None:
         yield centre_transform(case)
-        return
-    placement, correlation = match_template(local_contrast(case.image), case.centre, case.template)
-    yield placement.case_transform("template", correlation)
+    else:
+        placement, correlation = match_template(local_contrast(case.image), case.centre, case.template)
+        yield placement.case_transform(correlation)
 
 
 PREALIGNMENTS.register(
@@ -118,37 +115,36 @@ PREALIGNMENTS.register(
 )
 
 
-def place_by_centroids(centroids: Sequence[Mapping[int, Point]]) -> list[Placement | None]:
+def place_by_centroids(centroids: Mapping[str, Mapping[int, Point]]) -> dict[str, Placement]:
     """Bring cases together by the centroids of the structures they share.
 
     Generalised Procrustes analysis (Gower 1975) without rotation: each case is fitted to the mean of all, and the mean
     taken again, often enough for it to settle. Scales have a geometric mean of 1; the frame's origin is arbitrary.
 
+    Args:
+        centroids: of each case's structures, mm LPS, by label.
+
     Returns:
-        A placement for each case, None where it shares no structure with the others.
+        The placements of the cases that share a structure with the others.
     """
     # The case with the most structures is the first mean; others are fitted once they share a structure with the mean.
-    mean: Mapping[int, Point] = max(centroids, key=len, default={})
-    fits: list[Placement | None] = []
-    for _ in range(_ROUNDS):
-        fits = [_fit_to_mean(points, mean) for points in centroids]
-        size = np.exp(np.mean([np.log(fit.scale) for fit in fits if fit is not None] or [0.0]))
-        fits = [None if fit is None else Placement(fit.scale / size, fit.shift / size) for fit in fits]
-        placed = [
-            {label: fit.apply(point) for label, point in points.items()}
-            for points, fit in zip(centroids, fits, strict=True)
-            if fit is not None
-        ]
-        labels = dict.fromkeys(chain.from_iterable(placed))
-        mean = {label: np.mean([points[label] for points in placed if label in points], axis=0) for label in labels}
+    mean: Mapping[int, Point] = max(centroids.values(), key=len, default={})
+    fits: dict[str, Placement] = {}
+    for _ in range(20):
+        fits = {case: _fit_to_mean(points, mean) for case, points in centroids.items() if points.keys() & mean.keys()}
+        size = np.exp(np.mean([np.log(fit.scale) for fit in fits.values()] or [0.0]))
+        fits = {case: Placement(fit.scale / size, fit.shift / size) for case, fit in fits.items()}
+        placed = [{label: fit.apply(point) for label, point in centroids[case].items()} for case, fit in fits.items()]
+        mean = {
+            label: np.mean([points[label] for points in placed if label in points], axis=0)
+            for label in dict.fromkeys(chain.from_iterable(placed))
+        }
     return fits
 
 
-def _fit_to_mean(centroids: Mapping[int, Point], mean: Mapping[int, Point]) -> Placement | None:
-    """Fit a case's centroids to those of the mean by least squares; None without a common structure."""
+def _fit_to_mean(centroids: Mapping[int, Point], mean: Mapping[int, Point]) -> Placement:
+    """Fit a case's centroids to those of the mean, with which it shares a structure, by least squares."""
     shared = sorted(centroids.keys() & mean.keys())
-    if not shared:
-        return None
     source, target = (np.array([points[label] for label in shared]) for points in (centroids, mean))
     source_size, target_size = (float(np.sqrt(((p - p.mean(axis=0)) ** 2).sum())) for p in (source, target))
     # A single structure tells the shift but not the scale.
@@ -157,59 +153,57 @@ def _fit_to_mean(centroids: Mapping[int, Point], mean: Mapping[int, Point]) -> P
     return Placement(scale, target.mean(axis=0) - scale * source.mean(axis=0))
 
 
-def place_examples(examples: Sequence[PlacementExample], fixed_modality: int, middle: Point) -> list[Placement | None]:
+def place_examples(
+    examples: Mapping[str, PlacementExample], fixed_modality: int, middle: Point
+) -> dict[str, Placement]:
     """Place training cases in the frame by their centroids.
 
     Args:
-        examples: training cases.
+        examples: training cases, by name.
         fixed_modality: its cases lie on average in the middle of the frame.
         middle: of the frame, mm LPS.
 
     Returns:
-        A placement for each case; None where it shares no structure with the others, and for all cases where no case
-        of the fixed modality has a placement.
+        The placements of the cases that share a structure with the others; none where no case of the fixed modality
+        does.
     """
-    fits = place_by_centroids([example.centroids for example in examples])
+    fits = place_by_centroids({case: example.centroids for case, example in examples.items()})
     centres = [
-        fit.apply(example.centre)
-        for example, fit in zip(examples, fits, strict=True)
-        if fit is not None and example.modality == fixed_modality
+        fit.apply(examples[case].centre) for case, fit in fits.items() if examples[case].modality == fixed_modality
     ]
     if not centres:
-        return [None] * len(examples)
+        return {}
     move = middle - np.mean(centres, axis=0)
-    return [None if fit is None else Placement(fit.scale, fit.shift + move) for fit in fits]
+    return {case: Placement(fit.scale, fit.shift + move) for case, fit in fits.items()}
 
 
-def align_placements(
-    placements: Sequence[Placement | None], common: Sequence[Placement | None]
-) -> list[Placement | None]:
+def align_placements(placements: Mapping[str, Placement], common: Mapping[str, Placement]) -> dict[str, Placement]:
     """Move and scale placements as a whole so that they agree with other placements of the same cases.
 
     Templates that were learned from different cases then share one frame, so that cases placed by different ones can
     be registered to each other.
     """
-    both = [(a, b) for a, b in zip(placements, common, strict=True) if a is not None and b is not None]
-    if not both:
-        return list(placements)
-    scale = float(np.exp(np.mean([np.log(b.scale / a.scale) for a, b in both])))
-    shift = np.mean([b.shift - scale * a.shift for a, b in both], axis=0)
-    return [None if a is None else Placement(scale * a.scale, scale * a.shift + shift) for a in placements]
+    shared = [(fit, common[case]) for case, fit in placements.items() if case in common]
+    if not shared:
+        return dict(placements)
+    scale = float(np.exp(np.mean([np.log(b.scale / a.scale) for a, b in shared])))
+    shift = np.mean([b.shift - scale * a.shift for a, b in shared], axis=0)
+    return {case: Placement(scale * fit.scale, scale * fit.shift + shift) for case, fit in placements.items()}
 
 
 def learn_templates(
-    examples: Sequence[PlacementExample], placements: Sequence[Placement | None]
+    examples: Mapping[str, PlacementExample], placements: Mapping[str, Placement]
 ) -> dict[int, Template]:
     """Average the placed examples of each modality.
 
     Args:
-        examples: training cases.
+        examples: training cases, by name.
         placements: where they lie in the frame; an example without one is not used.
 
     Returns:
         Templates by modality, of those that have an example with a placement.
     """
-    placed = [(example, fit) for example, fit in zip(examples, placements, strict=True) if fit is not None]
+    placed = [(examples[case], fit) for case, fit in placements.items()]
     return {
         modality: _average([(example, fit) for example, fit in placed if example.modality == modality])
         for modality in sorted({example.modality for example, _ in placed})
@@ -222,7 +216,7 @@ def _average(placed: Sequence[tuple[PlacementExample, Placement]]) -> Template:
     grid = Grid.from_centre(np.ceil((high - low) / TEMPLATE_MM) + 1, (TEMPLATE_MM,) * 3, (low + high) / 2)
     total, weight = np.zeros(grid.shape), np.zeros(grid.shape)
     for example, fit in placed:
-        transform = fit.case_transform("template").to_sitk()
+        transform = fit.case_transform().to_sitk()
         inside = array_to_image(np.ones(example.image.GetSize()[::-1], np.float32), Grid.from_image(example.image))
         share = image_to_array(resample_image(inside, grid, transform))
         total += share * image_to_array(resample_image(example.image, grid, transform))
@@ -261,19 +255,17 @@ def match_template(image: sitk.Image, centre: Point, template: Template) -> tupl
         deviation = (shifts + scale * centre - template.centre) / spread
         value = correlation - PRIOR_WEIGHT * (deviation**2).sum(axis=-1)
         index = np.unravel_index(int(value.argmax()), value.shape)
-        candidates.append((float(value[index]), float(correlation[index]), Placement(scale, shifts[index])))
-    _, best_correlation, placement = max(candidates, key=itemgetter(0))
-    return placement, best_correlation
+        candidates.append((float(value[index]), Placement(scale, shifts[index]), float(correlation[index])))
+    return max(candidates, key=itemgetter(0))[1:]
 
 
 def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
     """Correlate at all shifts (z, y, x); -1 where image and template overlap too little or the image is constant."""
     seen = np.ascontiguousarray(template.seen, dtype=np.float32)
     fixed, moving = image_to_array(template.image), image_to_array(image)
-    least = round(LEAST_OVERLAP * min(int(template.seen.sum()), moving.size))
     plain = [sitk.GetImageFromArray(array) for array in (fixed, moving, seen, np.ones_like(moving))]
     correlate = sitk.MaskedFFTNormalizedCorrelationImageFilter()
-    correlate.SetRequiredNumberOfOverlappingPixels(least)
+    correlate.SetRequiredNumberOfOverlappingPixels(round(LEAST_OVERLAP * min(int(template.seen.sum()), moving.size)))
     # A single thread gives the same result every time, see the pre-alignment by mutual information.
     correlate.SetNumberOfThreads(1)
     values = image_to_array(correlate.Execute(*plain)).astype(np.float64)
@@ -283,12 +275,14 @@ def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
 
 def write_templates(folder: Path, templates: Mapping[int, Template]) -> None:
     """Write an image and a mask of its field of view for each modality, and ``templates.json`` last."""
-    record: dict[str, Any] = {}
     for modality, template in templates.items():
         write_image(template.image, folder / f"template_{modality:04d}{DEFAULT_ENDING}")
         seen = array_to_image(template.seen.astype(np.uint8), Grid.from_image(template.image))
         write_image(seen, folder / f"seen_{modality:04d}{DEFAULT_ENDING}")
-        record[str(modality)] = {"centre": template.centre.tolist(), "spread": template.spread.tolist()}
+    record = {
+        modality: {"centre": template.centre.tolist(), "spread": template.spread.tolist()}
+        for modality, template in templates.items()
+    }
     write_json(folder / RECORD_FILE, record)
 
 

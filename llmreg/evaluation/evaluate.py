@@ -21,18 +21,16 @@ from llmreg.evaluation.pair_scores import (
     score_unlabelled,
 )
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE, make_table, write_results
-from llmreg.files import check_writable, read_json, write_text
+from llmreg.files import check_writable, file_digest, read_json, write_text
 from llmreg.geometry.grid import Grid
 from llmreg.geometry.resampling import LabelInterpolation
 from llmreg.images.fields import read_field, read_transform
 from llmreg.images.image_files import read_image
 from llmreg.images.landmarks import Convention
-from llmreg.predictions import PREDICT_FILE, predictions_digest
+from llmreg.predictions import PREDICT_FILE
 from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
-
-LEARN2REG_FILE = "learn2reg.json"
 
 
 def evaluate_folder(
@@ -67,16 +65,20 @@ def evaluate_folder(
     inputs = find_inputs(predictions, labels, keypoints)
     output = output or predictions
     check_writable(output)
-    threads = max(1, num_processes // len(inputs.pairs))
-    score = partial(_score_pair, interpolation=label_interpolation, convention=convention, threads=threads)
+    score = partial(
+        _score_pair,
+        interpolation=label_interpolation,
+        convention=convention,
+        threads=max(1, num_processes // len(inputs.pairs)),
+    )
     results = map_in_processes(score, inputs.pairs, num_processes, "Evaluate", "pair")
     rows: list[Row] = []
     distances: dict[str, list[float]] = {}
-    for pair, (pair_rows, pair_distances) in zip(inputs.pairs, results, strict=True):
+    for pair, (pair_rows, pair_distances) in zip(inputs.predictions.pairs, results, strict=True):
         if not pair_rows:
             log.warning("%s: left out, without landmarks or a label that was annotated in both images.", pair.pair_id)
         rows += pair_rows
-        distances |= {} if pair_distances is None else {pair.pair_id: pair_distances}
+        distances |= {pair.pair_id: pair_distances} if pair_distances else {}
     if not rows:
         raise UserError(f"{predictions}: no pair has a label to score, or landmarks: check both, and the label table.")
     if any(metric.startswith("prealigned_") for row in rows for metric in row):
@@ -88,12 +90,12 @@ def evaluate_folder(
             for row in rows
         ]
     challenge_results = learn2reg_scores.make_results(make_table(rows), inputs.name, distances)
-    write_text(output / LEARN2REG_FILE, json.dumps(challenge_results, indent=4) + "\n")
+    write_text(output / "learn2reg.json", json.dumps(challenge_results, indent=4) + "\n")
     details = {
         "label_interpolation": label_interpolation,
-        "failed": list(inputs.failed),
+        "failed": [pair.pair_id for pair in inputs.predictions.failed],
         "predictions_sha256": inputs.sha256,
-        **inputs.peak_memory,
+        **inputs.predictions.model_dump(include={"peak_memory_gb", "peak_gpu_memory_gb"}, exclude_none=True),
     }
     return write_results(rows, output, details)
 
@@ -101,18 +103,18 @@ def evaluate_folder(
 def is_scored(predictions: Path) -> bool:
     """Whether a predictions folder holds scores, and its predictions have not changed since."""
     files = [predictions / name for name in (METRICS_FILE, SUMMARY_FILE, PREDICT_FILE)]
-    if not all(file.is_file() for file in files):
-        return False
-    return bool(read_json(predictions / SUMMARY_FILE).get("predictions_sha256") == predictions_digest(predictions))
+    return all(file.is_file() for file in files) and (
+        read_json(predictions / SUMMARY_FILE).get("predictions_sha256") == file_digest(predictions / PREDICT_FILE)
+    )
 
 
 def _score_pair(
     pair: PairFiles, interpolation: LabelInterpolation, convention: Convention, threads: int
-) -> tuple[list[Row], list[float] | None]:
-    """The pair's rows, and Learn2Reg's error of each landmark."""
+) -> tuple[list[Row], list[float]]:
+    """The pair's rows, and Learn2Reg's error of each landmark; empty without landmarks."""
     fixed, moving = (read_image(path) for path in pair.frames)
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
-    field = read_field(pair.field, pair.format, fixed_grid, moving_grid)
+    field = read_field(pair.field, pair.prediction.format, fixed_grid, moving_grid)
     if not fixed_grid.same_as(field.grid):
         raise BadImage(
             pair.frames[0],
@@ -120,17 +122,17 @@ def _score_pair(
             "give the label map on the fixed image's grid",
         )
     initial = None if pair.prealignment is None else read_transform(pair.prealignment)
-    pair_figures: Row = {} if pair.seconds is None else {"seconds": pair.seconds}
-    distances = None
+    # What all rows of the pair share.
+    shared: Row = pair.prediction.model_dump(include={"pair_id", "fixed", "moving", "seconds"}, exclude_none=True)
+    distances: list[float] = []
     if pair.keypoints is not None:
         landmarks = read_landmark_pair(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
         errors = landmark_errors(*landmarks, field, moving_grid, initial)
-        pair_figures |= {metric: float(values.mean()) for metric, values in errors.items()}
+        shared |= {metric: float(values.mean()) for metric, values in errors.items()}
         distances = errors["tre_l2r"].tolist()
-    rows = []
+    rows: list[Row] = []
     if pair.labelled:
         rows = evaluate_pair(fixed, moving, field, pair.labels, pair.annotated, initial, interpolation, threads)
-    if not rows and distances is not None:
+    if not rows and distances:
         rows = [score_unlabelled(field)]
-    names = {"pair_id": pair.pair_id, "fixed": pair.fixed, "moving": pair.moving}
-    return [names | row | pair_figures for row in rows], distances
+    return [shared | row for row in rows], distances

@@ -64,6 +64,5 @@ def validate_fold(
     if not rows:
         log.warning("Fold %s: no validation pair has a structure annotated in both images.", fold)
         return None
-    summary = write_results(rows, folder)
-    log.info("%s", format_summary(summary))
+    log.info("%s", format_summary(write_results(rows, folder)))
     return folder

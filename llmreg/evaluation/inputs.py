@@ -2,14 +2,16 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmreg.data.dataset import Dataset, load_dataset
+from llmreg.data.dataset import Case, Dataset, load_dataset
 from llmreg.errors import BadArgument, MissingFile, NotPrepared, UnreadableFile, UserError
+from llmreg.files import file_digest
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention
-from llmreg.predictions import PREDICT_FILE, PredictedPair, predictions_digest, read_predictions
+from llmreg.predictions import PREDICT_FILE, PredictedPair, Predictions, read_predictions
 
 log = logging.getLogger(__name__)
 
@@ -19,34 +21,26 @@ class PairFiles:
     """One pair to score.
 
     Attributes:
-        pair_id: names the pair.
-        fixed: name of the fixed case.
-        moving: name of the moving case.
+        prediction: the pair in ``predict.json``.
         field: the displacement field's file.
         frames: of the fixed and of the moving image, their label maps, or the images where there are landmarks alone.
         labelled: whether these are label maps.
         prealignment: file of the affine part of the field, where there is one.
-        format: of the field, one of :data:`llmreg.images.formats.FIELD_FORMATS`.
         labels: id -> name; those of the two label maps when None.
         annotated: the ids that both images have; all of them when None.
         keypoints: files of the fixed and of the moving image's landmarks.
         convention: of the coordinates in these, where it is certain.
-        seconds: what the prediction took.
     """
 
-    pair_id: str
-    fixed: str
-    moving: str
+    prediction: PredictedPair
     field: Path
     frames: tuple[Path, Path]
-    labelled: bool = True
-    prealignment: Path | None = None
-    format: str = "itk"
-    labels: dict[int, str] | None = None
-    annotated: frozenset[int] | None = None
-    keypoints: tuple[Path, Path] | None = None
-    convention: Convention | None = None
-    seconds: float | None = None
+    labelled: bool
+    prealignment: Path | None
+    labels: dict[int, str] | None
+    annotated: frozenset[int] | None
+    keypoints: tuple[Path, Path] | None
+    convention: Convention | None
 
 
 @dataclass(frozen=True)
@@ -56,16 +50,14 @@ class EvaluationInputs:
     Attributes:
         name: of the dataset that the label maps belong to, else of the predictions folder.
         pairs: the pairs to score.
-        failed: ids of the pairs that could not be registered, and have no scores.
+        predictions: the content of ``predict.json``, which also lists the pairs that failed and have no scores.
         sha256: of ``predict.json``, so that scores of other predictions are noticed.
-        peak_memory: of the prediction, GiB: ``peak_memory_gb``, and ``peak_gpu_memory_gb`` where it used a GPU.
     """
 
     name: str
     pairs: tuple[PairFiles, ...]
-    failed: tuple[str, ...]
+    predictions: Predictions
     sha256: str
-    peak_memory: dict[str, float]
 
 
 def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None) -> EvaluationInputs:
@@ -85,22 +77,22 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
     predictions = read_predictions(folder)
     if not predictions.pairs:
         raise UnreadableFile(folder / PREDICT_FILE, "lists no pairs", "predict at least one pair")
-    if labels is not None and not labels.is_dir():
-        raise MissingFile(labels, "name the folder that holds the label maps")
-    if keypoints is not None and not keypoints.is_dir():
-        raise MissingFile(keypoints, "name the folder that holds the landmarks")
+    for place, content in ((labels, "label maps"), (keypoints, "landmarks")):
+        if place is not None and not place.is_dir():
+            raise MissingFile(place, f"name the folder that holds the {content}")
 
-    dataset = labels_dataset = None if labels is None else _find_dataset_around(labels)
+    dataset = None if labels is None else _find_dataset_around(labels)
+    cases = {} if dataset is None else dataset.by_name
     pairs = []
     for pair in predictions.pairs:
         if pair.field is None:
             raise BadArgument(
                 "outputs", f"{folder} holds no field of {pair.pair_id}: predict again, and save the field."
             )
-        landmarks, convention = _find_keypoints(pair, keypoints, labels_dataset)
+        landmarks, convention = _find_keypoints(pair, keypoints, cases)
         labelled = True
         try:
-            fixed, moving = (_find_label_map(pair, role, labels, dataset) for role in ("fixed", "moving"))
+            fixed, moving = (_find_label_map(pair, role, labels, cases) for role in ("fixed", "moving"))
             if labels is None and dataset is None:
                 dataset = _find_dataset_around(fixed.parent)
         except UserError as error:
@@ -108,37 +100,29 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
                 raise
             log.warning("%s: its landmarks alone are scored. %s", pair.pair_id, error)
             labelled = False
-            fixed, moving = _find_image(pair, "fixed_path"), _find_image(pair, "moving_path")
+            fixed, moving = (_find_image(pair, role) for role in ("fixed", "moving"))
         remedy = f"predict {pair.pair_id} again"
         pairs.append(
             PairFiles(
-                pair_id=pair.pair_id,
-                fixed=pair.fixed,
-                moving=pair.moving,
+                prediction=pair,
                 field=_check_exists(folder / pair.field, remedy),
                 frames=(fixed, moving),
                 labelled=labelled,
                 prealignment=_check_exists(folder / pair.prealignment, remedy) if pair.prealignment else None,
-                format=pair.format,
                 labels=dataset.labels if dataset else None,
                 annotated=_intersect_annotated(dataset, pair) if dataset else None,
                 keypoints=landmarks,
                 convention=convention,
-                seconds=pair.seconds,
             )
         )
     if keypoints is not None and all(pair.keypoints is None for pair in pairs):
-        raise BadArgument(
-            "keypoints",
-            f"{keypoints} holds no landmarks of any pair: name the files {pairs[0].fixed}.csv, {pairs[0].moving}.csv.",
-        )
-    memory = {"peak_memory_gb": predictions.peak_memory_gb, "peak_gpu_memory_gb": predictions.peak_gpu_memory_gb}
+        names = f"{predictions.pairs[0].fixed}.csv, {predictions.pairs[0].moving}.csv"
+        raise BadArgument("keypoints", f"{keypoints} holds no landmarks of any pair: name the files {names}.")
     return EvaluationInputs(
         name=dataset.name if dataset else folder.resolve().name,
         pairs=tuple(pairs),
-        failed=tuple(pair.pair_id for pair in predictions.failed),
-        sha256=predictions_digest(folder),
-        peak_memory={name: value for name, value in memory.items() if value is not None},
+        predictions=predictions,
+        sha256=file_digest(folder / PREDICT_FILE),
     )
 
 
@@ -148,8 +132,8 @@ def _check_exists(path: Path, remedy: str) -> Path:
     return path
 
 
-def _find_image(pair: PredictedPair, attribute: str) -> Path:
-    path = pair.path(attribute)
+def _find_image(pair: PredictedPair, role: str) -> Path:
+    path = pair.path(f"{role}_path")
     if path is None:
         raise BadArgument("labels", f"{PREDICT_FILE} does not name the images of {pair.pair_id}: give label maps.")
     return _check_exists(path, f"put the image of {pair.pair_id} back, or give label maps")
@@ -170,55 +154,54 @@ def _find_dataset_around(folder: Path) -> Dataset | None:
     return None
 
 
-def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, dataset: Dataset | None) -> Path:
-    """The label map of a pair's ``fixed`` or ``moving`` case."""
+def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, cases: Mapping[str, Case]) -> Path:
+    """The label map of a pair's ``fixed`` or ``moving`` case; ``cases`` are those of the folder's dataset."""
     case, recorded = getattr(pair, role), pair.path(f"{role}_label")
     file, places = f"{case}{DEFAULT_ENDING}", [recorded]
     if folder is not None:
-        cases = () if dataset is None else dataset.cases
-        listed = [entry.label for entry in cases if entry.name == case]
-        places = [folder / file, *listed, folder / "labelsTr" / file, recorded]
+        listed = cases[case].label if case in cases else None
+        places = [folder / file, listed, folder / "labelsTr" / file, recorded]
     candidates = [place for place in places if place is not None]
     if not candidates:
         raise BadArgument(
             "labels", f"{case} has no label map in {PREDICT_FILE}: name a folder with {file}, or landmarks."
         )
-    path = next(filter(Path.is_file, candidates), None)
-    if path is None:
-        raise MissingFile(candidates[0], f"add the label map of {case}, or name another folder of label maps")
-    return path
+    path = next(filter(Path.is_file, candidates), candidates[0])
+    return _check_exists(path, f"add the label map of {case}, or name another folder of label maps")
 
 
 def _find_keypoints(
-    pair: PredictedPair, folder: Path | None, dataset: Dataset | None
+    pair: PredictedPair, folder: Path | None, cases: Mapping[str, Case]
 ) -> tuple[tuple[Path, Path] | None, Convention | None]:
     """The landmarks of both images, and the convention of their coordinates, where that is certain."""
     fixed, moving = (_find_landmark_file(pair, role, folder) for role in ("fixed", "moving"))
     if fixed is not None and moving is not None:
         return (fixed, moving), None
-    files = {} if dataset is None else {case.name: case.keypoints for case in dataset.cases}
-    dataset_fixed, dataset_moving = files.get(pair.fixed), files.get(pair.moving)
+    dataset_fixed, dataset_moving = (
+        cases[case].keypoints if case in cases else None for case in (pair.fixed, pair.moving)
+    )
     if dataset_fixed is not None and dataset_moving is not None:
         # Learn2Reg's landmarks count voxels.
         return (dataset_fixed, dataset_moving), "voxel"
     if fixed is not None or moving is not None:
-        lacking = pair.fixed if fixed is None else pair.moving
-        log.warning("%s: no TRE, because %s has no landmarks.", pair.pair_id, lacking)
+        case = pair.fixed if fixed is None else pair.moving
+        log.warning("%s: no TRE, because %s has no landmarks.", pair.pair_id, case)
     return None, None
 
 
 def _find_landmark_file(pair: PredictedPair, role: str, folder: Path | None) -> Path | None:
-    case, recorded = getattr(pair, role), pair.path(f"{role}_points")
-    candidates = [] if folder is None else [folder / f"{case}{suffix}" for suffix in LANDMARK_ENDINGS]
-    candidates += [] if recorded is None else [recorded]
-    path = next(filter(Path.is_file, candidates), None)
-    if recorded is not None and path is None:
-        raise MissingFile(recorded, f"add the landmarks of {pair.pair_id}, or name a folder of landmarks")
-    return path
+    in_folder = [] if folder is None else [folder / f"{getattr(pair, role)}{ending}" for ending in LANDMARK_ENDINGS]
+    path = next(filter(Path.is_file, in_folder), pair.path(f"{role}_points"))
+    if path is None:
+        return None
+    return _check_exists(path, f"add the landmarks of {pair.pair_id}, or name a folder of landmarks")
 
 
 def _intersect_annotated(dataset: Dataset, pair: PredictedPair) -> frozenset[int] | None:
     """The labels that were annotated in both cases; None where the dataset says nothing about either."""
-    annotated = {case.name: case.annotated_labels for case in dataset.cases}
-    listed = [ids for ids in (annotated.get(pair.fixed), annotated.get(pair.moving)) if ids is not None]
-    return frozenset.intersection(*map(frozenset, listed)) if listed else None
+    annotated = [
+        frozenset(case.annotated_labels)
+        for case in dataset.cases
+        if case.name in (pair.fixed, pair.moving) and case.annotated_labels is not None
+    ]
+    return frozenset.intersection(*annotated) if annotated else None

@@ -33,8 +33,6 @@ def dice_per_label(
         ValueError: when the shapes differ or an id is not positive.
     """
     ids = check_ids(moving, fixed, labels)
-    if not ids:
-        return {}
     in_moving, in_fixed = (count_voxels(array, ids) for array in (moving, fixed))
     in_both = count_voxels(moving[moving == fixed], ids)
     in_unwarped = in_fixed if unwarped is None else count_voxels(unwarped, ids)

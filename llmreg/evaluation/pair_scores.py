@@ -19,15 +19,14 @@ from llmreg.geometry.resampling import LabelInterpolation, resample_labels
 from llmreg.images.landmarks import Convention, read_landmarks
 
 Row = dict[str, Any]
-# Prefixes of a metric's name: before registration, after pre-alignment alone, and after registration.
-STAGES = ("initial_", "prealigned_", "")
-# Metrics of labels that are computed at each stage.
+# Metrics of labels that are computed before registration, after pre-alignment alone, and after registration.
 STAGED_METRICS = ("dice", "hd95_mm", "assd_mm", "hd95_l2r")
-LABEL_METRICS = (*(stage + metric for metric in STAGED_METRICS for stage in STAGES), "dice_l2r")
+LABEL_METRICS = (
+    *(stage + metric for metric in STAGED_METRICS for stage in ("initial_", "prealigned_", "")),
+    "dice_l2r",
+)
 LANDMARK_METRICS = ("initial_tre_mm", "prealigned_tre_mm", "tre_mm", "tre_l2r")
 FIELD_METRICS = ("folding_percent", "folding_interior_percent", "sdlogj", "sdlogj_learn2reg")
-# Voxels along each face that the interior leaves out, as Learn2Reg's SDlogJ does.
-BORDER = 2
 
 
 def evaluate_pair(
@@ -68,8 +67,6 @@ def evaluate_pair(
     fixed, moving = _to_whole_numbers(fixed_label), _to_whole_numbers(moving_label)
     names = dict(labels or {i: str(i) for i in np.union1d(fixed, moving).tolist() if i > 0})
     ids = [i for i in names if annotated is None or i in annotated]
-    if not ids:
-        return []
     image = array_to_image(moving, moving_grid)
     columns: dict[str, dict[int, float]] = {}
     transforms = {"initial_": None} | ({} if initial is None else {"prealigned_": initial}) | {"": field}
@@ -87,9 +84,7 @@ def evaluate_pair(
         columns[stage + "hd95_l2r"] = hd95_learn2reg_per_label(warped, fixed, ids, moving, threads)
     field_scores = field_metrics(field)
     return [
-        {"label": i, "name": names[i]}
-        | {metric: columns[metric][i] for metric in LABEL_METRICS if metric in columns}
-        | field_scores
+        {"label": i, "name": names[i]} | {metric: values[i] for metric, values in columns.items()} | field_scores
         for i in ids
     ]
 
@@ -113,8 +108,8 @@ def read_landmark_pair(
         UserError: a file cannot be read.
         BadTable: they do not list equally many landmarks.
     """
-    _, fixed_points = read_landmarks(fixed, convention, fixed_grid)
-    _, moving_points = read_landmarks(moving, convention, moving_grid)
+    fixed_points = read_landmarks(fixed, convention, fixed_grid)[1]
+    moving_points = read_landmarks(moving, convention, moving_grid)[1]
     if len(fixed_points) != len(moving_points):
         raise BadTable(
             fixed,
@@ -152,8 +147,8 @@ def landmark_errors(
 
 def score_unlabelled(field: DisplacementField) -> Row:
     """Score the field of a pair without a label to score; metrics of labels are NaN."""
-    metrics = [metric for metric in LABEL_METRICS if not metric.startswith("prealigned_")]
-    return {"label": None, "name": None} | dict.fromkeys(metrics, np.nan) | field_metrics(field)
+    scores = {metric: np.nan for metric in LABEL_METRICS if not metric.startswith("prealigned_")}
+    return {"label": None, "name": None} | scores | field_metrics(field)
 
 
 def field_metrics(field: DisplacementField) -> dict[str, float]:
@@ -161,9 +156,10 @@ def field_metrics(field: DisplacementField) -> dict[str, float]:
     determinant = jacobian_determinant(field)
     return {
         "folding_percent": folding(determinant),
-        "folding_interior_percent": folding(determinant, margin=BORDER),
+        # The interior is that of Learn2Reg's SDlogJ.
+        "folding_interior_percent": folding(determinant, margin=2),
         "sdlogj": sd_log_jacobian(determinant),
-        "sdlogj_learn2reg": sd_log_jacobian_learn2reg(determinant, margin=BORDER),
+        "sdlogj_learn2reg": sd_log_jacobian_learn2reg(determinant),
     }
 
 

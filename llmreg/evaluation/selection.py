@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,6 @@ from llmreg.training.checkpoints import checkpoint_path
 
 log = logging.getLogger(__name__)
 
-BEST_FILE = "best_configuration.json"
 # The metrics that are compared, and whether more is better.
 METRICS = {"dice": True, "hd95_mm": False, "folding_percent": False}
 SIGNIFICANT = 0.05
@@ -71,8 +70,8 @@ class Selection:
     def table(self) -> str:
         """The candidates as text for a terminal."""
         rows = [
-            [model, str(points), f"{100 * dice:.2f}", f"{hd95_mm:.2f}", f"{folding_percent:.3f}"]
-            for model, dice, hd95_mm, folding_percent, points in map(astuple, self.candidates)
+            [row.model, str(row.points), f"{100 * row.dice:.2f}", f"{row.hd95_mm:.2f}", f"{row.folding_percent:.3f}"]
+            for row in self.candidates
         ]
         return format_table(["model", "points", "Dice (%)", "HD95 (mm)", "folded (%)"], rows)
 
@@ -110,40 +109,38 @@ def select_best(results: Path, folds: Sequence[str] | None = None) -> Selection:
         raise BadArgument("folds", f"No fold was trained by all models ({listed}): name folds, or train the others.")
     for model in tables.keys() - chosen.keys():
         log.warning("%s is left out: it was not trained on fold %s.", model, ", ".join(common))
-    rows_of = {model: pd.concat([pd.read_csv(files[fold]) for fold in common]) for model, files in chosen.items()}
-    # The score of a pair is the mean over its labels.
-    scores = {model: table.groupby("pair_id")[list(METRICS)].mean() for model, table in rows_of.items()}
-    shared = sorted(set.intersection(*(set(table.index) for table in scores.values())))
-    if not shared:
+    rows = {model: pd.concat([pd.read_csv(files[fold]) for fold in common]) for model, files in chosen.items()}
+    # The score of a pair is the mean over its labels; the pairs that count are those of all models.
+    by_model = {model: table.groupby("pair_id")[list(METRICS)].mean() for model, table in rows.items()}
+    scores = pd.concat(by_model, axis=1, join="inner")
+    if scores.empty:
         raise UserError(f"The models of {results} were validated on different pairs: train them on the same splits.")
-    if len(shared) < FEWEST_PAIRS:
-        log.warning("With %d pairs no difference is significant: mean Dice alone decides.", len(shared))
-    scores = {model: table.loc[shared] for model, table in scores.items()}
+    if len(scores) < FEWEST_PAIRS:
+        log.warning("With %d pairs no difference is significant: mean Dice alone decides.", len(scores))
     candidates = [
         Candidate(
             model=model,
-            points=_count_points(model, scores),
-            **{metric: float(table[metric].mean()) for metric in METRICS},
+            points=sum(_count_points(scores[model], scores[other]) for other in chosen if other != model),
+            **{metric: float(scores[model][metric].mean()) for metric in METRICS},
         )
-        for model, table in scores.items()
+        for model in chosen
     ]
     candidates.sort(key=lambda candidate: (-candidate.points, -candidate.dice, candidate.model))
-    return Selection(tuple(common), len(shared), tuple(candidates))
+    return Selection(tuple(common), len(scores), tuple(candidates))
 
 
 def write_selection(results: Path, selection: Selection, command: str) -> Path:
     """Write ``best_configuration.json`` into the dataset's folder of results; ``command`` predicts with the best."""
-    content = asdict(selection) | {"best": selection.candidates[0].model, "command": command}
-    write_json(results / BEST_FILE, content)
-    return results / BEST_FILE
+    path = results / "best_configuration.json"
+    write_json(path, asdict(selection) | {"best": selection.candidates[0].model, "command": command})
+    return path
 
 
-def _count_points(model: str, scores: dict[str, pd.DataFrame]) -> int:
+def _count_points(scores: pd.DataFrame, other_scores: pd.DataFrame) -> int:
     points = 0
-    for other in scores.keys() - {model}:
-        for metric, more_is_better in METRICS.items():
-            differences = (scores[model][metric] - scores[other][metric]).dropna()
-            # Wilcoxon's test is not defined for differences that are all zero.
-            if differences.any() and wilcoxon(differences).pvalue < SIGNIFICANT:
-                points += 1 if (differences.mean() > 0) == more_is_better else -1
+    for metric, more_is_better in METRICS.items():
+        differences = (scores[metric] - other_scores[metric]).dropna()
+        # Wilcoxon's test is not defined for differences that are all zero.
+        if differences.any() and wilcoxon(differences).pvalue < SIGNIFICANT:
+            points += 1 if (differences.mean() > 0) == more_is_better else -1
     return points

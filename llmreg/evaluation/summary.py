@@ -25,7 +25,6 @@ _OTHERS = (
     ("SDlogJ", "sdlogj", 3),
     ("SDlogJ (Learn2Reg)", "sdlogj_learn2reg", 3),
 )
-_MEMORY = (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory"))
 _INTERPOLATIONS = {"nearest": "nearest neighbours", "linear": "the linearly interpolated label that weighs most"}
 
 
@@ -40,8 +39,7 @@ def make_table(rows: Iterable[Row]) -> pd.DataFrame:
         raise ValueError("there are no rows to write")
     # Rows of pairs with landmarks alone have no label; this type keeps the others whole numbers.
     table["label"] = table["label"].astype("Int64")
-    first = [column for column in COLUMNS if column in table]
-    return table[first + [column for column in table if column not in first]]
+    return table[[column for column in dict.fromkeys((*COLUMNS, *table)) if column in table]]
 
 
 def is_lost(table: pd.DataFrame, stage: str = "") -> "pd.Series[bool]":
@@ -107,6 +105,7 @@ def write_results(rows: Iterable[Row], folder: Path, details: Mapping[str, Any] 
 
 
 def _describe(scores: pd.Series) -> dict[str, float | int | None]:
+    # Infinite distances have no standard deviation.
     with np.errstate(invalid="ignore"):
         mean, sd = scores.mean(), scores.std(ddof=1)
     return {"mean": _finite_or_none(mean), "sd": _finite_or_none(sd), "num_pairs": int(scores.count())}
@@ -153,10 +152,14 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         sentences.append(f"Pairs that could not be registered, and have no scores: {', '.join(summary['failed'])}.")
     if labels and "label_interpolation" in summary:
         sentences.append(f"Labels were warped by {_INTERPOLATIONS[summary['label_interpolation']]}.")
-    seconds = [f"{_format_with_sd(metrics['seconds'], digits=1)} s a pair"] if "seconds" in metrics else []
-    memory = [f"{summary[key]:.1f} GiB of {name} at its peak" for key, name in _MEMORY if key in summary]
-    if seconds or memory:
-        sentences.append(f"The prediction took {', '.join(seconds + memory)}.")
+    costs = [f"{_format_with_sd(metrics['seconds'], digits=1)} s a pair"] if "seconds" in metrics else []
+    costs += [
+        f"{summary[key]:.1f} GiB of {name} at its peak"
+        for key, name in (("peak_memory_gb", "memory"), ("peak_gpu_memory_gb", "GPU memory"))
+        if key in summary
+    ]
+    if costs:
+        sentences.append(f"The prediction took {', '.join(costs)}.")
     return "\n\n".join([*paragraphs, "\n".join(sentences)]) + "\n"
 
 

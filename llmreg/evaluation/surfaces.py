@@ -19,9 +19,7 @@ from scipy.spatial import cKDTree
 from llmreg.evaluation.metrics import Array, check_ids, clip_ids, count_voxels
 
 Mask = NDArray[np.bool_]
-Masks = tuple[Mask, Mask]
 Score = TypeVar("Score")
-Distances = NDArray[np.float64]
 # Marching cubes' area for each connected piece of up to four corners of a cube, told apart by the sum over its corners
 # of the square of how many neighbours a corner has in the piece. Sums are rounded as in the original's table.
 _CUT, _EDGE = np.sqrt(3) / 8, np.sqrt(1 / 2)
@@ -70,16 +68,16 @@ def surface_distances_per_label(
     """
     spacing = np.asarray(spacing_xyz_mm, dtype=np.float64)[::-1]
 
-    def score(_: int, both: Masks | None) -> SurfaceDistances:
-        if both is None:
-            return SurfaceDistances(np.nan, np.nan)
+    def score(warped_mask: Mask, fixed_mask: Mask) -> SurfaceDistances:
         # Erosion takes the outside of the box for background, so that eroding the box is eroding the whole.
-        a, b = (inside & ~binary_erosion(inside) for inside in both)
+        a, b = (inside & ~binary_erosion(inside) for inside in (warped_mask, fixed_mask))
         a_to_b, b_to_a = _distances(a, b, spacing), _distances(b, a, spacing)
         hd95 = max(float(np.percentile(distances, 95)) for distances in (a_to_b, b_to_a))
         return SurfaceDistances(hd95, float((a_to_b.sum() + b_to_a.sum()) / (a_to_b.size + b_to_a.size)))
 
-    return _score_in_boxes(score, warped, fixed, check_ids(warped, fixed, labels), threads)
+    ids = check_ids(warped, fixed, labels)
+    scores = _score_in_boxes(score, warped, fixed, ids, threads)
+    return {i: scores.get(i, SurfaceDistances(np.nan, np.nan)) for i in ids}
 
 
 def hd95_learn2reg_per_label(
@@ -105,41 +103,36 @@ def hd95_learn2reg_per_label(
     Raises:
         ValueError: when the shapes differ or an id is not positive.
     """
-    ids = check_ids(warped, fixed, labels)
-    in_fixed, in_unwarped = (count_voxels(array, ids) for array in (fixed, unwarped))
 
-    def score(i: int, both: Masks | None) -> float:
-        if not in_fixed[i] or not in_unwarped[i]:
-            return np.nan
-        if both is None:
-            return np.inf
-        (a, area_a), (b, area_b) = (_elements(inside) for inside in both)
+    def score(warped_mask: Mask, fixed_mask: Mask) -> float:
+        (a, area_a), (b, area_b) = _elements(warped_mask), _elements(fixed_mask)
         a_to_b, b_to_a = (_distances(of, to, np.ones(3)) for of, to in ((a, b), (b, a)))
-        return max(_at_share_of_area(a_to_b, area_a, 0.95), _at_share_of_area(b_to_a, area_b, 0.95))
+        return max(_percentile_of_area(a_to_b, area_a), _percentile_of_area(b_to_a, area_b))
 
-    return _score_in_boxes(score, warped, fixed, ids, threads)
+    ids = check_ids(warped, fixed, labels)
+    scores = _score_in_boxes(score, warped, fixed, ids, threads)
+    in_fixed, in_unwarped = (count_voxels(array, ids) for array in (fixed, unwarped))
+    return {i: scores.get(i, np.inf) if in_fixed[i] and in_unwarped[i] else np.nan for i in ids}
 
 
 def _score_in_boxes(
-    score: Callable[[int, Masks | None], Score], a: Array, b: Array, ids: Sequence[int], threads: int
+    score: Callable[[Mask, Mask], Score], a: Array, b: Array, ids: Sequence[int], threads: int
 ) -> dict[int, Score]:
-    """Score each label by its two masks, cropped to the box that holds both; by None where either map lacks it."""
+    """Score each label that both maps have by its two masks, cropped to the box that holds both."""
     size = max(ids, default=0) + 2
     compact = [clip_ids(array, size).reshape(array.shape) for array in (a, b)]
-    boxes = [find_objects(array, max_label=size - 2) for array in compact]
+    boxes = list(zip(*(find_objects(array, max_label=size - 1) for array in compact), strict=True))
 
     def score_label(i: int) -> Score:
-        box_a, box_b = (slices[i - 1] for slices in boxes)
-        if box_a is None or box_b is None:
-            return score(i, None)
-        box = tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(box_a, box_b, strict=True))
-        return score(i, (compact[0][box] == i, compact[1][box] == i))
+        box = tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(*boxes[i - 1], strict=True))
+        return score(compact[0][box] == i, compact[1][box] == i)
 
+    shared = [i for i in ids if None not in boxes[i - 1]]
     with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(ids, pool.map(score_label, ids), strict=True))
+        return dict(zip(shared, pool.map(score_label, shared), strict=True))
 
 
-def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> Distances:
+def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     """The distance of each voxel of a mask from the nearest voxel of another, in the order of indices."""
     distances = np.zeros(np.count_nonzero(of))
     apart = ~to[of]
@@ -183,9 +176,9 @@ def element_areas() -> NDArray[np.float64]:
     return areas
 
 
-def _at_share_of_area(distances: Distances, areas: NDArray[np.float64], share: float) -> float:
-    """The distance up to which elements make up a share of the area."""
+def _percentile_of_area(distances: NDArray[np.float64], areas: NDArray[np.float64]) -> float:
+    """The distance up to which elements make up 95 % of the area."""
     # Areas of equal distances are sorted too, so that sums are rounded as in the original.
     order = np.lexsort((areas, distances))
     reached = np.cumsum(areas[order]) / np.sum(areas[order])
-    return float(distances[order][min(int(np.searchsorted(reached, share)), len(order) - 1)])
+    return float(distances[order][min(int(np.searchsorted(reached, 0.95)), len(order) - 1)])

@@ -52,14 +52,13 @@ class DisplacementField:
         """The displacement of any SimpleITK transform at the voxels of a grid."""
         return cls.from_image(sample_transform(transform, grid))
 
-    def to_image(self, pixel_type: int = sitk.sitkVectorFloat32) -> sitk.Image:
-        """An ITK vector image (mm, LPS)."""
-        image = place_image(sitk.GetImageFromArray(self.vectors, isVector=True), self.grid)
-        return image if pixel_type == image.GetPixelID() else sitk.Cast(image, pixel_type)
+    def to_image(self) -> sitk.Image:
+        """An ITK vector image of float32 (mm, LPS)."""
+        return place_image(sitk.GetImageFromArray(self.vectors, isVector=True), self.grid)
 
     def to_transform(self) -> sitk.DisplacementFieldTransform:
         """The transform that maps fixed points to moving points; outside its grid it is the identity."""
-        return sitk.DisplacementFieldTransform(self.to_image(sitk.sitkVectorFloat64))
+        return sitk.DisplacementFieldTransform(sitk.Cast(self.to_image(), sitk.sitkVectorFloat64))
 
 
 def sample_transform(transform: sitk.Transform, grid: Grid) -> sitk.Image:
@@ -83,8 +82,7 @@ def resample_field(field: DisplacementField, grid: Grid) -> DisplacementField:
 def fade_outside(field: DisplacementField, margin: int) -> DisplacementField:
     """Pad by ``margin`` voxels, in which the vectors of the edge continue and fade smoothly to zero."""
     vectors = np.pad(field.vectors, ((margin, margin),) * 3 + ((0, 0),), mode="edge")
-    steps = np.arange(1, margin + 1) / (margin + 1)
-    falling = 0.5 * (1 + np.cos(np.pi * steps))
+    falling = 0.5 * (1 + np.cos(np.pi * (np.arange(1, margin + 1) / (margin + 1))))
     for axis, length in enumerate(field.grid.shape):
         weight = np.concatenate((falling[::-1], np.ones(length), falling)).astype(np.float32)
         vectors *= weight.reshape([-1 if k == axis else 1 for k in range(4)])
@@ -115,21 +113,18 @@ def invert_field(
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float32]:
     """Determinant of the mapping p -> p + u(p), (z, y, x); central differences, one-sided at the border."""
     determinant = np.empty(field.grid.shape, np.float32)
+    # Index coordinates give the same determinant as millimetres, because the grid's matrix cancels.
+    to_voxels = np.linalg.inv(field.grid.matrix).T.astype(np.float32)
     # The nine derivatives of a large field take three times its memory, so they are computed in slabs.
     for part, _ in field.grid.slabs():
         first = max(part.start - 1, 0)
-        slab = _determinant_of_slices(field, first, part.stop + 1)
+        flow = np.moveaxis(field.vectors[first : part.stop + 1] @ to_voxels, -1, 0)
+        (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component, axis=(2, 1, 0)) for component in flow)
+        a, e, i = a + 1, e + 1, i + 1
+        # The formula is written out, because numpy.linalg.det takes many times longer on millions of small matrices.
+        slab = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
         determinant[part] = slab[part.start - first :][: part.stop - part.start]
     return determinant
-
-
-def _determinant_of_slices(field: DisplacementField, first: int, last: int) -> NDArray[np.float32]:
-    # Index coordinates give the same determinant as millimetres, because the grid's matrix cancels.
-    flow = np.moveaxis(field.vectors[first:last] @ np.linalg.inv(field.grid.matrix).T.astype(np.float32), -1, 0)
-    (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component, axis=(2, 1, 0)) for component in flow)
-    a, e, i = a + 1, e + 1, i + 1
-    # The formula is written out, because numpy.linalg.det takes many times longer on millions of small matrices.
-    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g), dtype=np.float32)
 
 
 def to_learn2reg(field: DisplacementField, moving_grid: Grid | None = None) -> NDArray[np.float32]:
@@ -141,13 +136,12 @@ def to_learn2reg(field: DisplacementField, moving_grid: Grid | None = None) -> N
         field: on the fixed image's grid.
         moving_grid: the moving image's grid; the fixed one when the images share it, as the challenge assumes.
     """
-    moving = field.grid if moving_grid is None else moving_grid
-    if moving == field.grid:
+    if moving_grid is None or moving_grid == field.grid:
         # Where nothing moves the step is exactly zero; a rounding error could lead just outside the image.
         return field.to_flow().transpose(3, 2, 1, 0)
     steps = np.empty_like(field.vectors)
     for part, slab in field.grid.slabs():
-        target = moving.physical_to_index(slab.physical_points() + field.vectors[part])
+        target = moving_grid.physical_to_index(slab.physical_points() + field.vectors[part])
         steps[part] = target - slab.indices() - (0, 0, part.start)
     return steps.transpose(2, 1, 0, 3)
 
@@ -160,10 +154,9 @@ def from_learn2reg(array: NDArray[Any], grid: Grid, moving_grid: Grid | None = N
         grid: the fixed image's grid, of size (X, Y, Z).
         moving_grid: the moving image's grid; the fixed one when None.
     """
-    moving = grid if moving_grid is None else moving_grid
     steps = array.transpose(2, 1, 0, 3)
     vectors = np.empty((*grid.shape, 3), np.float32)
     for part, slab in grid.slabs():
-        target = moving.index_to_physical(steps[part] + slab.indices() + (0, 0, part.start))
+        target = (moving_grid or grid).index_to_physical(steps[part] + slab.indices() + (0, 0, part.start))
         vectors[part] = target - slab.physical_points()
     return DisplacementField(vectors, grid)

@@ -8,11 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
-# Headers written by different programs differ by rounding: grids within a hundredth of a voxel count as the same.
-SAME_GRID_VOXELS = 0.01
 # Voxels in a slab, the part of a large grid that is worked on at a time.
 SLAB_VOXELS = 2**21
-IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Grid:
     size: tuple[int, ...]
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
-    direction: tuple[float, ...] = IDENTITY
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or min(self.size) < 1:
@@ -79,11 +76,6 @@ class Grid:
         return np.asarray(np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing))
 
     @property
-    def affine(self) -> NDArray[np.float64]:
-        """4x4: voxel index (x, y, z) to LPS mm."""
-        return np.vstack((np.column_stack((self.matrix, self.origin)), (0, 0, 0, 1)))
-
-    @property
     def centre(self) -> NDArray[np.float64]:
         """The middle of the volume, LPS mm."""
         return self.index_to_physical((np.asarray(self.size) - 1) / 2)
@@ -103,8 +95,7 @@ class Grid:
 
     def indices(self) -> NDArray[np.float64]:
         """The index (x, y, z) of every voxel, as an array (z, y, x, 3)."""
-        z, y, x = np.meshgrid(*[np.arange(n, dtype=float) for n in self.shape], indexing="ij")
-        return np.stack((x, y, z), axis=-1)
+        return np.stack(tuple(np.indices(self.shape, dtype=float))[::-1], axis=-1)
 
     def physical_points(self) -> NDArray[np.float64]:
         """LPS mm of every voxel, as an array (z, y, x, 3)."""
@@ -114,9 +105,9 @@ class Grid:
         """LPS mm of the eight outermost voxels, (8, 3)."""
         return self.index_to_physical(np.stack(np.meshgrid(*[(0, n - 1) for n in self.size]), -1).reshape(-1, 3))
 
-    def share_inside(self, other: Self, samples: int = 16) -> float:
-        """Share of this grid's volume that lies inside another's, estimated by ``samples`` points along each axis."""
-        return float(other.contains(self.points_inside(samples)).mean())
+    def share_inside(self, other: Self) -> float:
+        """Share of this grid's volume that lies inside another's, estimated by points spread evenly over it."""
+        return float(other.contains(self.points_inside()).mean())
 
     def points_inside(self, samples: int = 16) -> NDArray[np.float64]:
         """Points spread evenly over the volume, ``samples`` along each axis, LPS mm, (n, 3)."""
@@ -135,16 +126,18 @@ class Grid:
         index = self.physical_to_index(points)
         return np.asarray(((index >= -0.5) & (index <= np.asarray(self.size) - 0.5)).all(axis=-1))
 
-    def same_as(self, other: Self, tolerance: float = SAME_GRID_VOXELS) -> bool:
-        """Whether every corner lies within ``tolerance`` voxels of the other's."""
+    def same_as(self, other: Self, tolerance: float = 0.01) -> bool:
+        """Whether every corner lies within ``tolerance`` voxels of the other's.
+
+        The default lets headers that were written by different programs differ by rounding.
+        """
         limit = tolerance * min(self.spacing)
-        return self.size == other.size and bool(np.abs(self.corners() - other.corners()).max() <= limit)
+        return self.size == other.size and np.allclose(self.corners(), other.corners(), rtol=0, atol=limit)
 
     def pad(self, lower: Sequence[int], upper: Sequence[int]) -> Self:
         """The grid with voxels added (removed where negative) before and after each axis, in x, y, z order."""
         size = tuple(n + int(a) + int(b) for n, a, b in zip(self.size, lower, upper, strict=True))
-        origin = self.index_to_physical([-int(a) for a in lower])
-        return replace(self, size=size, origin=tuple(origin.tolist()))
+        return replace(self, size=size, origin=tuple(self.index_to_physical(np.negative(lower)).tolist()))
 
 
 def image_to_array(image: sitk.Image) -> NDArray[Any]:

@@ -17,22 +17,31 @@ Points = NDArray[np.float64]
 
 # An inverse is accepted when the field leads from it back to within this part of a voxel.
 _CONVERGENCE_TOLERANCE = 1e-3
-_ITERATIONS = 50
 # From this number of points on, torch saves more time than its import takes.
 TORCH_FROM_POINTS = 2**17
-# Number of samples along each axis to which an affine mapping is fitted.
-_SAMPLES = 20
 # An inverse is valid where the field leads from it back to the start within this part of a voxel.
 INVERSE_TOLERANCE = 0.1
 # Voxels per slab; each takes some 300 bytes while a chain is merged.
 SLAB_VOXELS = 2**19
 
 
-def transform_points(points: ArrayLike, transform: sitk.Transform | DisplacementField) -> Points:
-    """Map points (N, 3), LPS mm, through a transform; a field maps fixed points to moving points.
+@dataclass(frozen=True, eq=False)
+class InverseField:
+    """A field as a step from the moving to the fixed image."""
+
+    field: DisplacementField
+
+
+Step = sitk.Transform | DisplacementField | InverseField
+
+
+def transform_points(points: ArrayLike, transform: Step) -> Points:
+    """Map points (N, 3), LPS mm, through a transform; a field maps fixed points to moving points, its inverse back.
 
     Outside its grid a field leaves points where they are, as in ITK.
     """
+    if isinstance(transform, InverseField):
+        return inverse_transform_points(points, transform.field)
     start = np.asarray(points, dtype=float).reshape(-1, 3)
     if isinstance(transform, DisplacementField):
         # As in ITK, the vectors of the edge continue for half a voxel.
@@ -46,7 +55,7 @@ def transform_points(points: ArrayLike, transform: sitk.Transform | Displacement
 
 
 def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Points:
-    """Map moving points p (N, 3), LPS mm, to fixed points x with x + u(x) = p, by iteration for each point.
+    """Map moving points p (N, 3), LPS mm, to fixed points x with x + u(x) = p, by 200 iterations at most.
 
     Outside the field's grid its affine part continues from the edge. Where the field folds, the result may lead back
     elsewhere: compare with :func:`transform_points`.
@@ -54,19 +63,19 @@ def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Poi
     # All coordinates are in voxels of the field's grid, in the order x, y, z.
     targets = field.grid.physical_to_index(points).reshape(-1, 3)
     to_voxels = np.linalg.inv(field.grid.matrix).T
-    last = np.asarray(field.grid.size) - 1
     matrix, offset = _affine_of_field(field)
     inverse_matrix = np.linalg.inv(matrix).T
 
     def residual(index: Points, target: Points) -> Points:
-        inside = np.clip(index, 0, last)
+        inside = np.clip(index, 0, np.asarray(field.grid.size) - 1)
         return inside + _interpolate_vectors(inside, field) @ to_voxels + (index - inside) @ matrix.T - target
 
     index = (targets - offset) @ inverse_matrix
     error = residual(index, targets)
     step = np.ones(len(index))
     active = np.arange(len(index))
-    for _ in range(_ITERATIONS):
+    # Most points need a few iterations; of thousands in a strong field, some need more than 50.
+    for _ in range(200):
         active = active[np.abs(error[active]).max(axis=1) > _CONVERGENCE_TOLERANCE]
         if active.size == 0:
             break
@@ -88,21 +97,18 @@ def _interpolate_vectors(index: Points, field: DisplacementField) -> Points:
         )
     import torch
 
-    # grid_sample takes coordinates between -1 and 1.
-    unit = torch.from_numpy((index * (2 / np.maximum(np.asarray(field.grid.size) - 1, 1)) - 1).astype(np.float32))
-    volume = torch.from_numpy(field.vectors).permute(3, 0, 1, 2)[None]
-    vectors = torch.nn.functional.grid_sample(
-        volume, unit.view(1, 1, 1, -1, 3), padding_mode="border", align_corners=True
-    )
-    return vectors[0, :, 0, 0].T.numpy().astype(np.float64)
+    from llmreg.geometry import warping
+
+    volume = torch.from_numpy(field.vectors).permute(3, 0, 1, 2)
+    return warping.sample_volume(volume, torch.from_numpy(index.T)).T.numpy().astype(np.float64)
 
 
 def _affine_of_field(field: DisplacementField) -> tuple[Points, Points]:
-    """The affine mapping (matrix, offset) of voxel indices that fits the field's mapping best."""
-    steps = tuple(slice(None, None, max(1, n // _SAMPLES)) for n in field.grid.shape)
-    z, y, x = np.meshgrid(*[np.arange(n)[step] for n, step in zip(field.grid.shape, steps, strict=True)], indexing="ij")
+    """The affine mapping (matrix, offset) of voxel indices that fits the field's mapping best at some 20^3 voxels."""
+    axes = [np.arange(0, n, max(1, n // 20)) for n in field.grid.shape]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
     index = np.stack((x, y, z), axis=-1).reshape(-1, 3).astype(float)
-    ends = index + field.vectors[steps].reshape(-1, 3) @ np.linalg.inv(field.grid.matrix).T
+    ends = index + field.vectors[z, y, x].reshape(-1, 3) @ np.linalg.inv(field.grid.matrix).T
     middle = index.mean(axis=0)
     matrix = np.linalg.lstsq(index - middle, ends - ends.mean(axis=0), rcond=None)[0].T
     if np.linalg.det(matrix) <= 0:
@@ -110,23 +116,13 @@ def _affine_of_field(field: DisplacementField) -> tuple[Points, Points]:
     return matrix, ends.mean(axis=0) - matrix @ middle
 
 
-@dataclass(frozen=True, eq=False)
-class InverseField:
-    """A field as a step from the moving to the fixed image."""
-
-    field: DisplacementField
-
-
-Step = sitk.Transform | DisplacementField | InverseField
-
-
 def split_transform(transform: sitk.Transform) -> tuple[Step, ...]:
     """A transform's parts in the order in which points go through them; its fields in single precision."""
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
         # ITK applies the last one first.
-        numbers = reversed(range(transform.GetNumberOfTransforms()))
-        return tuple(step for number in numbers for step in split_transform(transform.GetNthTransform(number)))
+        parts = [transform.GetNthTransform(n) for n in reversed(range(transform.GetNumberOfTransforms()))]
+        return tuple(step for part in parts for step in split_transform(part))
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return (DisplacementField.from_image(transform.GetDisplacementField()),)
     return (transform,)
@@ -151,7 +147,7 @@ def map_points(points: ArrayLike, steps: Sequence[Step]) -> tuple[Points, NDArra
     mapped = np.asarray(points, dtype=float).reshape(-1, 3)
     is_defined = np.ones(len(mapped), bool)
     for step in steps:
-        start, mapped = mapped, _apply_step(mapped, step)
+        start, mapped = mapped, transform_points(mapped, step)
         if isinstance(step, DisplacementField):
             is_defined &= step.grid.contains(start)
         elif isinstance(step, InverseField):
@@ -169,28 +165,20 @@ def merge_steps(steps: Sequence[Step], grid: Grid) -> sitk.Transform | Displacem
     transforms = [step for step in steps if isinstance(step, sitk.Transform)]
     if len(transforms) == len(steps):
         return chain_transforms(*transforms)
-    first = steps[0]
-    if len(steps) == 1 and isinstance(first, DisplacementField) and first.grid.same_as(grid, 1e-4):
-        return DisplacementField(first.vectors, grid)
+    if len(steps) == 1 and isinstance(steps[0], DisplacementField) and steps[0].grid.same_as(grid, 1e-4):
+        return DisplacementField(steps[0].vectors, grid)
     vectors = np.empty((*grid.shape, 3), np.float32)
 
     def fill_slab(slab: tuple[slice, Grid]) -> None:
         part, slab_grid = slab
-        start = slab_grid.physical_points()
-        mapped = start.reshape(-1, 3)
+        start = mapped = slab_grid.physical_points()
         for step in steps:
-            mapped = _apply_step(mapped, step)
+            mapped = transform_points(mapped, step)
         vectors[part] = mapped.reshape(start.shape) - start
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:
         list(workers.map(fill_slab, grid.slabs(SLAB_VOXELS)))
     return DisplacementField(vectors, grid)
-
-
-def _apply_step(points: Points, step: Step) -> Points:
-    if isinstance(step, InverseField):
-        return inverse_transform_points(points, step.field)
-    return transform_points(points, step)
 
 
 def _invert_step(step: Step) -> Step:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from llmreg.geometry.field import DisplacementField
@@ -12,8 +13,6 @@ from llmreg.geometry.grid import Grid, array_to_image, image_to_array, place_ima
 Interpolator = Literal["linear", "nearest", "bspline"]
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline}
 LabelInterpolation = Literal["nearest", "linear"]
-# Labels whose weights differ by no more than this are level; the lowest label wins, as with arg max.
-_LEVEL = 1e-6
 
 
 def resample_image(
@@ -36,14 +35,14 @@ def resample_image(
         interpolator: how values between voxels are computed.
         default: the value where the transform leads outside the image.
     """
-    is_integer = np.dtype(sitk.GetArrayViewFromImage(image).dtype).kind in "iu"
+    values = sitk.GetArrayViewFromImage(image)
+    is_integer = values.dtype.kind in "iu"
     computes_new_values = interpolator == "bspline" or (interpolator == "linear" and is_integer)
     if isinstance(transform, DisplacementField) and transform.grid != grid:
         transform = transform.to_transform()
     if not computes_new_values and not isinstance(transform, DisplacementField):
         return _resample_with_itk(image, grid, transform, _INTERPOLATORS[interpolator], default, image.GetPixelID())
-    values = sitk.GetArrayViewFromImage(image)
-    lowest, highest = (values.min(), values.max()) if computes_new_values else (0, 0)
+    lowest, highest = values.min(), values.max()
     source, method = image, _INTERPOLATORS[interpolator]
     if interpolator == "bspline":
         # The coefficients are computed once for all slabs.
@@ -67,8 +66,16 @@ def resample_image(
 
 def resample_with_edge(image: sitk.Image, grid: Grid, transform: sitk.Transform) -> sitk.Image:
     """Resample linearly as :func:`resample_image` does, but continue the outermost voxels outside the image."""
-    geometry = grid.origin, grid.spacing, grid.direction
-    return sitk.Resample(image, grid.size, transform, sitk.sitkLinear, *geometry, useNearestNeighborExtrapolator=True)
+    return sitk.Resample(
+        image,
+        grid.size,
+        transform,
+        sitk.sitkLinear,
+        grid.origin,
+        grid.spacing,
+        grid.direction,
+        useNearestNeighborExtrapolator=True,
+    )
 
 
 def ones_on(grid: Grid) -> sitk.Image:
@@ -80,9 +87,16 @@ def ones_on(grid: Grid) -> sitk.Image:
 def _resample_with_itk(
     image: sitk.Image, grid: Grid, transform: sitk.Transform | None, method: int, default: float, pixel_type: int
 ) -> sitk.Image:
-    transform = transform or sitk.Transform(3, sitk.sitkIdentity)
     return sitk.Resample(
-        image, grid.size, transform, method, grid.origin, grid.spacing, grid.direction, default, pixel_type
+        image,
+        grid.size,
+        transform or sitk.Transform(3, sitk.sitkIdentity),
+        method,
+        grid.origin,
+        grid.spacing,
+        grid.direction,
+        default,
+        pixel_type,
     )
 
 
@@ -107,7 +121,11 @@ def resample_labels(
     if isinstance(transform, DisplacementField) and transform.grid != grid:
         transform = transform.to_transform()
     values, source = image_to_array(labels), Grid.from_image(labels)
-    borders = _find_borders(values)
+    # Whether the eight voxels from a voxel to its next ones along the axes hold several labels.
+    neighbours = sliding_window_view(np.pad(values, ((0, 1),) * 3, mode="edge"), values.shape)
+    is_border = np.zeros(values.shape, bool)
+    for corner in np.ndindex(2, 2, 2):
+        is_border |= neighbours[corner] != values
     result = np.empty(grid.shape, values.dtype)
     for part, slab in grid.slabs():
         points = slab.physical_points()
@@ -116,44 +134,26 @@ def resample_labels(
         elif transform is not None:
             points += DisplacementField.from_transform(transform, slab).vectors
         index = source.physical_to_index(points).reshape(-1, 3)
-        result[part] = _interpolate_labels(values, borders, index).reshape(slab.shape)
+        result[part] = _interpolate_labels(values, is_border, index).reshape(slab.shape)
     return array_to_image(result, grid)
 
 
-def _find_borders(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether the eight voxels from a voxel to its next ones along the axes hold several labels, (z, y, x)."""
-    lowest, highest = labels.copy(), labels.copy()
-    for axis in range(3):
-        for extreme, choose in ((lowest, np.minimum), (highest, np.maximum)):
-            here, next_ = (extreme[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
-            choose(here, next_, out=here)
-    return np.asarray(lowest != highest)
-
-
-def _interpolate_labels(labels: NDArray[Any], borders: NDArray[np.bool_], index: NDArray[np.float64]) -> NDArray[Any]:
+def _interpolate_labels(labels: NDArray[Any], is_border: NDArray[np.bool_], index: NDArray[np.float64]) -> NDArray[Any]:
     """The label (n,) of the largest summed weight among the eight voxels around each index (n, 3), (x, y, z)."""
     size = np.array(labels.shape[::-1])
-    # Distances in memory between neighbours along x, y and z.
-    strides = np.array((1, size[0], size[0] * size[1]))
     result = np.zeros(len(index), labels.dtype)
     inside = np.flatnonzero(((index >= -0.5) & (index < size - 0.5)).all(axis=1))
-    index = index[inside]
-    offset = np.clip(index, 0, None).astype(np.int64) @ strides
-    flat = labels.ravel()
-    result[inside] = flat[offset]
-    mixed = borders.ravel()[offset]
-    inside, index = inside[mixed], index[mixed]
-    low = np.floor(index).astype(np.int64)
-    share = index - low
+    x, y, z = np.clip(index[inside], 0, None).astype(np.int64).T
+    result[inside] = labels[z, y, x]
+    inside = inside[is_border[z, y, x]]
+    low = np.floor(index[inside]).astype(np.int64)
+    share = index[inside] - low
+    corners = np.array(list(np.ndindex(2, 2, 2)))
     # Beyond the centres of the outermost voxels those voxels continue.
-    ends = [np.clip(low + up, 0, size - 1) * strides for up in (0, 1)]
-    corners = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
-    corner_labels = np.stack([flat[ends[x][:, 0] + ends[y][:, 1] + ends[z][:, 2]] for x, y, z in corners])
-    weights = np.stack([np.prod(np.where(np.array(corner, bool), share, 1 - share), axis=1) for corner in corners])
-    best, largest = corner_labels[0].copy(), np.full(len(inside), -1.0)
-    for label in corner_labels:
-        total = np.where(corner_labels == label, weights, 0).sum(axis=0)
-        better = (total > largest + _LEVEL) | ((np.abs(total - largest) <= _LEVEL) & (label < best))
-        best[better], largest[better] = label[better], total[better]
-    result[inside] = best
+    corner_labels = np.stack([labels[tuple(np.clip(low + corner, 0, size - 1).T[::-1])] for corner in corners])
+    weights = np.stack([np.prod(np.where(corner, share, 1 - share), axis=1) for corner in corners])
+    totals = np.stack([np.where(corner_labels == label, weights, 0).sum(axis=0) for label in corner_labels])
+    # Labels whose weights differ by no more than this are level; the lowest label wins, as with arg max.
+    is_level = totals >= totals.max(axis=0) - 1e-6
+    result[inside] = np.where(is_level, corner_labels, labels.max()).min(axis=0)
     return result

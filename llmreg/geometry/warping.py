@@ -1,8 +1,8 @@
 """Flows, the displacements that networks compute: warping with them, composing, inverting and unfolding them.
 
-Everything is computed in float32, and is differentiable but for the inverse and the unfolding. Images are
-(B, C, z, y, x); flows are (B, 3, z, y, x) with components (x, y, z) in voxels of their own grid, pull-back: the image
-is sampled at index + flow.
+Everything is computed in float32 (autocast lowers none of the operations), and is differentiable but for the inverse
+and the unfolding. Images are (B, C, z, y, x); flows are (B, 3, z, y, x) with components (x, y, z) in voxels of their
+own grid, pull-back: the image is sampled at index + flow.
 """
 
 import logging
@@ -30,8 +30,7 @@ FOLDING_DETERMINANT = 0.02
 def identity_grid(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Voxel indices (1, 3, z, y, x), components (x, y, z), of an array of ``shape`` (z, y, x)."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    return torch.stack((x, y, z))[None]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])[None]
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
@@ -52,10 +51,9 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "ze
     if image.shape[2:] != flow.shape[2:]:
         raise ValueError(f"image and flow differ in shape: {tuple(image.shape[2:])} and {tuple(flow.shape[2:])}")
     shape = tuple(image.shape[2:])
-    with torch.autocast(flow.device.type, enabled=False):
-        size = torch.tensor(shape[::-1], dtype=torch.float32, device=flow.device).view(1, 3, 1, 1, 1)
-        points = (identity_grid(shape, flow.device) + flow.float()) * (2 / (size - 1).clamp(min=1)) - 1
-        return F.grid_sample(image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
+    size = torch.tensor(shape[::-1], dtype=torch.float32, device=flow.device).view(1, 3, 1, 1, 1)
+    points = (identity_grid(shape, flow.device) + flow.float()) * (2 / (size - 1).clamp(min=1)) - 1
+    return F.grid_sample(image.float(), points.movedim(1, -1), mode=mode, padding_mode=padding, align_corners=True)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return first.float() + warp(second, first, padding="border")
 
 
-def exponential(velocity: Tensor, squarings: int = SQUARINGS) -> Tensor:
+def exponential(velocity: Tensor) -> Tensor:
     """The flow after following a stationary velocity for unit time, by scaling and squaring.
 
     It has an inverse, the exponential of the negated velocity, and does not fold where the velocity is smooth.
@@ -71,18 +69,16 @@ def exponential(velocity: Tensor, squarings: int = SQUARINGS) -> Tensor:
 
     Args:
         velocity: (B, 3, z, y, x), voxels.
-        squarings: the first step is 2^-squarings of the velocity.
     """
-    flow: Tensor = velocity.float() / 2**squarings
-    for _ in range(squarings):
+    flow: Tensor = velocity.float() / 2**SQUARINGS
+    for _ in range(SQUARINGS):
         flow = compose(flow, flow)
     return flow
 
 
 def upsample(flow: Tensor, factor: int = 2) -> Tensor:
     """The same displacement on a grid ``factor`` times finer: values, in voxels, grow by ``factor``."""
-    with torch.autocast(flow.device.type, enabled=False):
-        return F.interpolate(flow.float(), scale_factor=factor, mode="trilinear", align_corners=False) * factor
+    return F.interpolate(flow.float(), scale_factor=factor, mode="trilinear", align_corners=False) * factor
 
 
 def downsample_image(image: Tensor, factor: int) -> Tensor:
@@ -115,12 +111,12 @@ def _invert_sample(flow: Tensor, start: Tensor, iterations: int, tolerance: floa
     unconverged = torch.arange(inverse.shape[1], device=flow.device)
     for iteration in range(iterations):
         current = inverse[:, unconverged]
-        error = current + _sample_volume(flow, indices[:, unconverged] + current)
+        error = current + sample_volume(flow, indices[:, unconverged] + current)
         is_wrong = error.abs().amax(dim=0) > tolerance
         unconverged, current, error = unconverged[is_wrong], current[:, is_wrong], error[:, is_wrong]
         if not len(unconverged):
             break
-        gradients = _sample_volume(derivatives, indices[:, unconverged] + current).view(3, 3, -1)
+        gradients = sample_volume(derivatives, indices[:, unconverged] + current).view(3, 3, -1)
         a, b, c = gradients + torch.eye(3, device=flow.device)[..., None]
         b_c = torch.linalg.cross(b, c, dim=0)
         determinant = (a * b_c).sum(0)
@@ -135,22 +131,19 @@ def _invert_sample(flow: Tensor, start: Tensor, iterations: int, tolerance: floa
     return inverse.view_as(flow)
 
 
-def _sample_volume(volume: Tensor, indices: Tensor) -> Tensor:
+def sample_volume(volume: Tensor, indices: Tensor) -> Tensor:
     """Values (C, n) of a volume (C, z, y, x) at voxel indices (3, n), components (x, y, z); its edge continues."""
-    size = torch.tensor(volume.shape[:0:-1], dtype=torch.float32, device=volume.device)[:, None]
-    points = (indices * (2 / (size - 1).clamp(min=1)) - 1).T[None, None, None]
+    size = torch.tensor(volume.shape[:0:-1], dtype=indices.dtype, device=volume.device)[:, None]
+    points = (indices * (2 / (size - 1).clamp(min=1)) - 1).T[None, None, None].to(volume.dtype)
     return F.grid_sample(volume[None], points, padding_mode="border", align_corners=True)[0, :, 0, 0]
 
 
 def jacobian_determinant(flow: Tensor) -> Tensor:
     """Determinant (B, z, y, x) of p -> p + flow(p); central differences, one-sided at the border."""
-    with torch.autocast(flow.device.type, enabled=False):
-        x, y, z = torch.gradient(flow.float(), dim=(4, 3, 2))
-        a, b, c = (
-            derivative + unit.to(flow.device).view(1, 3, 1, 1, 1)
-            for derivative, unit in zip((x, y, z), torch.eye(3), strict=True)
-        )
-        return torch.sum(a * torch.linalg.cross(b, c, dim=1), 1)
+    derivatives = torch.gradient(flow.float(), dim=(4, 3, 2))
+    units = torch.eye(3, device=flow.device).view(3, 1, 3, 1, 1, 1)
+    a, b, c = (derivative + unit for derivative, unit in zip(derivatives, units, strict=True))
+    return torch.sum(a * torch.linalg.cross(b, c, dim=1), 1)
 
 
 @torch.no_grad()

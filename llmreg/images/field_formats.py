@@ -1,7 +1,6 @@
 """The formats of displacement fields: vectors in mm (ITK's LPS, NIfTI's RAS), Learn2Reg's voxel steps, and .npz."""
 
 import gzip
-import shutil
 import struct
 import tempfile
 import zipfile
@@ -17,17 +16,12 @@ from llmreg.errors import BadArgument, BadTransform, MissingFile, UnclearField
 from llmreg.files import atomic_write
 from llmreg.geometry.field import DisplacementField, from_learn2reg, to_learn2reg
 from llmreg.geometry.grid import Grid, image_to_array, lps_to_ras, ras_to_lps
-from llmreg.images.checks import format_sizes
 from llmreg.images.formats import FIELD_FORMATS, FieldFormat
-from llmreg.images.image_files import read_stored, write_image
+from llmreg.images.image_files import format_sizes, read_stored, write_image
 from llmreg.images.itk import DISPLACEMENT_VECTOR, NIFTI_ENDINGS, write_with_itk
 
-# nifti1.h: the position of intent_code.
-_INTENT_OFFSET = 68
-_NPZ_KEYS = ("vectors", "size", "spacing", "origin", "direction")
 
-
-def read_finite(path: Path) -> sitk.Image:
+def _read_finite(path: Path) -> sitk.Image:
     """The image in a field's file, as it is stored. Raises BadTransform when it holds NaN or infinite values."""
     image = read_stored(path, "a displacement field")
     values = sitk.GetArrayViewFromImage(image)
@@ -37,7 +31,7 @@ def read_finite(path: Path) -> sitk.Image:
 
 
 def _read_itk(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
-    image = read_finite(path)
+    image = _read_finite(path)
     kind, components = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() != 3 or components != 3:
         size = format_sizes((*image.GetSize(), *([components] if components > 1 else [])))
@@ -58,7 +52,7 @@ def _write_itk(field: DisplacementField, path: Path, moving_grid: Grid | None) -
 
 def _read_ras(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
     """Read NIfTI files of five dimensions, or of four as NiBabel's users write them."""
-    image = read_finite(path)
+    image = _read_finite(path)
     size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
     shape = (*size, components) if components > 1 else size
     if len(shape) not in (4, 5) or shape[-1] != 3 or (len(shape) == 5 and shape[3] != 1):
@@ -79,14 +73,11 @@ def _read_ras(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> 
             path, f"holds whole numbers of type {values.dtype}, and no displacements", "give another file"
         )
     if components == 1:
-        volume = image[(slice(None),) * 3 + (0,) * (len(size) - 3)]
-        values = np.moveaxis(values.reshape(3, *volume.GetSize()[::-1]), 0, -1)
-        grid = Grid.from_image(volume)
-    else:
-        grid = Grid.from_image(image)
-        if has_intent:
-            return DisplacementField(values.astype(np.float32, copy=False), grid)
-    return DisplacementField(ras_to_lps(values.astype(np.float32)), grid)
+        values = np.moveaxis(values.reshape(3, *size[2::-1]), 0, -1)
+        image = image[(slice(None),) * 3 + (0,) * (len(size) - 3)]
+    vectors = values.astype(np.float32, copy=False)
+    # ITK has turned vectors with the intent to LPS.
+    return DisplacementField(vectors if has_intent else ras_to_lps(vectors), Grid.from_image(image))
 
 
 def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -> None:
@@ -94,14 +85,10 @@ def _write_ras(field: DisplacementField, path: Path, moving_grid: Grid | None) -
     with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         uncompressed = Path(folder) / "field.nii"
         write_with_itk(ras.to_image(), uncompressed)
-        with uncompressed.open("r+b") as stream:
-            stream.seek(_INTENT_OFFSET)
-            stream.write(struct.pack("=h", DISPLACEMENT_VECTOR))
-        if path.suffix == ".gz":
-            with uncompressed.open("rb") as source, gzip.open(temporary, "wb", compresslevel=6) as target:
-                shutil.copyfileobj(source, target, 2**20)
-        else:
-            shutil.copyfile(uncompressed, temporary)
+        content = bytearray(uncompressed.read_bytes())
+        # nifti1.h: intent_code stands at byte 68.
+        struct.pack_into("=h", content, 68, DISPLACEMENT_VECTOR)
+        temporary.write_bytes(gzip.compress(content, compresslevel=6) if path.suffix == ".gz" else content)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -117,11 +104,11 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
             arrays = {key: stored[key] for key in stored.files}
     except FileNotFoundError:
         raise MissingFile(path, "check its name") from None
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise damaged from error
-        raise BadTransform(path, "holds Python objects, which are not loaded", "save its arrays as numbers") from error
-    except (OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise BadTransform(
+                path, "holds Python objects, which are not loaded", "save its arrays as numbers"
+            ) from error
         raise damaged from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise damaged
@@ -151,7 +138,7 @@ def _read_learn2reg(path: Path, fixed_grid: Grid | None, moving_grid: Grid | Non
             raise BadTransform(path, f"holds the arrays {', '.join(arrays)}, but a Learn2Reg file has a single one")
         array = next(iter(arrays.values()))
     else:
-        image = read_finite(path)
+        image = read_stored(path, "a displacement field")
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise BadTransform(
                 path,
@@ -181,20 +168,20 @@ def _write_learn2reg(field: DisplacementField, path: Path, moving_grid: Grid | N
     if path.suffix == ".npz":
         _write_arrays(path, displacements=array)
         return
-    volumes = [sitk.GetImageFromArray(np.ascontiguousarray(array[..., k].T)) for k in range(3)]
-    write_image(sitk.JoinSeries(volumes), path)
+    write_image(sitk.GetImageFromArray(np.ascontiguousarray(array.T), isVector=False), path)
 
 
 def _read_npz(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> DisplacementField:
     arrays = load_arrays(path)
-    for key in _NPZ_KEYS:
-        if key not in arrays:
-            raise BadTransform(path, f"has no array '{key}'", f"a field needs {', '.join(_NPZ_KEYS)}")
     try:
-        grid = Grid.from_dict({key: arrays[key].tolist() for key in _NPZ_KEYS[1:]})
+        vectors = arrays.pop("vectors")
+        grid = Grid.from_dict({key: array.tolist() for key, array in arrays.items()})
+    except KeyError as error:
+        raise BadTransform(
+            path, f"has no array '{error.args[0]}'", "a field needs vectors, size, spacing, origin, direction"
+        ) from error
     except (TypeError, ValueError) as error:
         raise BadTransform(path, f"holds a grid that is none ({error})", "write it anew") from error
-    vectors = arrays["vectors"]
     _check_numbers(path, vectors, (*grid.shape, 3), "its grid needs", "vectors are (z, y, x, components)")
     return DisplacementField(vectors.astype(np.float32, copy=False), grid)
 
@@ -205,8 +192,8 @@ def _write_npz(field: DisplacementField, path: Path, moving_grid: Grid | None) -
 
 
 def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    with atomic_write(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
 FIELD_FORMATS.register("itk", FieldFormat((*NIFTI_ENDINGS, ".nrrd", ".mha"), _read_itk, _write_itk))

@@ -52,11 +52,7 @@ def read_field(
         UnreadableFile: the file is damaged or holds something else.
         BadArgument: the format needs the fixed grid.
     """
-    path = Path(path)
-    read = _get_format(path, format).read
-    if not path.is_file():
-        raise MissingFile(path, "check its name")
-    return read(path, fixed_grid, moving_grid)
+    return _get_format(Path(path), format).read(Path(path), fixed_grid, moving_grid)
 
 
 def detect_field_format(path: Path) -> str:
@@ -76,7 +72,12 @@ def detect_field_format(path: Path) -> str:
         return "itk"  # Its reader says what is wrong.
     if reader.GetDimension() == 3:
         return "nifti-ras" if reader.GetMetaData("intent_code") == str(DISPLACEMENT_VECTOR) else "itk"
-    if reader.GetDimension() == 4 and _has_identity_affine(reader):
+    # SimpleITK and NiBabel write the identity as the affine when none is given.
+    if (
+        reader.GetOrigin()[:3] == (0, 0, 0)
+        and reader.GetSpacing()[:3] == (1, 1, 1)
+        and np.array_equal(np.abs(reader.GetDirection()), np.eye(4).ravel())
+    ):
         return "learn2reg"
     raise UnclearField(
         path,
@@ -144,15 +145,6 @@ def _get_format(path: Path, name: str) -> FieldFormat:
             path, f"is no name for a field of format {name}", f"end it in {' or '.join(field_format.endings)}"
         )
     return field_format
-
-
-def _has_identity_affine(reader: sitk.ImageFileReader) -> bool:
-    """Whether the affine is the identity, which SimpleITK and NiBabel write when none is given."""
-    return (
-        all(value == 0 for value in reader.GetOrigin()[:3])
-        and all(value == 1 for value in reader.GetSpacing()[:3])
-        and np.array_equal(np.abs(np.reshape(reader.GetDirection(), (4, 4))), np.eye(4))
-    )
 
 
 def read_transform(path: Path) -> sitk.Transform:

@@ -90,7 +90,9 @@ class FieldFormat:
 
     Attributes:
         endings: the endings of its files' names; the first is given to files whose names the user does not choose.
-        read: from a path, the fixed grid and the moving grid (which only formats without geometry look at).
+        read: from a path, the fixed grid and the moving grid (which only formats without geometry look at); raises
+            :class:`llmreg.errors.MissingFile`, or :class:`llmreg.errors.UnreadableFile` for a file that is damaged or
+            holds something else.
         write: a field to a path, with the moving grid.
     """
 

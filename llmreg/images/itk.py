@@ -8,7 +8,6 @@ import gzip
 import math
 import os
 import shutil
-import struct
 import zlib
 from pathlib import Path
 
@@ -24,25 +23,17 @@ from llmreg.images.formats import ImageFormat, register_image_format
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 # nifti1.h: the intent of displacement vectors, which NIfTI has in RAS. ITK (5.3 and later) turns them to LPS.
 DISPLACEMENT_VECTOR = 1006
-# Bytes before the voxels in the NIfTI-1 files that ITK writes.
-_HEADER_BYTES = 352
-# A disk with less free space than this (bytes) counts as full.
-LEAST_FREE_SPACE = 2**20
 
 
 def is_complete(path: Path, image: sitk.Image) -> bool:
     """Whether the NIfTI file to which an image was just written has all of its bytes."""
     values = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel()
-    expected = _HEADER_BYTES + values * image.GetSizeOfPixelComponent()
+    # In the NIfTI-1 files that ITK writes, 352 bytes stand before the voxels.
+    expected = 352 + values * image.GetSizeOfPixelComponent()
     if path.suffix != ".gz":
         return bool(path.stat().st_size >= expected)
-    with path.open("rb") as stream:
-        if stream.seek(0, 2) < 18:
-            return False
-        # A gzip file ends with the length of its content, modulo 2^32.
-        stream.seek(-4, 2)
-        (length,) = struct.unpack("<I", stream.read(4))
-    return bool(length == expected % 2**32)
+    # A gzip file ends with the length of its content, modulo 2^32.
+    return bool(int.from_bytes(path.read_bytes()[-4:], "little") == expected % 2**32)
 
 
 def check_storage(path: Path) -> None:
@@ -93,11 +84,8 @@ def check_storage(path: Path) -> None:
 def _parse_header(content: bytes) -> Nifti1Header | None:
     """The header of a NIfTI-1 or NIfTI-2 file (also of a pair of files), or None when the content is none."""
     for header_type in (Nifti1Header, Nifti2Header):
-        size = header_type.sizeof_hdr
-        for order in "<>":
-            if content[:4] == struct.pack(f"{order}i", size) and len(content) >= size:
-                header = header_type(content[:size], order, check=False)  # type: ignore[no-untyped-call]
-                return header if bytes(header["magic"])[:2] in (b"n+", b"ni") else None
+        if header_type.may_contain_header(content):  # type: ignore[no-untyped-call]
+            return header_type(content[: header_type.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]
     return None
 
 
@@ -127,18 +115,13 @@ def describe_doubt(image: sitk.Image, grid: Grid) -> str:
     # ITK takes the voxel size from pixdim, and uses the qform where the sform is sheared.
     unit = {1: 1000.0, 3: 0.001}.get(int(image.GetMetaData("xyzt_units")) & 7, 1.0)
     stated = unit * np.array([image.GetMetaData(f"srow_{axis}").split() for axis in "xyz"], dtype=float)
-    distance = np.abs(ras_to_lps(stated.T).T - grid.affine[:3]) @ [*grid.size, 1]
+    distance = np.abs(ras_to_lps(stated.T).T - np.column_stack((grid.matrix, grid.origin))) @ [*grid.size, 1]
     if distance.max() <= max(grid.spacing):
         return ""
     return (
         f"is not placed as its sform says (sheared, or at odds with pixdim; up to {distance.max():.3g} mm apart): "
         "write its geometry anew if other programs show it elsewhere."
     )
-
-
-def read_with_itk(path: Path) -> sitk.Image:
-    """An image as it is stored. Raises RuntimeError when ITK cannot read it."""
-    return sitk.ReadImage(str(path))
 
 
 def write_with_itk(content: sitk.Image | sitk.Transform, path: Path) -> None:
@@ -153,7 +136,8 @@ def write_with_itk(content: sitk.Image | sitk.Transform, path: Path) -> None:
         else:
             sitk.WriteImage(content, str(path), useCompression=True)
     except RuntimeError as error:
-        if shutil.disk_usage(path.parent).free > LEAST_FREE_SPACE:
+        # A disk with less than a MiB of free space counts as full.
+        if shutil.disk_usage(path.parent).free > 2**20:
             raise
         raise _disk_full(path) from error
     if path.stat().st_size == 0:
@@ -172,11 +156,11 @@ def _disk_full(path: Path) -> OSError:
 
 
 for _image_format in (
-    ImageFormat("NIfTI", NIFTI_ENDINGS, read_with_itk, write_nifti, check_storage, describe_doubt),
-    ImageFormat("NRRD", (".nrrd",), read_with_itk, write_with_itk, check_storage),
-    ImageFormat("MetaImage", (".mha",), read_with_itk, write_with_itk, check_storage),
+    ImageFormat("NIfTI", NIFTI_ENDINGS, sitk.ReadImage, write_nifti, check_storage, describe_doubt),
+    ImageFormat("NRRD", (".nrrd",), sitk.ReadImage, write_with_itk, check_storage),
+    ImageFormat("MetaImage", (".mha",), sitk.ReadImage, write_with_itk, check_storage),
     # The header and the voxels are two files, which cannot be written as one.
-    ImageFormat("MetaImage header", (".mhd",), read_with_itk, None, check_storage),
-    ImageFormat("ITK", (), read_with_itk, write_with_itk, check_storage),
+    ImageFormat("MetaImage header", (".mhd",), sitk.ReadImage, None, check_storage),
+    ImageFormat("ITK", (), sitk.ReadImage, write_with_itk, check_storage),
 ):
     register_image_format(_image_format)

@@ -4,7 +4,8 @@ import copy
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,7 @@ from llmreg.geometry.points import Points
 
 Convention = Literal["lps", "ras", "voxel"]
 
-SLICER_ENDING = ".mrk.json"
-LANDMARK_ENDINGS = (".csv", ".fcsv", SLICER_ENDING)
+LANDMARK_ENDINGS = (".csv", ".fcsv", ".mrk.json")
 _AXES = ("x", "y", "z")
 # The coordinate systems in Slicer's files; older versions number them.
 _SLICER_SYSTEMS: dict[str, Convention] = {"lps": "lps", "ras": "ras", "1": "lps", "0": "ras"}
@@ -47,17 +47,9 @@ class LandmarkTable:
     delimiter: str = ","
 
 
-@dataclass(frozen=True)
-class SlicerMarkups:
-    """The content of a .mrk.json file, and where its landmarks are in it: (markup, control point)."""
-
-    content: dict[str, Any]
-    positions: tuple[tuple[int, int], ...]
-
-
 def read_landmarks(
     path: Path, convention: Convention = "lps", grid: Grid | None = None
-) -> tuple[LandmarkTable | SlicerMarkups, Points]:
+) -> tuple[LandmarkTable | dict[str, Any], Points]:
     """Landmarks of a .csv file, or of 3D Slicer's .fcsv and .mrk.json.
 
     A table whose first line has names needs the columns x, y and z among others; one without has three columns of
@@ -70,18 +62,21 @@ def read_landmarks(
         grid: of the image whose voxels ``voxel`` counts.
 
     Returns:
-        What :func:`write_landmarks` needs to write the file again, and the landmarks (N, 3), LPS mm.
+        What :func:`write_landmarks` needs to write the file again (the content of a .mrk.json file), and the landmarks
+        (N, 3), LPS mm.
 
     Raises:
         MissingFile: there is no such file.
         BadTable: the file holds no landmarks, or counts voxels and ``grid`` is None.
     """
     path = Path(path)
-    if path.name.endswith(SLICER_ENDING):
+    if path.name.endswith(".mrk.json"):
         return _read_markups(path)
     table = _read_table(path, convention)
     coordinates = np.empty((len(table.rows), 3))
     for number, row in enumerate(table.rows):
+        if len(row) <= max(table.columns):
+            raise BadTable(path, f"has {len(row)} cells in point {number + 1}", "x, y and z are needed")
         for axis, column in enumerate(table.columns):
             value = _to_number(row[column])
             if value is None or not np.isfinite(value):
@@ -95,7 +90,7 @@ def read_landmarks(
 
 
 def write_landmarks(
-    table: LandmarkTable | SlicerMarkups, points: ArrayLike, path: Path, grid: Grid | None = None
+    table: LandmarkTable | dict[str, Any], points: ArrayLike, path: Path, grid: Grid | None = None
 ) -> None:
     """Write a file like the one that was read, with other coordinates.
 
@@ -110,14 +105,13 @@ def write_landmarks(
         ValueError: the number of points is not the file's, or the grid is needed and missing.
     """
     points, path = np.asarray(points, dtype=float).reshape(-1, 3), Path(path)
-    if len(points) != len(table.positions if isinstance(table, SlicerMarkups) else table.rows):
+    if len(points) != len(table.rows if isinstance(table, LandmarkTable) else list(_list_defined_points(table, path))):
         raise ValueError(f"{len(points)} points for a table of another length")
-    if isinstance(table, SlicerMarkups):
-        content = copy.deepcopy(table.content)
-        for (markup, number), point in zip(table.positions, points, strict=True):
-            convention = _get_convention(content["markups"][markup].get("coordinateSystem", "LPS"), path)
+    if isinstance(table, dict):
+        content = copy.deepcopy(table)
+        for (control_point, convention), point in zip(_list_defined_points(content, path), points, strict=True):
             value = point if convention == "lps" else lps_to_ras(point)
-            content["markups"][markup]["controlPoints"][number]["position"] = value.round(6).tolist()
+            control_point["position"] = value.round(6).tolist()
         write_json(path, content)
         return
     if table.convention == "voxel":
@@ -132,10 +126,8 @@ def write_landmarks(
     if table.header is not None:
         writer.writerow(table.header)
     for row, point in zip(table.rows, points, strict=True):
-        cells = list(row)
-        for column, value in zip(table.columns, point, strict=True):
-            cells[column] = f"{value:.6f}"
-        writer.writerow(cells)
+        values = dict(zip(table.columns, point, strict=True))
+        writer.writerow([f"{values[k]:.6f}" if k in values else cell for k, cell in enumerate(row)])
     write_text(path, text.getvalue())
 
 
@@ -156,35 +148,28 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_table(path: Path, convention: Convention) -> LandmarkTable:
-    no_landmark = BadTable(path, "lists no point", "write a line x,y,z for each")
     lines = _read_lines(path)
     # Comments stand at the top: further down, a # may begin a name.
-    preamble = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    preamble = tuple(itertools.takewhile(lambda line: line.startswith("#"), lines))
     lines = lines[len(preamble) :]
     delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), ",")
     rows = [tuple(row) for row in csv.reader(lines, delimiter=delimiter)]
     header = None
     if path.suffix == ".fcsv":
-        pairs = ([text.strip() for text in line.strip("# ").split("=", 1)] for line in preamble)
-        settings = dict(pair for pair in pairs if len(pair) == 2)
+        settings = dict(re.findall(r"^[# ]*(\w+)[ \t]*=[ \t]*(.*?)[ \t]*$", "\n".join(preamble), re.MULTILINE))
         convention = _get_convention(settings.get("CoordinateSystem", "RAS"), path)
         names = tuple(name.strip() for name in settings.get("columns", "id,x,y,z").split(","))
-    elif not rows:
-        raise no_landmark
-    elif sum(_to_number(cell) is not None for cell in rows[0]) < 3:
+    elif rows and sum(_to_number(cell) is not None for cell in rows[0]) < 3:
         header, *rows = rows
         names = tuple(name.strip().casefold() for name in header)
     else:
-        names = _name_columns(rows[0], path)
+        names = _name_columns(rows[0] if rows else (), path)
+    if not rows:
+        raise BadTable(path, "lists no point", "write a line x,y,z for each")
     if any(names.count(axis) != 1 for axis in _AXES):
         raise BadTable(path, "has no columns x, y and z between commas", "name them in its first line")
     columns = tuple(names.index(axis) for axis in _AXES)
-    for number, row in enumerate(rows, start=1):
-        if len(row) <= max(columns):
-            raise BadTable(path, f"has {len(row)} cells in point {number}", "x, y and z are needed")
-    if not rows:
-        raise no_landmark
-    return LandmarkTable(convention, tuple(preamble), header, tuple(rows), columns, delimiter)
+    return LandmarkTable(convention, preamble, header, tuple(rows), columns, delimiter)
 
 
 def _name_columns(row: Sequence[str], path: Path) -> tuple[str, ...]:
@@ -206,20 +191,24 @@ def _get_convention(system: Any, path: Path) -> Convention:
     return convention
 
 
-def _read_markups(path: Path) -> tuple[SlicerMarkups, Points]:
+def _list_defined_points(content: dict[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], Convention]]:
+    """The control points in a .mrk.json file's content that have a position, each with its coordinate system."""
+    for markup in content["markups"]:
+        convention = _get_convention(markup.get("coordinateSystem", "LPS"), path)
+        for control_point in markup["controlPoints"]:
+            if control_point.get("positionStatus", "defined") == "defined":
+                yield control_point, convention
+
+
+def _read_markups(path: Path) -> tuple[dict[str, Any], Points]:
     content = read_json(path)
-    positions, points = [], []
+    points = []
     try:
-        for number, markup in enumerate(content["markups"]):
-            convention = _get_convention(markup.get("coordinateSystem", "LPS"), path)
-            for control_number, control_point in enumerate(markup["controlPoints"]):
-                if control_point.get("positionStatus", "defined") != "defined":
-                    continue
-                point = np.array(control_point["position"], dtype=float).reshape(3)
-                points.append(point if convention == "lps" else ras_to_lps(point))
-                positions.append((number, control_number))
+        for control_point, convention in _list_defined_points(content, path):
+            point = np.array(control_point["position"], dtype=float).reshape(3)
+            points.append(point if convention == "lps" else ras_to_lps(point))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadTable(path, "is no markups file of 3D Slicer", "save the landmarks anew, or as .csv") from error
     if not points or not np.isfinite(points).all():
         raise BadTable(path, "lists no point with three numbers", "place one, and save the landmarks anew")
-    return SlicerMarkups(content, tuple(positions)), np.array(points)
+    return content, np.array(points)

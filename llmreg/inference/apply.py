@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,7 +26,6 @@ from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention, read_landmarks
 log = logging.getLogger(__name__)
 
 Interpolation = Literal["linear", "bspline", "nearest", "label"]
-INTERPOLATIONS: tuple[Interpolation, ...] = ("linear", "bspline", "nearest", "label")
 
 # An image of whole numbers counts as a label map when this share of its voxels above 0 equal their neighbour.
 _LABEL_MAP_SHARE = 0.7
@@ -113,8 +112,9 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
     with logging_redirect_tqdm(), tqdm(total=len(targets), desc="Apply", unit="file") as progress:
         # Landmarks come first, since they take no time and show whether the direction is right.
         if inputs.points:
-            images = (options.fixed, options.moving)
-            fixed, moving = (None if path is None else Grid.from_image(read_image(path)) for path in images)
+            fixed, moving = (
+                None if path is None else Grid.from_image(read_image(path)) for path in (options.fixed, options.moving)
+            )
             ends = (moving, fixed or start) if options.inverse else (fixed or start, moving)
             for path in inputs.points:
                 _transform_points(path, targets[path], steps, ends, options)
@@ -143,11 +143,10 @@ def read_chain(paths: Sequence[Path]) -> tuple[Step, ...]:
             raise MissingFile(path, "check the transform's name")
         if not path.name.endswith(field_endings()):
             steps += split_transform(read_transform(path))
-            continue
-        field_format = detect_field_format(path)
-        if field_format == "learn2reg":
+        elif (field_format := detect_field_format(path)) != "learn2reg":
+            steps.append(read_field(path, field_format))
+        else:
             raise UnclearField(path, "is a Learn2Reg field, which keeps no geometry", "convert it to another format")
-        steps.append(read_field(path, field_format))
     return tuple(steps)
 
 
@@ -210,8 +209,7 @@ def _transform_points(
                 raise BadArgument(role, f"{path} is in voxels of the {role} image, whose grid is unknown: name it.")
     table, points = read_landmarks(path, options.convention, ends[0])
     mapped, is_defined = map_points(points, steps)
-    undefined = int((~is_defined).sum())
-    if undefined:
+    if not is_defined.all():
         reason = (
             "where the field has no inverse, beyond what it reaches or in a fold: check them, their convention, and "
             "whether the inverse is meant"
@@ -219,7 +217,7 @@ def _transform_points(
             else "outside the field's grid, where it moves nothing: check their convention, and whether they belong to "
             "the fixed image (points of the moving image need the inverse)"
         )
-        log.warning("%s: %d of %d points lie %s.", path, undefined, len(points), reason)
+        log.warning("%s: %d of %d points lie %s.", path, (~is_defined).sum(), len(points), reason)
     write_landmarks(table, mapped, target, ends[1])
 
 
@@ -236,11 +234,11 @@ def _warp(
         return resample_labels(image, grid, transform, "linear" if options.interpolation == "label" else "nearest")
     method = options.interpolation or "linear"
     values = sitk.GetArrayViewFromImage(image)
-    if method != "nearest" and _is_label_map(values):
-        log.warning(
-            "%s looks like a label map, whose labels %s interpolation mixes: give it as a label map.", path, method
-        )
     if values.dtype.kind in "iu":
+        if method != "nearest" and _is_label_map(values):
+            log.warning(
+                "%s looks like a label map, whose labels %s interpolation mixes: give it as a label map.", path, method
+            )
         limits = np.iinfo(values.dtype)
         if not (limits.min <= options.default <= limits.max and float(options.default).is_integer()):
             raise BadArgument(
@@ -250,8 +248,6 @@ def _warp(
     return resample_image(image, grid, transform, method, options.default)
 
 
-def _is_label_map(values: NDArray[Any]) -> bool:
-    if values.dtype.kind not in "iu":
-        return False
+def _is_label_map(values: NDArray[np.integer]) -> bool:
     inside = values[..., :-1] != 0
     return bool(inside.any() and (values[..., :-1] == values[..., 1:])[inside].mean() >= _LABEL_MAP_SHARE)

@@ -14,11 +14,10 @@ from llmreg.data.case_images import check_mask
 from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid, array_to_image
-from llmreg.images.checks import check_values, to_scalar_volume
-from llmreg.images.image_files import read_header, read_image
+from llmreg.images.image_files import check_values, read_header, read_image, to_scalar_volume
 from llmreg.inference.models import Model
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame, read_reference, safe_default
+from llmreg.preprocessing.common_frame import FramedCase, bring_into_frame, read_reference, safe_default
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, name_template_set, read_template_set
 
 # Pairs share images, so that a few cases are kept; images with more voxels than this are not.
@@ -30,7 +29,7 @@ UNCERTAIN_MM = 20.0
 ImageLike = Path | str | sitk.Image | tuple[NDArray[Any], Grid]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ImageInput:
     """An image to register.
 
@@ -60,9 +59,8 @@ class CaseReader:
         self._reference = read_reference(model.folder, plans)
         # A single fold is used with its own templates, which were learned without the cases that it holds out.
         templates = name_template_set(next(iter(model.folds))) if len(model.folds) == 1 else ALL_CASES
-        has_templates = plans.prealignment.uses_templates
-        self._templates = read_template_set(model.folder, templates) if has_templates else {}
-        self._read_files = lru_cache(maxsize=CACHED_CASES)(self._read_stamped_files)
+        self._templates = read_template_set(model.folder, templates) if plans.prealignment.uses_templates else {}
+        self._read_files = lru_cache(maxsize=CACHED_CASES)(self._bring_into_frame)
 
     def complete(self, image: ImageInput | ImageLike, default: int) -> ImageInput:
         """The image as an input whose modality is known.
@@ -78,16 +76,16 @@ class CaseReader:
             UserError: a number that the model does not know.
         """
         source = image if isinstance(image, ImageInput) else ImageInput(image)
-        modality, trained = source.modality, self._plans.normalization
-        if modality is None:
-            return replace(source, modality=default)
-        if isinstance(modality, int) and modality not in trained:
+        trained = self._plans.normalization
+        modality = default if source.modality is None else source.modality
+        if isinstance(modality, str):
+            numbers = {settings.modality.casefold(): number for number, settings in reversed(trained.items())}
+            is_number = modality.isdecimal() and int(modality) in trained
+            modality = int(modality) if is_number else numbers.get(modality.casefold(), modality)
+        elif modality not in trained:
             listed = ", ".join(f"{number} ({settings.modality})" for number, settings in trained.items())
             raise UserError(f"The model has no modality {modality}: choose among {listed}, or give a name.")
-        if isinstance(modality, int) or (modality.isdecimal() and int(modality) in trained):
-            return replace(source, modality=int(modality))
-        names = {settings.modality.casefold(): number for number, settings in reversed(trained.items())}
-        return replace(source, modality=names.get(modality.casefold(), modality))
+        return replace(source, modality=modality)
 
     def read(
         self, source: ImageInput, role: str, transform: CaseTransform | None = None
@@ -102,27 +100,24 @@ class CaseReader:
         Raises:
             UserError: the image or its mask cannot be used.
         """
-        assert source.modality is not None
         files = [Path(item) for item in (source.image, source.mask) if isinstance(item, Path | str)]
-        all_are_files = len(files) == 1 + (source.mask is not None)
-        exist = all_are_files and all(file.is_file() for file in files)
-        if exist and transform is None and not is_large(files[0]):
-            stamps = ((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-            image, case = self._read_files(tuple(stamps), source.modality)
+        are_files = len(files) == 1 + (source.mask is not None) and all(file.is_file() for file in files)
+        if are_files and transform is None and not is_large(files[0]):
+            stamps = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+            image, case = self._read_files(source, stamps=stamps)
             # SimpleITK copies an image when it is written to, so that nobody changes the one that is kept.
             return sitk.Image(image), case
         return self._bring_into_frame(source, role, transform)
 
-    def _read_stamped_files(
-        self, files: tuple[tuple[Any, ...], ...], modality: str | int
-    ) -> tuple[sitk.Image, FramedCase]:
-        """``files``: the image and, where there is one, its mask, each with the stamp that tells a rewritten file."""
-        image, *masks = (file for file, *_ in files)
-        return self._bring_into_frame(ImageInput(image, modality, *masks))
-
     def _bring_into_frame(
-        self, source: ImageInput, role: str = "", transform: CaseTransform | None = None
+        self,
+        source: ImageInput,
+        role: str = "",
+        transform: CaseTransform | None = None,
+        *,
+        stamps: tuple[tuple[int, int], ...] = (),
     ) -> tuple[sitk.Image, FramedCase]:
+        """Do the work of :meth:`read`. ``stamps`` tell files that were rewritten from those whose cases are kept."""
         modality = source.modality
         assert modality is not None
         image, name = _load(source.image, role)
@@ -132,7 +127,6 @@ class CaseReader:
             mask, mask_name = _load(source.mask, f"{role}'s mask")
             foreground = check_mask(mask, mask_name, image, Path(name).name)
         template = self._templates.get(modality) if isinstance(modality, int) else None
-        hints = PlacementHints(self._reference, template, foreground, transform)
         trained = self._plans.normalization
         if isinstance(modality, int):
             normalization = trained[modality]
@@ -140,7 +134,16 @@ class CaseReader:
             names = ", ".join(settings.modality for settings in trained.values())
             self._warn(f"The model was not trained on '{modality}' (but on {names}): its own percentiles are used.")
             normalization = safe_default(modality)
-        case = bring_into_frame(image, normalization, self._plans, hints, name)
+        case = bring_into_frame(
+            image,
+            normalization,
+            self._plans,
+            name,
+            reference=self._reference,
+            template=template,
+            mask=foreground,
+            transform=transform,
+        )
         if (case.transform.uncertainty_mm or 0) > UNCERTAIN_MM:
             self._warn(
                 f"The place of {name} along the body was found by its image alone and may be "

@@ -1,19 +1,20 @@
 """Finding trained models among the results."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg import paths
-from llmreg.errors import Ambiguous, NotPrepared, UnknownName, UnreadableFile
+from llmreg.errors import Ambiguous, NotPrepared, UnknownName, UnreadableFile, UserError
 from llmreg.paths import ModelName, find_fold_folders, find_model_folders, fold_name
-from llmreg.plans.plans import PLANS_FILE
-from llmreg.training.checkpoints import checkpoint_path, read_state
+from llmreg.plans.plans import PLANS_FILE, Plans
+from llmreg.training.checkpoints import TrainingState, checkpoint_path, read_state
 
 log = logging.getLogger(__name__)
 
-# Of several checkpoints of a fold, the first of these is used.
-_PREFERENCE = ("final", "best", "latest")
+# Of several checkpoints of a fold, the last of these is used.
+_CHECKPOINTS = ("latest", "best", "final")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Model:
     folds: dict[str, Path]
 
 
-def load_model(folder: Path, folds: list[str] | None = None) -> Model:
+def load_model(folder: Path, folds: Sequence[str | int] | None = None) -> Model:
     """Look up the checkpoints of a model folder.
 
     Args:
         folder: a model folder.
-        folds: names of the folds to use; all trained ones when None, except ``all`` beside others.
+        folds: names or numbers of the folds to use; all trained ones when None, except ``all`` beside others.
 
     Raises:
         UnreadableFile: the folder is none of a model.
@@ -45,23 +46,20 @@ def load_model(folder: Path, folds: list[str] | None = None) -> Model:
     """
     if not (folder / PLANS_FILE).exists():
         raise UnreadableFile(folder, f"is not a model folder ({PLANS_FILE} is missing)", "give one that training wrote")
-    trained: dict[str, Path] = {}
-    for fold, path in find_fold_folders(folder).items():
-        checkpoints = (checkpoint_path(path, name) for name in _PREFERENCE)
-        checkpoint = next((file for file in checkpoints if file.exists()), None)
-        if checkpoint is not None:
-            trained[fold] = checkpoint
+    trained = {
+        fold: checkpoint_path(path, name)
+        for fold, path in find_fold_folders(folder).items()
+        for name in _CHECKPOINTS
+        if checkpoint_path(path, name).exists()
+    }
     if not trained:
         raise NotPrepared(f"A trained fold in {folder}", "train")
     finished = [
         fold for fold, checkpoint in trained.items() if checkpoint == checkpoint_path(checkpoint.parent, "final")
     ]
-    chosen = [fold_name(fold) for fold in folds or []]
-    if not chosen:
-        # Folds whose training was interrupted would spoil the mean; they are used when there is no other, or by name.
-        chosen = finished or list(trained)
-        if len(chosen) > 1:
-            chosen = [fold for fold in chosen if fold != "all"]
+    # Folds whose training was interrupted would spoil the mean; they are used when there is no other, or by name.
+    usable = finished or list(trained)
+    chosen = [fold_name(str(fold)) for fold in folds or []] or [fold for fold in usable if fold != "all"] or usable
     for fold in chosen:
         if fold not in trained:
             raise UnknownName(f"trained fold in {folder} called", fold, list(trained))
@@ -70,11 +68,19 @@ def load_model(folder: Path, folds: list[str] | None = None) -> Model:
     return Model(folder, read_state(trained[chosen[0]]).configuration, {fold: trained[fold] for fold in chosen})
 
 
+def read_own_state(checkpoint: Path, plans: Plans, configuration: str) -> TrainingState:
+    """Read the state of a checkpoint. Raises UserError unless it was trained with these plans."""
+    state = read_state(checkpoint)
+    if state.configuration != configuration or state.plans_digest != plans.digest(configuration):
+        raise UserError(f"{checkpoint} was trained with plans other than {PLANS_FILE}: restore that file.")
+    return state
+
+
 def find_model(
     dataset: str | None = None,
     configuration: str | None = None,
     plans: str | None = None,
-    folds: list[str] | None = None,
+    folds: Sequence[str] | None = None,
     network: str | None = None,
 ) -> Model:
     """Find the only trained model among the results that fits; arguments that are None fit every model.

@@ -1,8 +1,8 @@
 """Which pairs to predict: from the names in a folder, or from a table."""
 
 import csv
-import io
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +73,18 @@ def find_pairs(source: Path, plans: Plans, *, all_pairs: bool = False) -> list[P
         BadTable: the table cannot be used.
         UserError: nothing to register, an image without its partner, or two pairs of one name.
     """
-    if source.is_file():
-        pairs = _from_table(source, plans)
-    elif (source / PAIRS_FILE).is_file():
-        pairs = _from_table(source / PAIRS_FILE, plans)
+    table = source if source.is_file() else source / PAIRS_FILE
+    if table.is_file():
+        pairs = _from_table(table, plans)
     elif source.is_dir():
         pairs = _from_names(source, plans, all_pairs=all_pairs)
     else:
         raise MissingFile(source, "give a folder of images, or a table of pairs (pairs.csv)")
-    seen: set[str] = set()
-    for pair in pairs:
-        # The pair_id names a pair in predict.json and in the scores, the name its files.
-        for name in {pair.name, pair.pair_id}:
-            if name in seen:
-                raise UserError(f"{source}: two pairs are called {name}: rename an image, or change the pair_id.")
-            seen.add(name)
+    # The pair_id names a pair in predict.json and in the scores, the name its files.
+    names = Counter(name for pair in pairs for name in {pair.name, pair.pair_id})
+    for name, count in names.items():
+        if count > 1:
+            raise UserError(f"{source}: two pairs are called {name}: rename an image, or change the pair_id.")
     return pairs
 
 
@@ -129,44 +126,41 @@ def _from_names(folder: Path, plans: Plans, *, all_pairs: bool) -> list[PairInpu
 
 def _from_table(path: Path, plans: Plans) -> list[PairInput]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, restval="")
+            columns, rows = table.fieldnames or [], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as text ({error}): save it as a UTF-8 table.") from error
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = next((column for column in _REQUIRED if column not in columns), None)
-        if missing:
-            raise BadTable(path, f"has no column '{missing}'", "its first line must name the columns fixed,moving")
-        unknown = next((column for column in columns if column not in _COLUMNS), None)
-        if unknown is not None:
-            raise BadTable(path, f"has an unknown column '{unknown}'", f"known are {', '.join(_COLUMNS)}")
-        rows = list(reader)
+    for column in _REQUIRED:
+        if column not in columns:
+            raise BadTable(path, f"has no column '{column}'", "its first line must name the columns fixed,moving")
+    for column in columns:
+        if column not in _COLUMNS:
+            raise BadTable(path, f"has an unknown column '{column}'", f"known are {', '.join(_COLUMNS)}")
     if not rows:
         raise BadTable(path, "lists no pair", "add a line with a fixed and a moving image")
     pairs = []
     for number, row in enumerate(rows, start=2):
-        files: dict[str, Any] = {}
-        for column in _FILES:
-            text = (row.get(column) or "").strip()
-            if not text and column in _REQUIRED:
+        files: dict[str, Any] = {
+            column: path.parent / row[column].strip() for column in _FILES if row.get(column, "").strip()
+        }
+        for column in _REQUIRED:
+            if column not in files:
                 raise BadTable(path, f"names no {column} image in line {number}", "add its path")
-            if text:
-                files[column] = path.parent / text
-                if not files[column].is_file():
-                    raise BadTable(
-                        path, f"names {files[column]} in line {number}, which does not exist", "mend the path"
-                    )
-        texts: dict[str, Any] = {column: row[column] for column in _TEXTS if row.get(column)}
-        for role in _REQUIRED:
-            # The file's name tells the modality where the table does not.
-            match = _NAME.fullmatch(files[role].name)
-            if match is not None and int(match["modality"]) in plans.normalization:
-                texts.setdefault(f"{role}_modality", int(match["modality"]))
-        pairs.append(_make_pair(**texts, **files))
+        for image in files.values():
+            if not image.is_file():
+                raise BadTable(path, f"names {image} in line {number}, which does not exist", "mend the path")
+        texts: dict[str, Any] = {f"{role}_modality": _modality_in_name(files[role], plans) for role in _REQUIRED}
+        texts |= {column: row[column] for column in _TEXTS if row.get(column)}
+        pairs.append(_make_pair(**files, **texts))
     return pairs
 
 
-def _make_pair(fixed: Path, moving: Path, pair_id: str | None = None, **rest: Any) -> PairInput:
+def _modality_in_name(path: Path, plans: Plans) -> int | None:
+    match = _NAME.fullmatch(path.name)
+    return int(match["modality"]) if match is not None and int(match["modality"]) in plans.normalization else None
+
+
+def _make_pair(fixed: Path, moving: Path, pair_id: str | None = None, **annotation: Any) -> PairInput:
     name = f"{strip_ending(fixed)}_{strip_ending(moving)}"
-    return PairInput(pair_id or name, name, fixed, moving, **rest)
+    return PairInput(pair_id or name, name, fixed, moving, **annotation)

@@ -109,20 +109,24 @@ def _write(
         files = registration.save(
             folder, pair.name, options.outputs, options.format, label, options.label_interpolation
         )
-    paths = {"fixed_path": pair.fixed, "moving_path": pair.moving}
-    paths |= {role: getattr(pair, role) for role in OPTIONAL_FILES}
-    content = {
-        **_names(pair),
-        **files,
-        "format": options.format,
-        # A link stays a link: its name and its folder say which case it is.
-        **{role: str(path.absolute()) if path else None for role, path in paths.items()},
-        "fixed_transform": registration.fixed_transform.to_dict(),
-        "moving_transform": registration.moving_transform.to_dict(),
-        **measure(registration),
-        "seconds": round(sum(seconds), 2),
+    paths = {
+        "fixed_path": pair.fixed,
+        "moving_path": pair.moving,
+        **{role: getattr(pair, role) for role in OPTIONAL_FILES},
     }
-    return PredictedPair.model_validate(content)
+    return PredictedPair.model_validate(
+        {
+            **_names(pair),
+            **files,
+            "format": options.format,
+            # A link stays a link: its name and its folder say which case it is.
+            **{role: str(path.absolute()) if path else None for role, path in paths.items()},
+            "fixed_transform": registration.fixed_transform.to_dict(),
+            "moving_transform": registration.moving_transform.to_dict(),
+            **measure(registration),
+            "seconds": round(sum(seconds), 2),
+        }
+    )
 
 
 def _finish(pair: PairInput, outcome: Future[PredictedPair]) -> tuple[PairInput, Outcome]:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -112,8 +111,7 @@ def _predict(
     with logging_redirect_tqdm():
         outcomes = register_all(predictor, pairs, folder, output)
         for pair, outcome in tqdm(outcomes, "Predict", len(pairs), unit="pair"):
-            record = make_record(pair, outcome, provenance, peak_memory(predictor.device))
-            write_record(folder, pair.name, record)
+            write_record(folder, pair.name, make_record(pair, outcome, provenance, peak_memory(predictor.device)))
 
 
 def _report(
@@ -126,23 +124,21 @@ def _report(
     """Log what is done, and write ``predict.json`` when that is everything. Raises UserError when pairs failed."""
     records = {pair: record for pair in pairs if (record := read_record(folder, pair.name)) is not None}
     failed = {pair: record.pair for pair, record in records.items() if isinstance(record.pair, FailedPair)}
-    done = [
+    predicted = [
         record.pair
         for pair, record in records.items()
         if isinstance(record.pair, PredictedPair)
         and is_current(pair, record, folder, provenance, options.output.outputs)
     ]
-    if done:
-        log.info("\n%s", format_pairs(done))
-    missing = len(pairs) - len(done) - len(failed)
+    if predicted:
+        log.info("\n%s", format_pairs(predicted))
+    missing = len(pairs) - len(predicted) - len(failed)
     if missing:
         log.info("%d of %d pairs are left to other parts, or to a run that resumes this one.", missing, len(pairs))
     else:
-        figures = dict.fromkeys(name for record in records.values() for name in record.memory)
-        memory = {
-            name: max(record.memory[name] for record in records.values() if name in record.memory) for name in figures
-        }
-        content = provenance.to_json() | memory | {"pairs": done, "failed": list(failed.values())}
+        figures = {name for record in records.values() for name in record.memory}
+        memory = {name: max(record.memory.get(name, 0.0) for record in records.values()) for name in figures}
+        content = provenance.to_json() | memory | {"pairs": predicted, "failed": list(failed.values())}
         write_predictions(folder, Predictions.model_validate(content))
     problem = format_failures([failed[pair] for pair in part if pair in failed], len(part))
     if problem and options.launched:
@@ -204,8 +200,7 @@ def describe_sources(pair: PairInput) -> dict[str, str]:
 
 def make_record(pair: PairInput, outcome: Outcome, provenance: Provenance, memory: dict[str, float]) -> PairRecord:
     """The record of a pair that was just predicted."""
-    content: dict[str, Any] = {"asked": describe_sources(pair), "pair": outcome, "memory": memory}
-    return PairRecord.model_validate(provenance.to_json() | content)
+    return PairRecord(**provenance.to_json(), asked=describe_sources(pair), pair=outcome, memory=memory)
 
 
 def find_pending(
@@ -242,9 +237,8 @@ def remove_prediction(pair: PairInput, folder: Path, format: str) -> None:
     for file in (path, *(folder / file_name(output, pair.name, format) for output in OUTPUTS)):
         remove_partial(file)
     names = [] if record is None else [getattr(record.pair, output, None) for output in OUTPUTS]
-    for name in filter(None, names):
-        (folder / name).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    for file in (*(folder / name for name in names if name), path):
+        file.unlink(missing_ok=True)
 
 
 def format_pairs(pairs: Sequence[PredictedPair]) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from types import EllipsisType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,30 +18,25 @@ from torch.nn import functional
 
 from llmreg.devices import autocast, choose_device
 from llmreg.engine.prealignment import CaseTransform
-from llmreg.errors import BadArgument, UserError
+from llmreg.errors import BadArgument
 from llmreg.geometry import warping
 from llmreg.geometry.field import DisplacementField, chain_transforms, fade_outside, jacobian_determinant
 from llmreg.geometry.grid import array_to_image
 from llmreg.geometry.warping import nearest_velocity
 from llmreg.images.fields import read_linear_transform
 from llmreg.inference.case_reader import CaseReader, ImageInput, ImageLike
-from llmreg.inference.models import Model, load_model
+from llmreg.inference.models import Model, load_model, read_own_state
 from llmreg.inference.registration import FADE, Registration
-from llmreg.networks.factory import build_network, trainable_state
+from llmreg.networks.factory import build_network, load_trainable_state, trainable_state
 from llmreg.networks.registration_network import GridNetwork, pad_to_shape
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import FramedCase
 from llmreg.training.checkpoints import load_checkpoint
 
-if TYPE_CHECKING:
-    from llmreg.engine.refinement import Refined
-
 log = logging.getLogger(__name__)
 
 # Voxels by which LoRA that is merged into the frozen weights may change the field.
 MERGED_CHANGE = 0.01
-# Slices that cut the frame out of what the network predicts.
-Crop = tuple[EllipsisType | slice, ...]
 
 
 @dataclass(frozen=True)
@@ -95,10 +89,9 @@ class Ensemble:
         self.velocity = network.velocity
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
-            state = load_checkpoint(path, network)
-            if state.plans_digest != plans.digest(model.configuration):
-                raise UserError(f"{path} was trained with plans other than {PLANS_FILE} beside it: restore that file.")
-            self._states.append({k: v.detach().clone() for k, v in trainable_state(network).items()})
+            read_own_state(path, plans, model.configuration)
+            load_checkpoint(path, network)
+            self._states.append({name: value.clone() for name, value in trainable_state(network).items()})
         # Several folds share the frozen weights, which can hold the LoRA of one alone.
         if merge_lora and len(self._states) == 1:
             self._merge_lora()
@@ -115,10 +108,7 @@ class Ensemble:
         """
         for state in self._states:
             if len(self._states) > 1:
-                weights = trainable_state(self._network.network)
-                with torch.no_grad():
-                    for name, value in state.items():
-                        weights[name].copy_(value)
+                load_trainable_state(self._network.network, state)
             yield self._flow(moving, fixed)
 
     def _flow(self, moving: Tensor, fixed: Tensor) -> Tensor:
@@ -215,9 +205,7 @@ class Predictor:
         Raises:
             UserError: the folder holds no model, or not that fold, or the device cannot be used.
         """
-        names = None if folds is None else [str(fold) for fold in folds]
-        chosen_device = choose_device(None if device is None else str(device))
-        return cls(load_model(Path(folder), names), chosen_device, options, merge_lora=merge_lora)
+        return cls(load_model(Path(folder), folds), choose_device(device), options, merge_lora=merge_lora)
 
     def predict(
         self,
@@ -263,20 +251,16 @@ class Predictor:
         return PreparedPair(fixed_image, moving_image, fixed_case, moving_case)
 
     def register(self, pair: PreparedPair) -> Registration:
-        """Do the part of :meth:`predict` that needs the network; threads that call it take turns."""
-        with self._lock:
-            return self._register(pair)
-
-    def _register(self, pair: PreparedPair) -> Registration:
+        """Do the part of :meth:`predict` that needs the network, at which threads that call it take turns."""
         moving, crop = self._to_tensor(pair.moving_case)
         fixed, _ = self._to_tensor(pair.fixed_case)
-        flows = [flow[crop] for flow in self._ensemble.flows(moving, fixed)]
+        with self._lock:
+            flows = [flow[crop] for flow in self._ensemble.flows(moving, fixed)]
         spread = self._measure_spread(flows, pair.moving_case.transform) if self.options.uncertainty else None
         flow, is_velocity = torch.stack(flows).mean(dim=0), self._ensemble.velocity
         objective = None
         if self.options.refine:
-            refined = self._refine(pair, warping.exponential(flow) if is_velocity else flow)
-            flow, objective = refined.flow, (refined.before, refined.after)
+            flow, objective = self._refine(pair, warping.exponential(flow) if is_velocity else flow)
         if is_velocity or self.options.diffeomorphic:
             velocity = flow if is_velocity and not self.options.refine else nearest_velocity(flow)
             # The velocity is faded before it is integrated, so that nothing folds in the margin either.
@@ -296,10 +280,14 @@ class Predictor:
             refined=objective,
         )
 
-    def _to_tensor(self, case: FramedCase) -> tuple[Tensor, Crop]:
-        """A case as (1, 1, z, y, x) of the network's size, and the slices that cut the frame out again."""
+    def _to_tensor(self, case: FramedCase) -> tuple[Tensor, tuple[slice, ...]]:
+        """A case as (1, 1, z, y, x) of the network's size, and what cuts the frame out of a flow on it."""
         padded, crop = pad_to_shape(case.image, self.configuration.padded_size[::-1])
-        return torch.from_numpy(np.ascontiguousarray(padded))[None, None].to(self.device), (..., *crop)
+        return torch.from_numpy(np.ascontiguousarray(padded))[None, None].to(self.device), (
+            slice(None),
+            slice(None),
+            *crop,
+        )
 
     def _to_faded_field(self, flow: Tensor) -> DisplacementField:
         """A flow (1, 3, z, y, x) as a field in mm on the frame and a margin in which it fades to zero."""
@@ -312,14 +300,16 @@ class Predictor:
         fields = [DisplacementField.from_flow(flow[0].cpu().numpy(), frame).vectors for flow in displacements]
         return array_to_image(deviation(fields, placement.matrix), frame)
 
-    def _refine(self, pair: PreparedPair, flow: Tensor) -> "Refined":
+    def _refine(self, pair: PreparedPair, flow: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """The refined displacement, and the objective before and after."""
         # Imported here, since its dependencies take seconds to import.
         from llmreg.engine.refinement import refine
 
         cases = pair.fixed_case, pair.moving_case
         fixed, moving = (torch.from_numpy(case.image)[None, None].to(self.device) for case in cases)
         fixed_seen, moving_seen = (torch.from_numpy(case.seen)[None].to(self.device) for case in cases)
-        return refine(flow, fixed, moving, fixed_seen, moving_seen, self.plans.loss, self.options.refine)
+        refined = refine(flow, fixed, moving, fixed_seen, moving_seen, self.plans.loss, self.options.refine)
+        return refined.flow, (refined.before, refined.after)
 
     def _warn_of_direction(self, fixed: str | int | None, moving: str | int | None) -> None:
         """Warn when modalities of the model are registered in a direction that it was not trained for."""

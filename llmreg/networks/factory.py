@@ -92,6 +92,4 @@ def load_trainable_state(network: nn.Module, state: Mapping[str, Tensor]) -> Non
                 f"the checkpoint does not fit this plan's network ({name} is {tuple(state[name].shape)}, not "
                 f"{tuple(value.shape)}); use its own plan."
             )
-    with torch.no_grad():
-        for name, value in current.items():
-            value.copy_(state[name])
+    network.load_state_dict(state, strict=False)

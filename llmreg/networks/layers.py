@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
 
 SLOPE = 0.2
-# Standard deviation of a field head's weights, so that fields are near zero at first.
-HEAD_STD = 1e-5
 # Transposed convolution that doubles the resolution.
 up_convolution = partial(nn.ConvTranspose3d, kernel_size=2, stride=2)
 
@@ -59,7 +57,7 @@ class FieldHead(Conv3d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 3, 3, padding=1)
-        nn.init.normal_(self.weight, std=HEAD_STD)
+        nn.init.normal_(self.weight, std=1e-5)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 

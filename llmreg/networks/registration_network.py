@@ -62,13 +62,10 @@ class RegistrationNetwork(nn.Module, ABC):
     def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """The network's own output for the images of :meth:`forward`, a displacement or a velocity."""
         for image in (moving, fixed):
-            if image.ndim != 5 or image.shape[1] != 1 or tuple(image.shape[2:]) != self.shape:
+            if image.shape[1:] != (1, *self.shape):
                 raise ValueError(f"images of shape (B, 1, {self.shape}) are needed, not {tuple(image.shape)}")
         z, y, x = self.shape
-        missing = [-size % self.multiple for size in self.shape]
-        if not any(missing):
-            return self.predict(moving, fixed)
-        padding = (0, missing[2], 0, missing[1], 0, missing[0])
+        padding = (0, -x % self.multiple, 0, -y % self.multiple, 0, -z % self.multiple)
         return self.predict(nn.functional.pad(moving, padding), nn.functional.pad(fixed, padding))[..., :z, :y, :x]
 
     @abstractmethod
@@ -132,8 +129,7 @@ class GridNetwork(nn.Module):
 
     def zero_flows(self, images: Tensor) -> Flows:
         """Make the displacement zero for images (B, 1, z, y, x), at both resolutions."""
-        full = images.new_zeros(len(images), 3, *self.shape)
-        return Flows(full.new_zeros(len(images), 3, *self.network.shape), full)
+        return Flows(*(images.new_zeros(len(images), 3, *shape) for shape in (self.network.shape, self.shape)))
 
     def _reduce(self, image: Tensor) -> Tensor:
         return warping.downsample_image(image, self._factor)

@@ -7,11 +7,12 @@ called, since commands list the networks in their help.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import PlainValidator, SerializeAsAny
@@ -78,8 +79,7 @@ class StepSize:
     @property
     def megavoxels(self) -> float:
         """Millions of voxels that the network sees of each image."""
-        z, y, x = self.shape
-        return z * y * x / 1e6
+        return math.prod(self.shape) / 1e6
 
 
 @dataclass(frozen=True)
@@ -101,31 +101,29 @@ class StepCost:
     libraries_gb: float = 0.0
 
 
-@dataclass(frozen=True)
-class MeasuredCost:
-    """What was measured of a network, for a million voxels.
+def scale_cost(
+    size: StepSize,
+    trained_parameters: float,
+    activations_gb: tuple[float, float],
+    core_seconds: tuple[float, float],
+    libraries_gb: float = 0.0,
+) -> StepCost:
+    """The cost of a step whose activations and time grow with the voxels.
 
-    Attributes:
-        parameters: how many are trained.
-        activations_gb: memory (GiB) of activations in float32 and in bfloat16.
-        core_seconds: time of one CPU core in float32 and in bfloat16.
+    Args:
+        size: of the step.
+        trained_parameters: how many there are.
+        activations_gb: memory (GiB) for a million voxels, in float32 and in bfloat16.
+        core_seconds: time of one CPU core for a million voxels, in float32 and in bfloat16.
         libraries_gb: as in :class:`StepCost`.
     """
-
-    parameters: int
-    activations_gb: tuple[float, float]
-    core_seconds: tuple[float, float]
-    libraries_gb: float = 0.0
-
-    def scale_to(self, size: StepSize) -> StepCost:
-        """The cost of a step: activations and time grow with the voxels."""
-        precision = int(size.machine.bfloat16)
-        return StepCost(
-            self.parameters,
-            self.activations_gb[precision] * size.megavoxels,
-            self.core_seconds[precision] * size.megavoxels,
-            libraries_gb=self.libraries_gb,
-        )
+    precision = int(size.machine.bfloat16)
+    return StepCost(
+        trained_parameters,
+        activations_gb[precision] * size.megavoxels,
+        core_seconds[precision] * size.megavoxels,
+        libraries_gb=libraries_gb,
+    )
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,7 @@ class NetworkPlugin(ABC, Generic[S]):
             UserError: frozen weights are missing.
             ValueError: the shape does not fit.
         """
-        module, _, name = self.network.partition(":")
-        build: Callable[..., RegistrationNetwork] = getattr(import_module(module), name)
+        build: Callable[..., RegistrationNetwork] = resolve_name(self.network)
         llm = self.language_model(settings)
         if llm is None:
             return build(settings, shape)
@@ -290,9 +287,13 @@ class NetworkPlugin(ABC, Generic[S]):
         return [name for name in self.ablations if applies(name)]
 
 
-_OWN = ("llm_morph", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph")
 NETWORKS: Registry[NetworkPlugin[NetworkSettings]] = Registry(
-    "network", "llmreg.networks", [f"llmreg.networks.{name}.plugin" for name in _OWN]
+    "network",
+    "llmreg.networks",
+    [
+        f"llmreg.networks.{folder}.plugin"
+        for folder in ("llm_morph", "voxelmorph", "dual_pyramid", "transmorph", "mambamorph")
+    ],
 )
 
 

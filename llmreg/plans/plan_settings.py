@@ -6,14 +6,12 @@ Sizes and spacings are in x, y, z order, as image viewers show them; lengths are
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from llmreg.settings import Settings
 
-Voxels = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-Size = tuple[Voxels, Voxels, Voxels]
-Spacing = tuple[Positive, Positive, Positive]
+Size = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 def _check_order(values: tuple[float, float]) -> tuple[float, float]:
@@ -24,9 +22,7 @@ def _check_order(values: tuple[float, float]) -> tuple[float, float]:
 
 # The name is part of a model folder's name, whose parts are divided by two underscores.
 ConfigurationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([_.-][A-Za-z0-9]+)*$")]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Range = Annotated[tuple[float, float], AfterValidator(_check_order)]
-PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_check_order)]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_order)]
 
 
 class AugmentationSettings(Settings):
@@ -46,15 +42,15 @@ class AugmentationSettings(Settings):
     """
 
     mirror_axes: tuple[Literal["x", "y", "z"], ...] = ()
-    spatial_probability: Probability = 0.2
+    spatial_probability: float = Field(default=0.2, ge=0.0, le=1.0)
     rotation: float = Field(default=8.0, ge=0.0, le=180.0)
     scale: PositiveRange = (0.92, 1.08)
     translation: float = Field(default=3.0, ge=0.0)
-    intensity_probability: Probability = 0.3
+    intensity_probability: float = Field(default=0.3, ge=0.0, le=1.0)
     gamma: PositiveRange = (0.7, 1.5)
     brightness: PositiveRange = (0.8, 1.25)
     contrast: PositiveRange = (0.75, 1.25)
-    noise: Range = (0.0, 0.05)
+    noise: Annotated[tuple[float, float], AfterValidator(_check_order)] = (0.0, 0.05)
 
 
 class Normalization(Settings):

@@ -108,8 +108,7 @@ class Plans(Settings):
     def volumes_digest(self) -> str:
         """A short hash of everything that the preprocessed volumes depend on; plans with the same one share volumes."""
         content = self.model_dump(mode="json", include={"size", "spacing", "centre", "normalization", "prealignment"})
-        content["format"] = VOLUMES_FORMAT
-        return json_digest(content)[:12]
+        return json_digest(content | {"format": VOLUMES_FORMAT})[:12]
 
     def digest(self, configuration: str | None = None) -> str:
         """A hash of everything that a trained model depends on, whatever the file's layout.
@@ -118,14 +117,18 @@ class Plans(Settings):
             configuration: the only configuration that counts, so that others may be added and removed; all of them
                 when None.
         """
-        others = {name: True for name in self.configurations if configuration not in (None, name)}
+        other_configurations = {name: True for name in self.configurations if configuration not in (None, name)}
         # Defaults are left out: a key that is missing in a file, or that a later version adds, changes nothing.
-        of_configurations = others | {name: {"memory_gb", "recompute"} for name in self.configurations.keys() - others}
-        derived: Any = {"reasons": True, "planned": True, "default_configuration": True}
-        content = self.model_dump(
-            mode="json", exclude=derived | {"configurations": of_configurations}, exclude_defaults=True
-        )
-        return json_digest(content)
+        of_configurations = other_configurations | {
+            name: {"memory_gb", "recompute"} for name in self.configurations.keys() - other_configurations
+        }
+        excluded: Any = {
+            "reasons": True,
+            "planned": True,
+            "default_configuration": True,
+            "configurations": of_configurations,
+        }
+        return json_digest(self.model_dump(mode="json", exclude=excluded, exclude_defaults=True))
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of a name. Raises UnknownName when there is none."""

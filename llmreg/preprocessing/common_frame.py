@@ -4,7 +4,6 @@ import logging
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +63,15 @@ class Foreground:
         mask: (z, y, x).
         grid: the mask's; it samples the image's grid in steps of whole voxels.
         intensities: the image's values at the mask's voxels, 1-D.
+        centre: middle of the mask's bounding box, mm LPS.
+        extent: edge lengths of that box along the LPS axes, mm, also where the grid is oblique.
     """
 
     mask: NDArray[np.bool_]
     grid: Grid
     intensities: NDArray[Any]
-
-    @cached_property
-    def _box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The least and largest LPS coordinates of the mask's voxels, mm, also where the grid is oblique."""
-        points = self.grid.index_to_physical(np.argwhere(self.mask)[:, ::-1])
-        return points.min(axis=0), points.max(axis=0)
-
-    @property
-    def centre(self) -> NDArray[np.float64]:
-        """Middle of the bounding box, mm LPS."""
-        return (self._box[0] + self._box[1]) / 2
-
-    @property
-    def extent(self) -> NDArray[np.float64]:
-        """Edge lengths of the bounding box along the LPS axes, mm."""
-        return np.asarray(self._box[1] - self._box[0] + np.abs(self.grid.matrix).sum(axis=1))
+    centre: NDArray[np.float64]
+    extent: NDArray[np.float64]
 
 
 def find_foreground(image: sitk.Image, *, ct: bool, mask: sitk.Image | None = None) -> Foreground:
@@ -108,7 +95,12 @@ def find_foreground(image: sitk.Image, *, ct: bool, mask: sitk.Image | None = No
     inside = None if mask is None else image_to_array(sitk.Shrink(orient_to_lps(mask), factors)) > 0
     if inside is None or not inside.any():
         inside = _segment(small, values, ct=ct)
-    return Foreground(inside, Grid.from_image(small), values[inside])
+    grid = Grid.from_image(small)
+    points = grid.index_to_physical(np.argwhere(inside)[:, ::-1])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return Foreground(
+        inside, grid, values[inside], centre=(low + high) / 2, extent=high - low + np.abs(grid.matrix).sum(axis=1)
+    )
 
 
 def _segment(image: sitk.Image, values: NDArray[Any], *, ct: bool) -> NDArray[np.bool_]:
@@ -125,21 +117,19 @@ def _segment(image: sitk.Image, values: NDArray[Any], *, ct: bool) -> NDArray[np
     opened = sitk.BinaryMorphologicalOpening(mask, [radius, radius, 0])
     components = sitk.RelabelComponent(sitk.ConnectedComponent(opened), sortByObjectSize=True)
     sizes = np.bincount(image_to_array(components).ravel())[1:]
-    kept = int((sizes >= LEAST_PART * sizes.max(initial=1)).sum())
-    filled = sitk.VotingBinaryIterativeHoleFilling(sitk.BinaryThreshold(components, 1, max(kept, 1)), [1, 1, 1], 1) > 0
+    num_parts = int((sizes >= LEAST_PART * sizes.max(initial=1)).sum())
+    filled = (
+        sitk.VotingBinaryIterativeHoleFilling(sitk.BinaryThreshold(components, 1, max(num_parts, 1)), [1, 1, 1], 1) > 0
+    )
     inside = image_to_array(filled).astype(bool)
     return inside if inside.any() else np.ones_like(inside)
 
 
-# The paper's, for MR.
-MR_PERCENTILES = (0.0, 95.0)
-# For contrasts of which nothing is known: only outliers are clipped, since the brightest voxels may matter (PET).
-SAFE_PERCENTILES = (0.5, 99.5)
-
-
 def safe_default(modality: str) -> Normalization:
     """The normalisation of images of which only the name of their contrast is known."""
-    lower, upper = MR_PERCENTILES if is_mr(modality) else SAFE_PERCENTILES
+    # The paper's percentiles for MR. In contrasts of which nothing is known, only outliers are clipped, since the
+    # brightest voxels may matter (PET).
+    lower, upper = (0.0, 95.0) if is_mr(modality) else (0.5, 99.5)
     return Normalization(modality=modality, scheme="percentiles", lower=lower, upper=upper)
 
 
@@ -212,25 +202,16 @@ class FramedCase:
     transform: CaseTransform
 
 
-@dataclass(frozen=True, eq=False)
-class PlacementHints:
-    """What a case is placed by, beside its own image.
-
-    Attributes:
-        reference: the reference case in the frame (see :func:`read_reference`); None for that case itself.
-        template: of the case's modality, where the plans' pre-alignment uses templates.
-        mask: the user's foreground on the image's grid, instead of one that is estimated from the image.
-        transform: the case transform itself, where the user knows it.
-    """
-
-    reference: sitk.Image | None = None
-    template: Template | None = None
-    mask: sitk.Image | None = None
-    transform: CaseTransform | None = None
-
-
 def bring_into_frame(
-    stored: sitk.Image, normalization: Normalization, plans: Plans, hints: PlacementHints, name: Path | str
+    stored: sitk.Image,
+    normalization: Normalization,
+    plans: Plans,
+    name: Path | str,
+    *,
+    reference: sitk.Image | None = None,
+    template: Template | None = None,
+    mask: sitk.Image | None = None,
+    transform: CaseTransform | None = None,
 ) -> FramedCase:
     """Normalise an image and bring it into the frame.
 
@@ -238,15 +219,18 @@ def bring_into_frame(
         stored: the image as read.
         normalization: its modality's plan.
         plans: the dataset's plans.
-        hints: what it is placed by.
         name: the image's file, or another name for error messages.
+        reference: the reference case in the frame (see :func:`read_reference`); None for that case itself.
+        template: of the case's modality, where the plans' pre-alignment uses templates.
+        mask: the user's foreground on the image's grid, instead of one that is estimated from the image.
+        transform: the case transform itself, where the user knows it.
 
     Raises:
         BadImage: nothing of the image lies in the frame.
     """
-    normalized, foreground = normalize_image(stored, normalization, hints.mask)
-    transform = hints.transform or align_case(
-        CaseToPlace(normalized, foreground.centre, plans.frame, hints.reference, hints.template), plans.prealignment
+    normalized, foreground = normalize_image(stored, normalization, mask)
+    transform = transform or align_case(
+        CaseToPlace(normalized, foreground.centre, plans.frame, reference, template), plans.prealignment
     )
     framed = resample_image(normalized, plans.frame, transform.to_sitk())
     # The axes of the normalised image are turned, which changes nothing about its field of view.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,7 +14,6 @@ from llmreg.data.splits import Split
 from llmreg.engine.prealignment import PREALIGNMENTS, CaseToPlace, Template
 from llmreg.engine.rigid_alignment import COARSE_MM
 from llmreg.engine.templates import (
-    Placement,
     PlacementExample,
     align_placements,
     learn_templates,
@@ -28,14 +27,13 @@ from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to
 from llmreg.geometry.resampling import resample_image
 from llmreg.paths import fold_folder
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import PlacementHints, bring_into_frame, normalize_image
+from llmreg.preprocessing.common_frame import bring_into_frame, normalize_image
 from llmreg.preprocessing.fingerprint import label_dice, measure_structures
 from llmreg.workers import map_in_processes
 
 TEMPLATES_FOLDER = "templates"
 # The name of the set that is learned from all training cases.
 ALL_CASES = "all"
-_DIGEST_FILE = "learned_from.json"
 TemplateSet = dict[int, Template]
 
 
@@ -56,25 +54,20 @@ def learn_template_sets(
     """Learn templates from all training cases, and from those of each fold; by the name of their set."""
     cases = _training_cases(dataset)
     computed = map_in_processes(partial(describe_example, plans=plans), cases, num_processes, "Learn places")
-    examples = {case.name: example for case, example in zip(cases, computed, strict=True)}
+    examples = dict(zip((case.name for case in cases), computed, strict=True))
     members = {name_template_set(split.fold): split.training_cases for split in splits} | {ALL_CASES: tuple(examples)}
-
-    def place(names: Sequence[str]) -> dict[str, Placement | None]:
-        placements = place_examples([examples[case] for case in names], plans.fixed_modality, plans.frame.centre)
-        return dict(zip(names, placements, strict=True))
-
-    common = place(sorted(examples))
+    common = place_examples(examples, plans.fixed_modality, plans.frame.centre)
     template_sets = {}
     for set_name, training_cases in members.items():
-        names = sorted(case for case in training_cases if case in examples)
+        of_set = {case: example for case, example in examples.items() if case in training_cases}
         # A fold takes over no more of the frame of all cases than its shift and scale as a whole.
-        placements = align_placements(list(place(names).values()), [common[case] for case in names])
-        template_sets[set_name] = learn_templates([examples[case] for case in names], placements)
+        placements = align_placements(place_examples(of_set, plans.fixed_modality, plans.frame.centre), common)
+        template_sets[set_name] = learn_templates(of_set, placements)
     return template_sets
 
 
 def _training_cases(dataset: Dataset) -> list[Case]:
-    return [case for case in dataset.cases if case.label is not None and case.name not in dataset.held_out]
+    return [case for case in dataset.trainable_cases if case.label is not None]
 
 
 def describe_example(case: Case, plans: Plans) -> PlacementExample:
@@ -91,10 +84,13 @@ def describe_example(case: Case, plans: Plans) -> PlacementExample:
 def update_templates(dataset: Dataset, plans: Plans, splits: Sequence[Split], volumes: Path, num_processes: int) -> str:
     """Learn the templates below ``volumes`` unless they are up to date. Returns a digest of their training cases."""
     folder = volumes / TEMPLATES_FOLDER
-    content: list[Any] = [[case.name, sources_of(case)] for case in _training_cases(dataset)]
-    content += [[split.fold, *split.training_cases] for split in splits]
-    digest = json_digest(content)
-    digest_file = folder / _DIGEST_FILE
+    digest = json_digest(
+        [
+            *([case.name, sources_of(case)] for case in _training_cases(dataset)),
+            *([split.fold, *split.training_cases] for split in splits),
+        ]
+    )
+    digest_file = folder / "learned_from.json"
     if not digest_file.exists() or read_json(digest_file) != {"sha256": digest}:
         digest_file.unlink(missing_ok=True)
         for name, templates in learn_template_sets(dataset, plans, splits, num_processes).items():
@@ -124,14 +120,16 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int, spli
     """
     if plans.prealignment.aligned_grid is not None:
         return plans
-    labelled = [case for case in dataset.cases if case.label and case.name not in dataset.held_out]
+    labelled = _training_cases(dataset)
     names = [
         name
         for modality in dict.fromkeys((dataset.fixed_modality, dataset.moving_modality))
-        for name in _sample_evenly([case.name for case in labelled if case.modality == modality])
+        for name in sample_evenly([c.name for c in labelled if c.modality == modality], CASES_A_MODALITY)
     ]
     # Where pairs are few, cases that are sampled one by one rarely form any.
-    pairs = pairs_among(dataset, names) or _sample_evenly(pairs_among(dataset, [case.name for case in labelled]))
+    pairs = pairs_among(dataset, names) or sample_evenly(
+        pairs_among(dataset, [case.name for case in labelled]), CASES_A_MODALITY
+    )
     if not pairs:
         return _set_method(
             plans,
@@ -143,13 +141,12 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int, spli
     cases = [dataset.case(name) for name in dict.fromkeys(n for pair in pairs for n in (pair.fixed, pair.moving))]
     reference_case = dataset.case(plans.prealignment.reference_case)
     images = read_case(reference_case, plans.labels)
-    normalization = plans.normalization[reference_case.modality]
     framed = bring_into_frame(
-        images.image, normalization, plans, PlacementHints(mask=images.mask), reference_case.image
+        images.image, plans.normalization[reference_case.modality], plans, reference_case.image, mask=images.mask
     )
     sets = learn_template_sets(dataset, plans, splits, num_processes)
     items = [(case, sets[name_templates_without(case.name, splits)].get(case.modality)) for case in cases]
-    place = partial(_place_labels, plans=plans, reference_values=framed.image)
+    place = partial(_place_labels, plans=plans, reference=array_to_image(framed.image, plans.frame))
     placed = map_in_processes(place, items, num_processes, "Pre-alignment")
     labels = dict(zip((case.name for case in cases), placed, strict=True))
     score = {method: _mean_dice(dataset, plans, pairs, labels, method) for method in METHODS}
@@ -166,8 +163,9 @@ def choose_prealignment(dataset: Dataset, plans: Plans, num_processes: int, spli
     )
 
 
-def _sample_evenly(items: list[Item]) -> list[Item]:
-    return items[:: max(1, len(items) // CASES_A_MODALITY)][:CASES_A_MODALITY]
+def sample_evenly(items: Sequence[Item], number: int) -> Sequence[Item]:
+    """Take ``number`` items that are spread over a sequence, from its first; all of them where there are no more."""
+    return items[:: max(1, len(items) // number)][:number]
 
 
 def _set_method(plans: Plans, method: str, reason: str) -> Plans:
@@ -181,25 +179,23 @@ def _mean_dice(
     """Mean over pairs after a method; a pair in which no common structure is annotated counts as 0."""
     annotated = {case.name: case.annotated_structures(plans.labels) for case in dataset.cases}
     scores = [
-        label_dice(labels[fixed][method], labels[moving][method], annotated[fixed] & annotated[moving]) or 0.0
-        for fixed, moving in ((pair.fixed, pair.moving) for pair in pairs)
+        label_dice(labels[p.fixed][method], labels[p.moving][method], annotated[p.fixed] & annotated[p.moving]) or 0.0
+        for p in pairs
     ]
     return float(np.mean(scores))
 
 
-def _place_labels(
-    item: tuple[Case, Template | None], plans: Plans, reference_values: np.ndarray
-) -> dict[str, sitk.Image]:
+def _place_labels(item: tuple[Case, Template | None], plans: Plans, reference: sitk.Image) -> dict[str, sitk.Image]:
     """The case's label map on a coarse grid of the frame after each method."""
     case, template = item
-    frame, is_reference = plans.frame, case.name == plans.prealignment.reference_case
-    reference = None if is_reference else array_to_image(reference_values, frame)
+    frame = plans.frame
     images = read_case(case, plans.labels)
     assert images.label is not None
     size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
     coarse = Grid.from_centre(size, (COARSE_MM,) * 3, frame.centre)
     normalized, foreground = normalize_image(images.image, plans.normalization[case.modality], images.mask)
-    to_place = CaseToPlace(normalized, foreground.centre, frame, reference, template)
+    aligned_to = None if case.name == plans.prealignment.reference_case else reference
+    to_place = CaseToPlace(normalized, foreground.centre, frame, aligned_to, template)
     by_stage = {transform.stage: transform for transform in PREALIGNMENTS.get("affine").stages(to_place)}
     *_, by_stage["template"] = PREALIGNMENTS.get("template").stages(to_place)
     labels: dict[str, sitk.Image] = {}

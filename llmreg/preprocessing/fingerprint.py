@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from llmreg.data.case_images import Sources, read_case, sources_of
-from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
+from llmreg.data.dataset import Case, Dataset, Pair, draw_pairs, pairs_among
 from llmreg.errors import UnreadableFile
 from llmreg.files import read_json
 from llmreg.geometry.grid import Grid, image_to_array, orient_to_lps
@@ -25,7 +25,6 @@ from llmreg.workers import map_in_processes
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 SAMPLED_PAIRS = 20
-_SEED = 12345
 
 
 class CaseFingerprint(Settings):
@@ -115,10 +114,6 @@ class Fingerprint(Settings):
     cases: list[CaseFingerprint]
     pairs: list[PairFingerprint]
 
-    def of_modality(self, modality: int) -> list[CaseFingerprint]:
-        """The cases of a modality."""
-        return [case for case in self.cases if case.modality == modality]
-
 
 def measure_case(case: Case, modalities: dict[int, str], label_table: Collection[int]) -> CaseFingerprint:
     """Read a case and measure it. Raises UserError when an image cannot be used."""
@@ -141,8 +136,10 @@ def measure_case(case: Case, modalities: dict[int, str], label_table: Collection
         size=list(grid.size),
         spacing=list(grid.spacing),
         range=[float(values.min()), float(values.max())],
-        intensities=_percentiles(values[annotated] if structures else foreground.intensities),
-        structure_intensities={label: _percentiles(inside) for label, (_, inside) in structures.items()},
+        intensities=np.percentile(values[annotated] if structures else foreground.intensities, PERCENTILES).tolist(),
+        structure_intensities={
+            label: np.percentile(inside, PERCENTILES).tolist() for label, (_, inside) in structures.items()
+        },
         foreground_centre=foreground.centre.tolist(),
         foreground_extent=foreground.extent.tolist(),
         label_volumes={label: len(inside) * voxel_ml for label, (_, inside) in structures.items()},
@@ -163,19 +160,14 @@ def measure_structures(
     """
     # Labelled voxels are sorted once, so that the time hardly depends on the number of structures.
     labelled = np.flatnonzero(labels)
-    if not len(labelled):
-        return {}
     labelled = labelled[np.argsort(labels.ravel()[labelled], kind="stable")]
     ids, starts = np.unique(labels.ravel()[labelled], return_index=True)
     structures = {}
-    for label, inside in zip(ids.tolist(), np.split(labelled, starts[1:]), strict=True):
+    # Without any structure, there is an empty part all the same.
+    for label, inside in zip(ids.tolist(), np.split(labelled, starts[1:]), strict=False):
         index = np.array([axis.mean() for axis in np.unravel_index(inside, labels.shape)])
         structures[int(label)] = grid.index_to_physical(index[::-1]), values.ravel()[inside]
     return structures
-
-
-def _percentiles(values: NDArray[Any]) -> list[float]:
-    return [float(p) for p in np.percentile(values, PERCENTILES)]
 
 
 def _mirror_overlap(region: NDArray[np.bool_]) -> float:
@@ -202,10 +194,12 @@ def measure_pair(
     shifts = np.array([np.subtract(moving.label_centroids[k], fixed.label_centroids[k]) for k in shared])
     dice = None
     if fixed_case.label is not None and moving_case.label is not None:
-        label_maps = (read_image(path) for path in (fixed_case.label, moving_case.label))
-        fixed_map, moving_map = (resample_image(label_map, fixed_grid, None, "nearest") for label_map in label_maps)
-        both = fixed_case.annotated_structures(label_table) & moving_case.annotated_structures(label_table)
-        dice = label_dice(fixed_map, moving_map, both)
+        fixed_map, moving_map = (
+            resample_image(read_image(path), fixed_grid, None, "nearest")
+            for path in (fixed_case.label, moving_case.label)
+        )
+        annotated = fixed_case.annotated_structures(label_table) & moving_case.annotated_structures(label_table)
+        dice = label_dice(fixed_map, moving_map, annotated)
     return PairFingerprint(
         fixed=pair.fixed,
         moving=pair.moving,
@@ -239,50 +233,48 @@ def extract_fingerprint(dataset: Dataset, num_processes: int = 2, earlier: Finge
     """
     cases: dict[str, CaseFingerprint] = {}
     compared: dict[Pair, PairFingerprint] = {}
-    by_name = {case.name: case for case in dataset.cases}
     if earlier is not None and (earlier.modalities, earlier.labels) == (dataset.modalities, dataset.labels):
-        for case in earlier.cases:
-            if case.case in by_name and case.sources == sources_of(by_name[case.case]):
-                cases[case.case] = case
+        cases = {
+            case.case: case
+            for case in earlier.cases
+            if case.case in dataset.by_name and case.sources == sources_of(dataset.case(case.case))
+        }
         compared = {Pair(p.fixed, p.moving): p for p in earlier.pairs if {p.fixed, p.moving} <= cases.keys()}
     outdated = [case for case in dataset.cases if case.name not in cases]
     measure = partial(measure_case, modalities=dataset.modalities, label_table=dataset.labels)
     cases |= {case.case: case for case in map_in_processes(measure, outdated, num_processes, "Fingerprint")}
     pairs = sample_pairs(dataset)
-    new = [pair for pair in pairs if pair not in compared]
-    compare = partial(measure_pair, cases=by_name, fingerprints=cases, label_table=dataset.labels)
-    compared |= zip(new, map_in_processes(compare, new, num_processes, "Compare", "pair"), strict=True)
+    missing = [pair for pair in pairs if pair not in compared]
+    compare = partial(measure_pair, cases=dataset.by_name, fingerprints=cases, label_table=dataset.labels)
+    compared |= zip(missing, map_in_processes(compare, missing, num_processes, "Compare", "pair"), strict=True)
     return summarize(dataset, [cases[case.name] for case in dataset.cases], [compared[pair] for pair in pairs])
 
 
-def sample_pairs(dataset: Dataset) -> list[Pair]:
+def sample_pairs(dataset: Dataset) -> tuple[Pair, ...]:
     """Draw some of the pairs that may be trained on, always the same ones; labelled pairs where there are any."""
-    usable = [case for case in dataset.cases if case.name not in dataset.held_out]
-    labelled = [case.name for case in usable if case.label is not None]
-    pairs = pairs_among(dataset, labelled) or pairs_among(dataset, [case.name for case in usable])
-    if len(pairs) > SAMPLED_PAIRS:
-        chosen = np.random.default_rng(_SEED).choice(len(pairs), SAMPLED_PAIRS, replace=False)
-        pairs = [pairs[i] for i in sorted(chosen)]
-    return pairs
+    labelled = [case.name for case in dataset.trainable_cases if case.label is not None]
+    pairs = pairs_among(dataset, labelled) or pairs_among(dataset, [case.name for case in dataset.trainable_cases])
+    return draw_pairs(pairs, SAMPLED_PAIRS, seed=12345)
 
 
 def summarize(dataset: Dataset, cases: Sequence[CaseFingerprint], pairs: Sequence[PairFingerprint]) -> Fingerprint:
     """Make the fingerprint of a dataset from those of its cases, in the dataset's order, and of pairs."""
-    subjects, anisotropy = defaultdict(set), defaultdict(list)
-    voxels: dict[int, list[float]] = defaultdict(list)
-    for case, measured in zip(dataset.cases, cases, strict=True):
-        subjects[case.modality].add(case.subject)
-        anisotropy[case.modality].append(max(measured.spacing) / min(measured.spacing))
-        for label, millilitres in measured.label_volumes.items():
-            voxels[label].append(1000 * millilitres / float(np.prod(measured.spacing)))
+    # By modality, and by label in the image's own voxels.
+    anisotropy, voxels = defaultdict(list), defaultdict(list)
+    for case in cases:
+        anisotropy[case.modality].append(max(case.spacing) / min(case.spacing))
+        for label, millilitres in case.label_volumes.items():
+            voxels[label].append(1000 * millilitres / float(np.prod(case.spacing)))
     # Labels of held-out cases do not count, since these cases are not trained on.
-    usable = [case for case in dataset.cases if case.name not in dataset.held_out]
+    usable = dataset.trainable_cases
     annotated = [case.annotated_structures(dataset.labels) for case in usable if case.label is not None]
     return Fingerprint(
         dataset_name=dataset.name,
         modalities=dataset.modalities,
         labels=dataset.labels,
-        subjects={modality: len(names) for modality, names in sorted(subjects.items())},
+        subjects={
+            modality: len({case.subject for case in dataset.of_modality(modality)}) for modality in sorted(anisotropy)
+        },
         annotated_cases=len(annotated) / max(1, len(usable)),
         annotated_structures={
             label: sum(label in structures for structures in annotated) / max(1, len(usable))
@@ -300,5 +292,6 @@ def read_fingerprint(path: Path) -> Fingerprint:
     try:
         return Fingerprint.model_validate(read_json(path))
     except ValidationError as error:
-        key, _ = locate_problem(error)
-        raise UnreadableFile(path, f"has another content under '{key}' than expected", "extract it again") from error
+        raise UnreadableFile(
+            path, f"has another content under '{locate_problem(error)[0]}' than expected", "extract it again"
+        ) from error

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llmreg import paths
-from llmreg.data.case_images import verify_dataset_integrity
 from llmreg.data.dataset import Dataset, load_dataset
 from llmreg.data.splits import SPLITS_FILE, Split, check_splits, make_splits, read_splits, write_splits
 from llmreg.devices import Machine, detect_machine
@@ -37,14 +37,8 @@ def load_raw_dataset(dataset_id: str | int) -> Dataset:
     return load_dataset(paths.find_dataset_folder(dataset_id, paths.raw_folder()))
 
 
-def verify_dataset(dataset_id: str, num_processes: int) -> None:
-    """Check every file of a dataset. Raises UserError when there is a problem."""
-    verify_dataset_integrity(load_raw_dataset(dataset_id), num_processes)
-
-
 def fingerprint_dataset(dataset_id: str, num_processes: int, *, clean: bool = False) -> Path:
     """Write the fingerprint; unless ``clean``, only cases that changed since an earlier one are read."""
-    dataset = load_raw_dataset(dataset_id)
     path = paths.preprocessed_dataset(dataset_id) / FINGERPRINT_FILE
     earlier = None
     if path.exists() and not clean:
@@ -52,7 +46,8 @@ def fingerprint_dataset(dataset_id: str, num_processes: int, *, clean: bool = Fa
             earlier = read_fingerprint(path)
         except UserError as error:
             log.info("All cases are read again: %s", error)
-    write_json(path, extract_fingerprint(dataset, num_processes, earlier).model_dump(mode="json"))
+    fingerprint = extract_fingerprint(load_raw_dataset(dataset_id), num_processes, earlier)
+    write_json(path, fingerprint.model_dump(mode="json"))
     return path
 
 
@@ -133,10 +128,8 @@ def fetch_network(llm: str | None, layers: Sequence[str] | None) -> NetworkSetti
     Raises:
         UserError: there is no such model or layer.
     """
-    network: NetworkSettings = default_settings()
-    if llm is not None or layers is not None:
-        network = plugin_of(network).with_language_model(network, llm, layers)
-    return network
+    network = default_settings()
+    return network if llm is None and layers is None else plugin_of(network).with_language_model(network, llm, layers)
 
 
 def preprocess_dataset(dataset_id: str, plans_name: str, num_processes: int, *, clean: bool = False) -> Path:
@@ -166,13 +159,14 @@ def digest_inputs(
         [[pair.fixed, pair.moving] for pair in dataset.explicit_pairs],
         sorted(dataset.held_out),
     ]
-    options = [overrides.network.model_dump(mode="json"), overrides.configuration, overrides.spacing]
     return {
         "the fingerprint": json_digest(fingerprint.model_dump(mode="json")),
         "dataset.json": json_digest(facts),
         "splits.json": json_digest([asdict(split) for split in splits]),
         "the memory to plan for": json_digest(asdict(machine)),
-        "the options": json_digest(options),
+        "the options": json_digest(
+            [overrides.network.model_dump(mode="json"), overrides.configuration, overrides.spacing]
+        ),
         "the version of llmreg": json_digest(__version__),
     }
 
@@ -207,20 +201,21 @@ def complete_plans(path: Path, plans: Plans, existing: Plans | None, inputs: dic
     Raises:
         BadPlans: a configuration of the user does not fit to the new grid.
     """
-    added = {} if existing is None else _added_configurations(existing)
-    planned = Planned(inputs=inputs, result=_digest_decisions(plans))
-    content = plans.model_dump() | {"planned": planned, "configurations": plans.configurations | added}
+    added = {} if existing is None else _list_added_configurations(existing)
+    content = plans.model_dump() | {
+        "planned": Planned(inputs=inputs, result=_digest_decisions(plans)),
+        "configurations": plans.configurations | added,
+    }
     return parse_plans(content, f"{path} with the configurations that were added to it")
 
 
-def _added_configurations(plans: Plans) -> dict[str, Configuration]:
+def _list_added_configurations(plans: Plans) -> dict[str, Configuration]:
     return {name: settings for name, settings in plans.configurations.items() if name not in CONFIGURATIONS}
 
 
 def _digest_decisions(plans: Plans) -> str:
-    # Defaults are left out: keys that a later version adds are no edits.
-    content = plans.model_dump(mode="json", exclude={"planned"}, exclude_defaults=True)
-    for name in _added_configurations(plans):
-        del content["configurations"][name]
+    left_out: Any = {"planned": True, "configurations": set(_list_added_configurations(plans))}
+    # Defaults are left out too: keys that a later version adds are no edits.
+    content = plans.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     # It is a list in the plans that were written by earlier versions.
     return json_digest([content])

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,7 @@ from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import write_image
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import (
-    REFERENCE_FILE,
-    FramedCase,
-    PlacementHints,
-    bring_into_frame,
-    read_reference,
-)
+from llmreg.preprocessing.common_frame import REFERENCE_FILE, bring_into_frame, read_reference
 from llmreg.preprocessing.dataset_alignment import name_templates_without, read_template_set, update_templates
 from llmreg.workers import map_in_processes
 
@@ -64,31 +57,41 @@ def write_volumes(
     if not (folder / REFERENCE_FILE).exists() or not _is_current(first, plans, folder, placed_by):
         # The old reference is removed first, so that no case is aligned to it if this process is ended here.
         (folder / REFERENCE_FILE).unlink(missing_ok=True)
-        template = read_template_set(folder, name_templates_without(first.name, splits)).get(first.modality)
-        framed = write_case(first, plans, folder, PlacementHints(template=template), placed_by)
-        write_image(array_to_image(framed.image, plans.frame), folder / REFERENCE_FILE)
+        write_case(first, plans, folder, placed_by, splits)
     outdated = [case for case in dataset.cases if not _is_current(case, plans, folder, placed_by)]
     if len(outdated) < len(dataset.cases):
         log.info("%d of %d cases are preprocessed already.", len(dataset.cases) - len(outdated), len(dataset.cases))
-    work = partial(_align_and_write, plans=plans, folder=folder, placed_by=placed_by, splits=splits)
+    work = partial(write_case, plans=plans, folder=folder, placed_by=placed_by, splits=splits)
     for _ in map_in_processes(work, outdated, num_processes, "Preprocess"):
         pass
     return folder
 
 
-def write_case(case: Case, plans: Plans, folder: Path, hints: PlacementHints, placed_by: dict[str, Any]) -> FramedCase:
+def write_case(case: Case, plans: Plans, folder: Path, placed_by: dict[str, Any], splits: Sequence[Split] = ()) -> None:
     """Write ``<case>.b2nd``, ``<case>_seen.b2nd``, ``<case>_seg.b2nd`` when it is annotated, and ``<case>.json``.
+
+    Of the reference case, which is written first, the image to which others are aligned is written as well.
 
     Args:
         case: the case.
         plans: the dataset's plans.
-        folder: the folder of volumes.
-        hints: what the case is placed by, but for its own mask.
-        placed_by: the files behind the hints, for the case's record.
+        folder: the folder of volumes, in which templates and reference lie.
+        placed_by: the files that the case is placed by, for its record.
+        splits: as in :func:`write_volumes`.
     """
     images = read_case(case, plans.labels)
-    hints = replace(hints, mask=images.mask)
-    framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, hints, case.image)
+    # There is none yet when the reference case itself is written.
+    reference = read_reference(folder, plans) if (folder / REFERENCE_FILE).exists() else None
+    template = read_template_set(folder, name_templates_without(case.name, splits)).get(case.modality)
+    framed = bring_into_frame(
+        images.image,
+        plans.normalization[case.modality],
+        plans,
+        case.image,
+        reference=reference,
+        template=template,
+        mask=images.mask,
+    )
     # The record is removed first and written last: its presence says that the volumes are complete.
     (folder / f"{case.name}.json").unlink(missing_ok=True)
     _write_volume(folder / f"{case.name}.b2nd", framed.image)
@@ -107,7 +110,8 @@ def write_case(case: Case, plans: Plans, folder: Path, hints: PlacementHints, pl
             **_provenance(case, plans, placed_by),
         },
     )
-    return framed
+    if case.name == plans.prealignment.reference_case:
+        write_image(array_to_image(framed.image, plans.frame), folder / REFERENCE_FILE)
 
 
 def _provenance(case: Case, plans: Plans, placed_by: dict[str, Any]) -> dict[str, Any]:
@@ -116,18 +120,11 @@ def _provenance(case: Case, plans: Plans, placed_by: dict[str, Any]) -> dict[str
     return {"annotated_labels": annotated, "sources": sources_of(case), "guided_by": placed_by}
 
 
-def _align_and_write(
-    case: Case, plans: Plans, folder: Path, placed_by: dict[str, Any], splits: Sequence[Split]
-) -> None:
-    template = read_template_set(folder, name_templates_without(case.name, splits)).get(case.modality)
-    write_case(case, plans, folder, PlacementHints(read_reference(folder, plans), template), placed_by)
-
-
 def _is_current(case: Case, plans: Plans, folder: Path, placed_by: dict[str, Any]) -> bool:
     kinds = (".json", ".b2nd", "_seen.b2nd") if case.label is None else (".json", ".b2nd", "_seen.b2nd", "_seg.b2nd")
-    if not all((folder / f"{case.name}{kind}").exists() for kind in kinds):
-        return False
-    return _provenance(case, plans, placed_by).items() <= read_case_record(folder, case.name).items()
+    return all((folder / f"{case.name}{kind}").exists() for kind in kinds) and (
+        _provenance(case, plans, placed_by).items() <= read_case_record(folder, case.name).items()
+    )
 
 
 def _write_volume(path: Path, array: NDArray[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from llmreg.comparison.benchmark_record import BENCHMARK_FILE, BenchmarkRecord, read_benchmark
+from llmreg.comparison.benchmark_record import BENCHMARK_FILE, BenchmarkRecord
 from llmreg.comparison.score_tables import is_prealigned, read_pair_scores, scores_before_registration
 from llmreg.comparison.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Table, build_table
 from llmreg.errors import BadArgument, MissingFile, UnreadableFile
@@ -20,7 +20,6 @@ from llmreg.predictions import PREDICT_FILE
 from llmreg.report.shown_predictions import MethodResults, read_results, read_scores
 from llmreg.training.loggers import LOG_FILE, read_log
 
-Kind = Literal["predictions", "model", "benchmark"]
 REGISTERED_TITLE = "Registered"
 
 
@@ -31,7 +30,7 @@ class Source:
     Attributes:
         kind: of the folder.
         name: heads the report.
-        about: (property, value) of the model, the predictions or the comparison.
+        about: (property, value) of the model, the predictions or the comparison; those without a value are not shown.
         tables: of compared methods, or of the stages of one.
         by_pair: by their titles, a row a pair with the keys of :data:`llmreg.comparison.tables.COLUMNS`.
         by_label: by their titles, a row a pair and label, columns ``pair_id``, ``label``, ``name`` and ``dice``.
@@ -40,9 +39,9 @@ class Source:
         failed: (subject, reason).
     """
 
-    kind: Kind
+    kind: Literal["predictions", "model", "benchmark"]
     name: str
-    about: tuple[tuple[str, str], ...]
+    about: Sequence[tuple[str, str]]
     tables: tuple[Table, ...] = ()
     by_pair: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     by_label: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -72,64 +71,59 @@ def read_source(path: Path, predictions: Path | None = None) -> Source:
     # Predictions of a benchmark hold a file of its name, too, so that they are asked first.
     if (path / PREDICT_FILE).is_file():
         return _read_predictions_folder(path)
-    record = read_benchmark(path)
+    record = BenchmarkRecord.read(path)
     if record is not None:
         return _read_benchmark_folder(path, record)
-    problem = (
-        f"holds neither predictions ({PREDICT_FILE}) nor a model ({PLANS_FILE}) nor a benchmark ({BENCHMARK_FILE})"
+    raise UnreadableFile(
+        path,
+        f"holds neither predictions ({PREDICT_FILE}) nor a model ({PLANS_FILE}) nor a benchmark ({BENCHMARK_FILE})",
     )
-    raise UnreadableFile(path, problem)
 
 
 def _read_predictions_folder(path: Path) -> Source:
     results = read_results(REGISTERED_TITLE, [path])
     provenance = results.provenance
     options = [str(key) if value is True else f"{key} {value}" for key, value in provenance.options.items() if value]
-    about = [
-        ("Model", provenance.model or "unknown"),
-        ("Folds", ", ".join(provenance.folds)),
-        ("Options", ", ".join(options)),
-        ("Pairs", str(len(results.pairs))),
-    ]
     stages = {} if results.scores.empty else _read_stages([path])
     return Source(
-        "predictions",
-        path.resolve().name,
-        tuple((name, value) for name, value in about if value),
-        _stage_table("Before and after registration", stages),
-        stages,
-        _label_stages(results.label_scores),
-        (results,),
+        kind="predictions",
+        name=path.resolve().name,
+        about=[
+            ("Model", provenance.model or "unknown"),
+            ("Folds", ", ".join(provenance.folds)),
+            ("Options", ", ".join(options)),
+            ("Pairs", str(len(results.pairs))),
+        ],
+        tables=(build_table("Before and after registration", stages),) if stages else (),
+        by_pair=stages,
+        by_label=_label_stages(results.label_scores),
+        shown=(results,),
         failed=results.failed,
     )
 
 
 def _read_model(path: Path, predictions: Path | None) -> Source:
     plans = read_plans(path / PLANS_FILE)
+    configuration = plans.default_configuration
+    # The folder may have been renamed.
+    with suppress(ValueError):
+        configuration = ModelName.of(path.resolve()).configuration
     folds = find_fold_folders(path)
     validated = [fold / "validation" for fold in folds.values() if (fold / "validation" / METRICS_FILE).is_file()]
-    training = {f"fold {name}": read_log(fold) for name, fold in folds.items() if (fold / LOG_FILE).is_file()}
     shown = () if predictions is None else (read_results(REGISTERED_TITLE, [predictions]),)
     scores = read_scores(validated)
     stages = {} if scores.empty else _read_stages(validated)
     return Source(
-        "model",
-        f"{path.resolve().parent.name}/{path.resolve().name}",
-        (*_describe_plans(plans, _find_configuration(path, plans)), ("Folds", ", ".join(folds))),
-        _stage_table("Validation pairs before and after registration", stages),
-        stages,
-        _label_stages(scores),
-        shown,
-        training,
-        tuple(failure for results in shown for failure in results.failed),
+        kind="model",
+        name=f"{path.resolve().parent.name}/{path.resolve().name}",
+        about=[*_describe_plans(plans, configuration), ("Folds", ", ".join(folds))],
+        tables=(build_table("Validation pairs before and after registration", stages),) if stages else (),
+        by_pair=stages,
+        by_label=_label_stages(scores),
+        shown=shown,
+        training={f"fold {name}": read_log(fold) for name, fold in folds.items() if (fold / LOG_FILE).is_file()},
+        failed=tuple(failure for results in shown for failure in results.failed),
     )
-
-
-def _find_configuration(path: Path, plans: Plans) -> str:
-    """The configuration that a model folder is named after; that of the plans for a folder that was renamed."""
-    with suppress(ValueError):
-        return ModelName.of(path.resolve()).configuration
-    return plans.default_configuration
 
 
 def _read_benchmark_folder(path: Path, record: BenchmarkRecord) -> Source:
@@ -143,8 +137,7 @@ def _read_benchmark_folder(path: Path, record: BenchmarkRecord) -> Source:
             continue
         results = read_results(title, folders)
         shown.append(results)
-        if not results.scores.empty:
-            scores[title] = _read_folds(folders)
+        scores[title] = _read_folds(folders)
         failed += [(f"{title}: {pair_id}", reason) for pair_id, reason in results.failed]
     by_label = {results.title: results.label_scores for results in shown if not results.label_scores.empty}
     if scores:
@@ -152,19 +145,18 @@ def _read_benchmark_folder(path: Path, record: BenchmarkRecord) -> Source:
     if by_label:
         first_scores = pd.concat(by_label.values()).drop_duplicates(["pair_id", "label"])
         by_label = {INITIAL_TITLE: _select_dice(first_scores, "initial_dice")} | by_label
-    about = (
-        ("Dataset", record.dataset),
-        ("Folds", ", ".join(record.folds)),
-        ("Methods", ", ".join(record.methods.values())),
-    )
     return Source(
-        "benchmark",
-        f"{path.resolve().parent.name}, {path.resolve().name}",
-        about,
-        tuple(_build_benchmark_tables(path, scores)),
-        scores,
-        by_label,
-        tuple(shown),
+        kind="benchmark",
+        name=f"{path.resolve().parent.name}, {path.resolve().name}",
+        about=[
+            ("Dataset", record.dataset),
+            ("Folds", ", ".join(record.folds)),
+            ("Methods", ", ".join(record.methods.values())),
+        ],
+        tables=tuple(_build_benchmark_tables(path, scores)),
+        by_pair=scores,
+        by_label=by_label,
+        shown=tuple(shown),
         failed=tuple(failed),
     )
 
@@ -182,8 +174,8 @@ def _build_benchmark_tables(path: Path, scores: Mapping[str, pd.DataFrame]) -> l
 
 
 def _read_folds(folders: Sequence[Path]) -> pd.DataFrame:
-    """Scores by pair of the folders that are scored; the mean of a pair that several folds of few subjects share."""
-    scores = pd.concat([read_pair_scores(folder) for folder in folders if (folder / METRICS_FILE).is_file()])
+    """Scores by pair of scored folders; the mean of a pair that several folds of few subjects share."""
+    scores = pd.concat([read_pair_scores(folder) for folder in folders])
     return scores.astype(float).groupby(level="pair_id", sort=False).mean()
 
 
@@ -194,20 +186,14 @@ def _read_stages(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def _label_stages(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    if scores.empty:
-        return {}
-    columns = {INITIAL_TITLE: "initial_dice", PREALIGNED_TITLE: "prealigned_dice", REGISTERED_TITLE: "dice"}
-    if not is_prealigned(scores, ["dice"]):
-        del columns[PREALIGNED_TITLE]
-    return {title: _select_dice(scores, column) for title, column in columns.items()}
+    """The Dice of :func:`_read_stages` by pair and label."""
+    prealigned = {PREALIGNED_TITLE: "prealigned_dice"} if is_prealigned(scores, ["dice"]) else {}
+    columns = {INITIAL_TITLE: "initial_dice"} | prealigned | {REGISTERED_TITLE: "dice"}
+    return {} if scores.empty else {title: _select_dice(scores, column) for title, column in columns.items()}
 
 
 def _select_dice(scores: pd.DataFrame, column: str) -> pd.DataFrame:
     return scores[["pair_id", "label", "name"]].assign(dice=scores[column])
-
-
-def _stage_table(title: str, stages: Mapping[str, pd.DataFrame]) -> tuple[Table, ...]:
-    return (build_table(title, stages),) if stages else ()
 
 
 def _describe_plans(plans: Plans, configuration: str) -> list[tuple[str, str]]:
@@ -216,7 +202,7 @@ def _describe_plans(plans: Plans, configuration: str) -> list[tuple[str, str]]:
     network = plans.network.model_dump()
     llm = network.get("llm") if network.get("blocks", "llm") == "llm" else None
     training = plans.training
-    about = [
+    return [
         ("Dataset", plans.dataset_name),
         ("Plans", f"{plans.plans_name}, configuration {configuration}"),
         ("Network", ", ".join([str(network["name"]), *([f"width {network['width']}"] if "width" in network else [])])),
@@ -231,7 +217,6 @@ def _describe_plans(plans: Plans, configuration: str) -> list[tuple[str, str]]:
             f"({training.schedule})",
         ),
     ]
-    return [(name, value) for name, value in about if value]
 
 
 def _times(values: Sequence[float]) -> str:

@@ -19,11 +19,8 @@ from llmreg.report.shown_predictions import select_pairs
 from llmreg.report.viewer import Viewer, draw_pairs
 from llmreg.version import __version__
 
-REPORT_FILE = "report.html"
-DEFAULT_PAIRS = 10
 # Rows of the table of pairs. Of more pairs, it has the worst and the best, half of the rows each.
 _ROWS = 200
-_STOPS = 9
 # The cells of a table: their text, and whether it is the best of its row or column.
 Cells = list[tuple[str, bool]]
 
@@ -31,7 +28,7 @@ Cells = list[tuple[str, bool]]
 def write_report(
     path: Path,
     output: Path | None = None,
-    pairs: int = DEFAULT_PAIRS,
+    pairs: int = 10,
     predictions: Path | None = None,
     processes: int = 1,
 ) -> Path:
@@ -50,7 +47,7 @@ def write_report(
     Raises:
         UserError: the folder is none of these, or there is nothing to report.
     """
-    target = output or path / REPORT_FILE
+    target = output or path / "report.html"
     source = read_source(path, predictions)
     if not source.tables and not source.shown and not source.training:
         raise UserError(f"{path} holds nothing to report yet: train, predict or run the benchmark first.")
@@ -62,6 +59,7 @@ def write_report(
 
 def render(source: Source, viewer: Viewer | None) -> str:
     """Render the page as text."""
+    templates = files("llmreg.report") / "templates"
     shown = None if viewer is None or not viewer.pictures else viewer
     return (
         pages.create_environment("llmreg.report")
@@ -69,23 +67,19 @@ def render(source: Source, viewer: Viewer | None) -> str:
         .render(
             source=source,
             version=__version__,
-            style=Markup(pages.style_sheet() + _read_template("report.css")),
-            script=Markup(_read_template("viewer.js")),
+            style=Markup(pages.style_sheet() + (templates / "report.css").read_text(encoding="utf-8")),
+            script=Markup((templates / "viewer.js").read_text(encoding="utf-8")),
             tables=[_describe_table(table) for table in source.tables],
             failed=source.failed + (() if viewer is None else viewer.failed),
             viewer=shown,
             scales={name: _gradient(name) for name in ("RdBu_r", "magma")},
             jacobian_ends=(f"{2**-JACOBIAN_SPAN:g}", f"{2**JACOBIAN_SPAN:g}"),
             boxes=plots.plot_structures(source.by_label) if source.by_label else None,
-            structures=_list_structures(source.by_label),
+            structures=_list_structures(source.by_label) if source.by_label else None,
             pairs=_list_pairs(source.by_pair, shown),
             curves=plots.plot_training(source.training) if source.training else None,
         )
     )
-
-
-def _read_template(name: str) -> str:
-    return files("llmreg.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _describe_table(table: Table) -> dict[str, Any]:
@@ -94,21 +88,21 @@ def _describe_table(table: Table) -> dict[str, Any]:
     for title, cells in table.rows.items():
         texts = [(cell_text(cells.get(key), COLUMNS[key]), key in cells and cells[key].best) for key in keys]
         rows.append((title, texts))
-    head = [COLUMNS[key].title.replace("<=", "\u2264") for key in keys]
-    return {"caption": caption(table), "head": head, "rows": rows}
+    return {
+        "caption": caption(table),
+        "head": [COLUMNS[key].title.replace("<=", "\u2264") for key in keys],
+        "rows": rows,
+    }
 
 
 def _list_structures(by_label: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Mean Dice (%) by structure, a column a method or stage."""
-    means = {title: table.groupby("name", sort=False)["dice"].mean() for title, table in by_label.items()}
-    counts = {title: table.groupby("name")["dice"].count() for title, table in by_label.items()}
-    names = list(dict.fromkeys(str(name) for dice in means.values() for name in dice.index))
     rows = []
-    for name in names:
-        count = max(int(pairs.get(name, 0)) for pairs in counts.values())
-        dice = _dice_cells({title: column.get(name) for title, column in means.items()})
-        rows.append((name, [(str(count), False), *dice]))
-    return {"head": ["pairs", *means], "rows": rows}
+    for name, dice in pd.concat(by_label, names=["title"]).groupby("name", sort=False)["dice"]:
+        by_title = dice.groupby("title")
+        cells = _dice_cells(by_title.mean().reindex(list(by_label)))
+        rows.append((name, [(str(by_title.count().max()), False), *cells]))
+    return {"head": ["pairs", *by_label], "rows": rows}
 
 
 def _list_pairs(by_pair: Mapping[str, pd.DataFrame], viewer: Viewer | None) -> dict[str, Any]:
@@ -120,23 +114,20 @@ def _list_pairs(by_pair: Mapping[str, pd.DataFrame], viewer: Viewer | None) -> d
     left_out = max(0, len(dice) - _ROWS)
     if left_out:
         dice = pd.concat([dice.iloc[: _ROWS // 2], dice.iloc[-_ROWS // 2 :]])
-    rows = [(str(name), _dice_cells(dict(row)), shown.get(str(name))) for name, row in dice.iterrows()]
+    rows = [(str(name), _dice_cells(row), shown.get(str(name))) for name, row in dice.iterrows()]
     return {"head": list(dice), "rows": rows, "left_out": left_out}
 
 
-def _dice_cells(dice: Mapping[str, Any]) -> Cells:
-    values = {title: float(value) for title, value in dice.items() if value is not None and not pd.isna(value)}
+def _dice_cells(dice: "pd.Series[float]") -> Cells:
     # The initial value counts: a method that made it worse is not the best.
-    best = max(values.values(), default=None)
+    best = dice.max()
     return [
-        (f"{100 * values[title]:.1f}", title not in UNRANKED and values[title] == best)
-        if title in values
-        else ("-", False)
-        for title in dice
+        ("-", False) if pd.isna(value) else (f"{100 * value:.1f}", title not in UNRANKED and value == best)
+        for title, value in dice.items()
     ]
 
 
 def _gradient(name: str) -> str:
     """A colour map as the stops of a CSS gradient."""
-    colours = palette(name)[:: 255 // (_STOPS - 1)]
-    return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours.tolist())
+    # Nine of the 256 colours are enough.
+    return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in palette(name)[::31].tolist())

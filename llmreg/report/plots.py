@@ -1,21 +1,17 @@
 """Plots of a report, drawn for a light and for a dark page."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from llmreg.comparison.method_plots import draw_structures
 from llmreg.pages import data_url
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_DPI = 120
 _LIGHT, _DARK = ("#ffffff", "#1d2024", "#d5d8dc"), ("#1b1e23", "#e4e6e9", "#3d434b")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -52,8 +48,6 @@ def plot_training(folds: Mapping[str, Rows]) -> Plot:
 
 
 def _draw_curves(folds: Mapping[str, Rows]) -> Figure:
-    from matplotlib.figure import Figure
-
     has_dice = any(row.get("validation_dice") is not None for rows in folds.values() for row in rows)
     panels = [
         ("Training loss", "loss", None, 1.0),
@@ -87,12 +81,10 @@ def _values(rows: Rows, key: str, scale: float) -> list[float]:
 
 
 def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
-    import matplotlib
-
     pictures = []
     for background, text, lines in (_LIGHT, _DARK):
-        parts: dict[Any, Any] = {f"boxplot.{part}.color": text for part in ("boxprops", "whiskerprops", "capprops")}
-        colours = parts | {
+        colours: dict[Any, Any] = {
+            **{f"boxplot.{part}.color": text for part in ("boxprops", "whiskerprops", "capprops")},
             **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text),
             **dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), background),
             **dict.fromkeys(("axes.edgecolor", "grid.color", "legend.edgecolor"), lines),
@@ -104,7 +96,7 @@ def _plot(draw: Callable[[], Figure], alt: str) -> Plot:
         with matplotlib.rc_context(colours):
             figure = draw()
             # This format is lossless as well, and a third smaller than PNG.
-            figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs={"lossless": True})
+            figure.savefig(stream, format="webp", dpi=120, pil_kwargs={"lossless": True})
         pictures.append(data_url(stream.getvalue(), "webp"))
     width, height = (round(100 * length) for length in figure.get_size_inches())
     return Plot(pictures[0], pictures[1], alt, width, height)

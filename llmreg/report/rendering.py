@@ -1,6 +1,7 @@
 """Render volumes as pictures: upright slices, contours, warped grids and colour maps, as WebP."""
 
 import base64
+import colorsys
 import io
 from collections.abc import Sequence
 from functools import cache
@@ -22,7 +23,12 @@ DASH = 3
 JACOBIAN_SPAN = 1.0
 FOLDED = (0, 0, 0)
 GRID_LINE = (125, 225, 255)
-_GREY_QUALITY, _COLOUR_QUALITY = 70, 75
+# Options of WebP by the kind of picture: grey values, colours, and, without loss, lines on a transparent ground.
+_ENCODING: dict[str, dict[str, Any]] = {
+    "L": {"quality": 70},
+    "RGB": {"quality": 75},
+    "RGBA": {"lossless": True, "quality": 40},
+}
 
 Pixels = NDArray[np.uint8]
 
@@ -60,8 +66,7 @@ def contours(labels: NDArray[np.int32], finer: int, *, dashed: bool) -> Pixels:
     """Draw outlines in the labels' colours, RGBA, transparent elsewhere."""
     lines = outlines(labels, finer)
     if dashed:
-        rows, columns = np.indices(lines.shape)
-        lines = np.where((rows + columns) // DASH % 2, lines, 0)
+        lines = np.where(np.indices(lines.shape).sum(axis=0) // DASH % 2, lines, 0)
     picture = np.zeros((*lines.shape, 4), np.uint8)
     for label in np.unique(lines[lines != 0]).tolist():
         picture[lines == label] = (*colour_of(label), 255)
@@ -94,9 +99,7 @@ def grid_lines(flow: NDArray[np.float32], plane: str, index: int, step: float, f
 
 def grid_picture(lines: NDArray[np.bool_]) -> Pixels:
     """Draw lines in one colour, RGBA, transparent elsewhere."""
-    picture = np.zeros((*lines.shape, 4), np.uint8)
-    picture[lines] = (*GRID_LINE, 255)
-    return picture
+    return np.where(lines[..., None], (*GRID_LINE, 255), 0).astype(np.uint8)
 
 
 def jacobian_picture(determinant: NDArray[np.float32]) -> Pixels:
@@ -122,37 +125,17 @@ def palette(name: str) -> Pixels:
 
 def colour_of(label: int) -> tuple[int, int, int]:
     """Choose a bright colour for a label; neighbouring numbers differ by the golden angle in hue."""
-    import colorsys
-
     hue = (0.02 + 0.618034 * label) % 1.0
     red, green, blue = colorsys.hls_to_rgb(hue, 0.5 + 0.12 * (label % 2), 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def grey_webp(pixels: Pixels) -> bytes:
-    """Encode a slice of grey values."""
-    return _webp(Image.fromarray(pixels), quality=_GREY_QUALITY)
-
-
-def colour_webp(pixels: Pixels) -> bytes:
-    """Encode a slice of colours, RGB."""
-    return _webp(Image.fromarray(pixels), quality=_COLOUR_QUALITY)
-
-
-def line_webp(pixels: Pixels) -> bytes:
-    """Encode lines on a transparent ground, RGBA, without loss."""
-    return _webp(Image.fromarray(pixels), lossless=True, quality=40)
-
-
-def text_of(content: bytes) -> str:
-    """Encode a picture as base64."""
-    return base64.b64encode(content).decode("ascii")
-
-
-def _webp(image: Image.Image, **options: Any) -> bytes:
+def encode_webp(pixels: Pixels) -> str:
+    """Encode a picture as WebP in base64: grey values (rows, columns), or RGB or RGBA (rows, columns, 3 or 4)."""
+    image = Image.fromarray(pixels)
     stream = io.BytesIO()
-    image.save(stream, format="WEBP", method=4, **options)
-    return stream.getvalue()
+    image.save(stream, format="WEBP", method=4, **_ENCODING[image.mode])
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def _levels(share: NDArray[Any]) -> NDArray[np.intp]:

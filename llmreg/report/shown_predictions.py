@@ -1,7 +1,5 @@
 """Predicted pairs as a report shows them: their files, their scores, and which of them are shown."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,12 +37,6 @@ class MethodResults:
     def label_scores(self) -> pd.DataFrame:
         """The scores without the rows of pairs that have landmarks alone."""
         return self.scores.dropna(subset="label")
-
-    @property
-    def dice(self) -> pd.Series[float]:
-        """Mean over labels by pair; empty without scores."""
-        means: pd.Series[float] = self.scores.groupby("pair_id")["dice"].mean()
-        return means
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,13 @@ def read_results(title: str, folders: Sequence[Path]) -> MethodResults:
 
 
 def read_scores(folders: Sequence[Path]) -> pd.DataFrame:
-    """Read the folders' ``metrics.csv``, a row a pair and label; empty where there is none.
+    """Read the ``metrics.csv`` of scored folders, a row a pair and label; an empty table when there are no folders.
 
     Raises:
         UnreadableFile: a file is not as this package writes it.
     """
     tables = []
     for file in (folder / METRICS_FILE for folder in folders):
-        if not file.is_file():
-            continue
         try:
             table = pd.read_csv(file, dtype={"pair_id": str, "name": str}, keep_default_na=False, na_values=[""])
             tables.append(table.astype({"dice": float, "initial_dice": float, "label": "Int64"}))
@@ -120,8 +110,9 @@ def select_pairs(methods: Sequence[MethodResults], count: int) -> list[ShownPair
     Pairs are ordered by the Dice that methods reach on average; without scores they stay in the order of prediction.
     """
     pair_ids = list(dict.fromkeys(pair_id for method in methods for pair_id in method.pairs))
-    dice = pd.concat([method.dice for method in methods], axis=1).mean(axis=1) if methods else pd.Series(dtype=float)
-    ranked = sorted((pair_id for pair_id in pair_ids if pair_id in dice.dropna().index), key=lambda name: dice[name])
+    means = [method.scores.groupby("pair_id")["dice"].mean() for method in methods]
+    dice = pd.concat(means, axis=1).mean(axis=1).dropna()
+    ranked = sorted((pair_id for pair_id in pair_ids if pair_id in dice.index), key=lambda name: dice[name])
     unranked = [pair_id for pair_id in pair_ids if pair_id not in ranked]
     ranks = {pair_id: rank for rank, pair_id in enumerate(ranked, start=1)}
     best = count // 2

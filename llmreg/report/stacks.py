@@ -1,13 +1,14 @@
 """The slices of a pair that go into the page, as many as its budget of bytes allows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llmreg.report import rendering
-from llmreg.report.rendering import PLANES, SIDES, slice_of, text_of
+from llmreg.report.rendering import PLANES, SIDES, encode_webp, slice_of
 from llmreg.report.volumes import Result, Scene, Stage
 
 # Characters that the pictures of a pair may take in the page, so that ten pairs stay below 15 MB.
@@ -21,10 +22,10 @@ ENOUGH_SLICES = 12
 GRID_LINES = 24
 # Slices whose grey values all are below this one show nothing.
 _DARK = 25
-# Uncertainties above this percentile share the brightest colour.
-_TOP_PERCENTILE = 99.0
 
 Layers = dict[str, str]
+# Draws the layers of a slice, given the plane's name and the slice's index.
+Draw = Callable[[str, int], Layers]
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,19 @@ class Stacks:
 
 def encode_stacks(scene: Scene, results: Sequence[Result | None], budget: int = BUDGET) -> Stacks:
     """Encode as many slices as the budget (characters) has room for, evenly spread over what there is to see."""
-    tops = [_find_top(result) for result in results]
-    costs = {plane: _estimate_cost(scene, results, tops, plane, _find_extent(scene, plane)) for plane in PLANES}
-    planes: dict[str, dict[str, Any]] = {}
-    shared: dict[str, dict[str, list[str]]] = {}
-    methods: list[dict[str, dict[str, list[str]]] | None] = [None if result is None else {} for result in results]
-    for plane, count in slice_counts(costs, budget).items():
-        first, last = _find_extent(scene, plane)
-        indices = np.unique(np.linspace(first, last, count + 2)[1:-1].round().astype(int)).tolist()
-        planes[plane] = _describe_plane(scene, plane, indices)
-        shared[plane] = _by_layer([_shared_layers(scene, plane, index) for index in indices])
-        for pictures, result, top in zip(methods, results, tops, strict=True):
-            if pictures is not None and result is not None:
-                pictures[plane] = _by_layer([_layers(scene, result, top, plane, index) for index in indices])
-    return Stacks(planes, shared, methods, tops)
+    draw_shared = partial(_draw_shared, scene)
+    draw_methods = [None if result is None else partial(_draw_method, scene, result) for result in results]
+    draws: list[Draw] = [draw_shared, *filter(None, draw_methods)]
+    costs = {plane: _estimate_cost(draws, plane, _spread_slices(scene, plane, PROBES)) for plane in PLANES}
+    counts = slice_counts(costs, budget)
+    # Of a short plane, several positions are the same slice.
+    chosen = {plane: sorted(set(_spread_slices(scene, plane, count))) for plane, count in counts.items()}
+    return Stacks(
+        {plane: _describe_plane(scene, plane, indices) for plane, indices in chosen.items()},
+        _draw_stacks(draw_shared, chosen),
+        [None if draw is None else _draw_stacks(draw, chosen) for draw in draw_methods],
+        [None if result is None else result.uncertainty_top for result in results],
+    )
 
 
 def slice_counts(costs: Mapping[str, int], budget: int) -> dict[str, int]:
@@ -78,32 +78,35 @@ def slice_counts(costs: Mapping[str, int], budget: int) -> dict[str, int]:
     return {"axial": max(FEWEST_SLICES, min(MOST_SLICES, budget // costs["axial"]))}
 
 
-def _find_extent(scene: Scene, plane: str) -> tuple[int, int]:
-    """The first and last slice of the structures, or of what is bright, in the fixed image."""
+def _spread_slices(scene: Scene, plane: str, count: int) -> list[int]:
+    """Slices that are evenly spread over the structures, or over what is bright, in the fixed image."""
     labels = scene.fixed.labels
     visible = labels > 0 if labels is not None and labels.any() else scene.fixed.image > _DARK
     across = PLANES[plane]
     slices = np.flatnonzero(visible.any(axis=tuple(axis for axis in range(3) if axis != across)))
-    return (int(slices[0]), int(slices[-1])) if slices.size else (0, visible.shape[across] - 1)
+    first, last = (slices[0], slices[-1]) if slices.size else (0, visible.shape[across] - 1)
+    return np.linspace(first, last, count + 2)[1:-1].round().astype(int).tolist()
 
 
-def _estimate_cost(
-    scene: Scene, results: Sequence[Result | None], tops: Sequence[float | None], plane: str, extent: tuple[int, int]
-) -> int:
+def _estimate_cost(draws: Sequence[Draw], plane: str, indices: Sequence[int]) -> int:
     """Characters of a slice with all its layers, as the mean of some slices."""
-    probed = np.linspace(*extent, PROBES + 2)[1:-1].round().astype(int).tolist()
-    layers = [_shared_layers(scene, plane, index) for index in probed]
-    for result, top in zip(results, tops, strict=True):
-        if result is not None:
-            layers += [_layers(scene, result, top, plane, index) for index in probed]
-    return sum(len(text) for pictures in layers for text in pictures.values()) // PROBES
+    layers = [draw(plane, index) for draw in draws for index in indices]
+    return sum(len(text) for pictures in layers for text in pictures.values()) // len(indices)
+
+
+def _draw_stacks(draw: Draw, chosen: Mapping[str, Sequence[int]]) -> dict[str, dict[str, list[str]]]:
+    """Draw the chosen slices: by plane, then by layer, a picture a slice."""
+    stacks = {}
+    for plane, indices in chosen.items():
+        slices = [draw(plane, index) for index in indices]
+        stacks[plane] = {layer: [pictures[layer] for pictures in slices] for layer in slices[0]}
+    return stacks
 
 
 def _describe_plane(scene: Scene, plane: str, indices: Sequence[int]) -> dict[str, Any]:
     rows, columns = slice_of(scene.fixed.image, plane, 0).shape
     component = 2 - PLANES[plane]
-    points = np.zeros((len(indices), 3))
-    points[:, component] = indices
+    points = np.outer(indices, np.eye(3)[component])
     positions = scene.grid.index_to_physical(points)[:, component]
     return {
         "width": columns,
@@ -123,41 +126,31 @@ def _find_richest(scene: Scene, plane: str, indices: Sequence[int]) -> int:
     return int(np.argmax([np.sqrt(np.unique(labels[labels > 0], return_counts=True)[1]).sum() for labels in slices]))
 
 
-def _shared_layers(scene: Scene, plane: str, index: int) -> Layers:
-    layers = _stage_layers("fixed", scene.fixed, plane, index, dashed=False)
-    layers |= _stage_layers("moving", scene.before, plane, index, dashed=True)
+def _draw_shared(scene: Scene, plane: str, index: int) -> Layers:
+    layers = _draw_stage("fixed", scene.fixed, plane, index) | _draw_stage("moving", scene.before, plane, index)
     if scene.prealigned is not None:
-        layers |= _stage_layers("prealigned", scene.prealigned, plane, index, dashed=True)
+        layers |= _draw_stage("prealigned", scene.prealigned, plane, index)
     return layers
 
 
-def _layers(scene: Scene, result: Result, top: float | None, plane: str, index: int) -> Layers:
-    layers = _stage_layers("warped", result.warped, plane, index, dashed=True)
+def _draw_method(scene: Scene, result: Result, plane: str, index: int) -> Layers:
+    layers = _draw_stage("warped", result.warped, plane, index)
     size = scene.grid.size
     lines = rendering.grid_lines(result.flow, plane, index, max(size) / GRID_LINES, rendering.fineness(size))
-    layers["grid"] = text_of(rendering.line_webp(rendering.grid_picture(lines)))
-    picture = rendering.jacobian_picture(slice_of(result.jacobian, plane, index))
-    layers["jacobian"] = text_of(rendering.colour_webp(picture))
-    if result.uncertainty is not None and top is not None:
-        picture = rendering.uncertainty_picture(slice_of(result.uncertainty, plane, index), top)
-        layers["uncertainty"] = text_of(rendering.colour_webp(picture))
+    layers["grid"] = encode_webp(rendering.grid_picture(lines))
+    jacobian = slice_of(result.jacobian, plane, index)
+    layers["jacobian"] = encode_webp(rendering.jacobian_picture(jacobian))
+    if result.uncertainty is not None and result.uncertainty_top is not None:
+        uncertainty = slice_of(result.uncertainty, plane, index)
+        layers["uncertainty"] = encode_webp(rendering.uncertainty_picture(uncertainty, result.uncertainty_top))
     return layers
 
 
-def _stage_layers(name: str, stage: Stage, plane: str, index: int, *, dashed: bool) -> Layers:
-    layers = {name: text_of(rendering.grey_webp(np.ascontiguousarray(slice_of(stage.image, plane, index))))}
+def _draw_stage(name: str, stage: Stage, plane: str, index: int) -> Layers:
+    layers = {name: encode_webp(slice_of(stage.image, plane, index))}
     if stage.labels is not None:
         finer = rendering.fineness(stage.labels.shape)
-        lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed=dashed)
-        layers[f"{name}_contours"] = text_of(rendering.line_webp(lines))
+        # Only the fixed image's contours, which lie below those of the others, are solid.
+        lines = rendering.contours(slice_of(stage.labels, plane, index), finer, dashed=name != "fixed")
+        layers[f"{name}_contours"] = encode_webp(lines)
     return layers
-
-
-def _find_top(result: Result | None) -> float | None:
-    if result is None or result.uncertainty is None:
-        return None
-    return round(max(float(np.percentile(result.uncertainty, _TOP_PERCENTILE)), 0.01), 2)
-
-
-def _by_layer(slices: Sequence[Layers]) -> dict[str, list[str]]:
-    return {layer: [pictures[layer] for pictures in slices] for layer in slices[0]}

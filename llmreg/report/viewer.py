@@ -18,8 +18,6 @@ from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
 
-Failures = list[tuple[str, str]]
-
 
 @dataclass(frozen=True, eq=False)
 class Viewer:
@@ -40,23 +38,21 @@ def draw_pairs(methods: Sequence[MethodResults], pairs: Sequence[ShownPair], pro
     """Draw the pairs, several at the same time in processes of their own."""
     shown: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
-    failed: Failures = []
-    for pair, (stacks, problems) in zip(
-        pairs, map_in_processes(_draw_pair, pairs, processes, "Draw", "pair"), strict=True
-    ):
+    failed: list[tuple[str, str]] = []
+    results = map_in_processes(_draw_pair, pairs, processes, "Draw", "pair")
+    for pair, (stacks, problems) in zip(pairs, results, strict=True):
         for number, reason in problems:
             title = "" if number is None or len(methods) == 1 else f"{methods[number].title}: "
-            subject = title + pair.pair_id
-            failed.append((subject, reason))
-            log.warning("%s is not shown: %s", subject, reason)
+            failed.append((f"{title}{pair.pair_id}", reason))
+            log.warning("%s%s is not shown: %s", title, pair.pair_id, reason)
         if stacks is not None:
-            shown.append(_about(pair, stacks, methods))
+            shown.append(_describe_pair(pair, stacks, methods))
             pictures.append({"shared": stacks.shared, "methods": stacks.methods})
     dice = [method.scores["dice"].mean() for method in methods]
     about = {
         "methods": [method.title for method in methods],
         "best": int(np.argmax(np.nan_to_num(np.array(dice, float), nan=-1.0))),
-        "labels": _labels(methods),
+        "labels": _describe_labels(methods),
         "pairs": shown,
     }
     return Viewer(about, pictures, tuple(failed))
@@ -64,24 +60,22 @@ def draw_pairs(methods: Sequence[MethodResults], pairs: Sequence[ShownPair], pro
 
 def _draw_pair(pair: ShownPair) -> tuple[Stacks | None, list[tuple[int | None, str]]]:
     """The pair's pictures; reasons why it could not be drawn, by the method's number, or None for the whole pair."""
-    problems: list[tuple[int | None, str]] = []
     try:
         scene = read_scene(pair)
     except UserError as error:
         return None, [(None, str(error))]
-    results: list[Result | None] = []
+    results: list[Result | None] = [None] * len(pair.predictions)
+    problems: list[tuple[int | None, str]] = []
     for number, prediction in enumerate(pair.predictions):
-        result = None
         if prediction is not None:
             try:
-                result = read_result(scene, prediction)
+                results[number] = read_result(scene, prediction)
             except UserError as error:
                 problems.append((number, str(error)))
-        results.append(result)
     return (encode_stacks(scene, results) if any(results) else None), problems
 
 
-def _about(pair: ShownPair, stacks: Stacks, methods: Sequence[MethodResults]) -> dict[str, Any]:
+def _describe_pair(pair: ShownPair, stacks: Stacks, methods: Sequence[MethodResults]) -> dict[str, Any]:
     return {
         "id": pair.pair_id,
         "fixed": pair.images.fixed,
@@ -118,7 +112,7 @@ def _select_scores(scores: pd.DataFrame, pair_id: str) -> dict[str, Any]:
     return {"numbers": numbers, "labels": labels}
 
 
-def _labels(methods: Sequence[MethodResults]) -> dict[str, dict[str, str]]:
+def _describe_labels(methods: Sequence[MethodResults]) -> dict[str, dict[str, str]]:
     labels = pd.concat([method.scores[["label", "name"]] for method in methods]).dropna(subset="label")
     return {
         str(label): {"name": str(name), "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(int(label)))}

@@ -1,6 +1,7 @@
 """The images of a shown pair as volumes on one upright grid."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ SOFT_TISSUE, NARROWEST, BELOW_MR = (-160.0, 240.0), 60.0, -500.0
 # Percentiles of the foreground of MR, and of soft tissue in CT, that become black and white.
 PERCENTILES, CT_PERCENTILES = (1.0, 99.5), (5.0, 99.5)
 
-Grey = NDArray[np.uint8]
-Labels = NDArray[np.int32]
+# An image, its label map (or None), and the values that become black and white.
+WindowedCase = tuple[sitk.Image, sitk.Image | None, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Stage:
         labels: (z, y, x); None without a label map.
     """
 
-    image: Grey
-    labels: Labels | None
+    image: NDArray[np.uint8]
+    labels: NDArray[np.int32] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Scene:
         fixed: the fixed image and its label map on it.
         before: the moving image without any transform.
         prealigned: the moving image after pre-alignment; None without one, or where it moves nothing.
-        moving: the moving image, its label map (or None) and its window, which methods warp.
+        moving: what methods warp.
         fixed_grid: the fixed image's own grid.
     """
 
@@ -57,7 +58,7 @@ class Scene:
     fixed: Stage
     before: Stage
     prealigned: Stage | None
-    moving: tuple[sitk.Image, sitk.Image | None, tuple[float, float]]
+    moving: WindowedCase
     fixed_grid: Grid
 
 
@@ -77,6 +78,11 @@ class Result:
     jacobian: NDArray[np.float32]
     uncertainty: NDArray[np.float32] | None
 
+    @cached_property
+    def uncertainty_top(self) -> float | None:
+        """The value (mm) of the brightest colour, which the highest hundredth shares; None without uncertainty."""
+        return None if self.uncertainty is None else round(max(float(np.percentile(self.uncertainty, 99)), 0.01), 2)
+
 
 def shown_grid(fixed: sitk.Image) -> Grid:
     """Choose cubic voxels that fill the image's volume along its axes in LPS order, at most :data:`LONGEST` a side.
@@ -93,39 +99,34 @@ def shown_grid(fixed: sitk.Image) -> Grid:
 
 def read_scene(pair: ShownPair) -> Scene:
     """Read the images of a pair. Raises UserError when an image or label map of the pair is missing or unreadable."""
-    images = pair.images
-    fixed, moving = (_read_image(images, role) for role in ("fixed", "moving"))
-    labels = {role: _read_label(pair, role) for role in ("fixed", "moving")}
-    grid = shown_grid(fixed)
-    span = window(image_to_array(moving))
-    fixed_stage = _stage(fixed, labels["fixed"], window(image_to_array(fixed)), grid)
-    before = _stage(moving, labels["moving"], span, grid)
-    start = next((p.path("prealignment") for p in pair.predictions if p and p.prealignment), None)
+    fixed, moving = (_read_case(pair, role) for role in ("fixed", "moving"))
+    grid = shown_grid(fixed[0])
     prealigned = None
+    start = next((p.path("prealignment") for p in pair.predictions if p and p.prealignment), None)
     if start is not None:
         transform = read_transform(start)
         if _moves(transform, grid):
-            prealigned = _stage(moving, labels["moving"], span, grid, transform)
-    return Scene(grid, fixed_stage, before, prealigned, (moving, labels["moving"], span), Grid.from_image(fixed))
+            prealigned = _stage(moving, grid, transform)
+    return Scene(grid, _stage(fixed, grid), _stage(moving, grid), prealigned, moving, Grid.from_image(fixed[0]))
 
 
 def read_result(scene: Scene, prediction: PredictedPair) -> Result:
     """Read a method's field and warp the moving image. Raises UserError when the field is missing or unreadable."""
     path = prediction.path("field")
     if path is None:
-        problem = f"{prediction.folder} holds no field of {prediction.pair_id}: predict again, and save the field."
-        raise BadArgument("outputs", problem)
-    image, label, span = scene.moving
-    field = read_field(path, prediction.format, scene.fixed_grid, Grid.from_image(image))
+        raise BadArgument(
+            "outputs", f"{prediction.folder} holds no field of {prediction.pair_id}: predict again, and save the field."
+        )
+    field = read_field(path, prediction.format, scene.fixed_grid, Grid.from_image(scene.moving[0]))
     # Nearest neighbours, because interpolation would hide folded voxels.
     jacobian = resample_image(array_to_image(jacobian_determinant(field), field.grid), scene.grid, None, "nearest", 1.0)
     shown_field = resample_field(field, scene.grid)
     uncertainty = prediction.path("uncertainty")
     return Result(
-        _stage(image, label, span, scene.grid, shown_field),
+        _stage(scene.moving, scene.grid, shown_field),
         shown_field.to_flow(),
         image_to_array(jacobian),
-        None if uncertainty is None else image_to_array(resample_image(_as_float(read_image(uncertainty)), scene.grid)),
+        None if uncertainty is None else image_to_array(resample_image(read_image(uncertainty), scene.grid)),
     )
 
 
@@ -144,24 +145,14 @@ def window(values: NDArray[Any]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _stage(
-    image: sitk.Image,
-    label: sitk.Image | None,
-    span: tuple[float, float],
-    grid: Grid,
-    transform: sitk.Transform | DisplacementField | None = None,
-) -> Stage:
-    low, high = span
-    values = image_to_array(resample_image(_as_float(image), grid, transform, default=low))
+def _stage(case: WindowedCase, grid: Grid, transform: sitk.Transform | DisplacementField | None = None) -> Stage:
+    image, label, (low, high) = case
+    values = image_to_array(resample_image(sitk.Cast(image, sitk.sitkFloat32), grid, transform, default=low))
     grey = np.clip(255 * (values - low) / (high - low), 0, 255).astype(np.uint8)
     if label is None:
         return Stage(grey, None)
     labels = image_to_array(resample_image(label, grid, transform, "nearest"))
     return Stage(grey, np.rint(labels).astype(np.int32))
-
-
-def _as_float(image: sitk.Image) -> sitk.Image:
-    return sitk.Cast(image, sitk.sitkFloat32)
 
 
 def _moves(transform: sitk.Transform, grid: Grid) -> bool:
@@ -171,14 +162,11 @@ def _moves(transform: sitk.Transform, grid: Grid) -> bool:
     return bool(np.abs(moved - corners).max() >= min(grid.spacing))
 
 
-def _read_image(images: PredictedPair, role: str) -> sitk.Image:
-    path = images.path(f"{role}_path")
+def _read_case(pair: ShownPair, role: str) -> WindowedCase:
+    path = pair.images.path(f"{role}_path")
     if path is None:
-        raise UserError(f"{images.pair_id}: predict.json does not name its {role} image: register the pair again.")
-    return read_image(path)
-
-
-def _read_label(pair: ShownPair, role: str) -> sitk.Image | None:
-    paths = [prediction.path(f"{role}_label") for prediction in pair.predictions if prediction is not None]
-    path = next((path for path in paths if path is not None), None)
-    return None if path is None else read_image(path)
+        raise UserError(f"{pair.pair_id}: predict.json does not name its {role} image: register the pair again.")
+    image = read_image(path)
+    paths = (prediction.path(f"{role}_label") for prediction in pair.predictions if prediction is not None)
+    label = next(filter(None, paths), None)
+    return image, None if label is None else read_image(label), window(image_to_array(image))

@@ -3,24 +3,24 @@
 The file holds what prediction needs and nothing that can run: JSON, images, and tensors in safetensors.
 """
 
-import hashlib
 import re
+import shutil
 import stat
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from llmreg.engine.templates import RECORD_FILE, read_templates
-from llmreg.errors import BadArgument, UserError, WouldOverwrite
-from llmreg.files import atomic_write, write_json
+from llmreg.errors import BadArgument, UserError
+from llmreg.files import atomic_write, check_outputs, file_digest, write_json
 from llmreg.images.formats import DEFAULT_ENDING
-from llmreg.inference.models import Model
+from llmreg.inference.models import Model, read_own_state
 from llmreg.networks.language_models import cache
 from llmreg.networks.registry import plugin_of
 from llmreg.paths import ModelName, fold_folder, llm_cache_folder
@@ -28,8 +28,9 @@ from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
+from llmreg.settings import Settings
 from llmreg.sharing.untrusted_zip import CHUNK, WORTH_A_BAR, MiB
-from llmreg.training.checkpoints import TrainingState, read_state, read_tensors, write_tensors
+from llmreg.training.checkpoints import TrainingState, read_tensors, write_tensors
 from llmreg.version import __version__
 
 MANIFEST_FILE = "manifest.json"
@@ -72,18 +73,14 @@ def _check_model_name(name: str) -> str:
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SharedFile(_Model):
+class SharedFile(Settings):
     """A member of the zip: its bytes and their digest."""
 
     size: int = Field(ge=0)
     sha256: Sha256
 
 
-class NeededLayers(_Model):
+class NeededLayers(Settings):
     """The frozen layers of a language model that a model was trained with; they are not in the zip.
 
     Attributes:
@@ -102,7 +99,7 @@ class NeededLayers(_Model):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None
 
 
-class Manifest(_Model):
+class Manifest(Settings):
     """``manifest.json``.
 
     Attributes:
@@ -123,14 +120,6 @@ class Manifest(_Model):
 def name_model(plans: Plans, configuration: str) -> ModelName:
     """The name that training gives to the model of these plans."""
     return ModelName(plans.dataset_name, plans.network.name, plans.plans_name, configuration)
-
-
-def read_own_state(checkpoint: Path, plans: Plans, configuration: str) -> TrainingState:
-    """Read the state of a checkpoint. Raises UserError unless it was trained with these plans."""
-    state = read_state(checkpoint)
-    if state.configuration != configuration or state.plans_digest != plans.digest(configuration):
-        raise UserError(f"{checkpoint} was trained with plans other than {PLANS_FILE}: restore that file.")
-    return state
 
 
 def find_needed_layers(plans: Plans, states: Sequence[TrainingState]) -> NeededLayers | None:
@@ -169,12 +158,12 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
 
     Raises:
         WouldOverwrite: ``target`` exists.
+        WouldReplaceInput: it is a checkpoint of the model.
         UserError: ``target`` cannot be written, or the model folder's files are damaged or do not belong together.
     """
     if target.is_dir():
         raise BadArgument("output", f"{target} is a folder: give the name of a file, such as model.zip.")
-    if target.exists() and not overwrite:
-        raise WouldOverwrite(target)
+    check_outputs([target], model.folds.values(), overwrite=overwrite)
     plans = read_plans(model.folder / PLANS_FILE)
     states = {path: read_own_state(path, plans, model.configuration) for path in model.folds.values()}
     name = name_model(plans, model.configuration)
@@ -184,27 +173,22 @@ def export_model(model: Model, target: Path, *, overwrite: bool = False) -> Mani
         raise UserError(f"{model.folder / PLANS_FILE} gives names that cannot be shared: {error}.") from error
     llm = find_needed_layers(plans, list(states.values()))
     read_reference(model.folder, plans)
-    plain_files = _find_plain_files(model, plans)
-    total = sum(path.stat().st_size for path in (*plain_files.values(), *states))
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="Export", disable=total < WORTH_A_BAR)
+    sources = _find_plain_files(model, plans)
     with (
         atomic_write(target) as temporary,
         tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch,
-        bar,
         zipfile.ZipFile(temporary, "w") as archive,
     ):
-        files = {member: _add(archive, member, path, bar) for member, path in plain_files.items()}
         for path, state in states.items():
-            weights = Path(scratch) / path.name
+            weights = Path(scratch) / path.parent.name / path.name
             tensors = {WEIGHTS_PREFIX + key: tensor for key, tensor in read_tensors(path).items()}
             write_tensors(weights, tensors, {"state": state.model_dump_json()})
             write_json(weights.with_suffix(".json"), state.model_dump())
-            bar.total += weights.stat().st_size - path.stat().st_size
-            members = {f"{path.parent.name}/{file.name}": file for file in (weights, weights.with_suffix(".json"))}
-            files |= {member: _add(archive, member, file, bar) for member, file in members.items()}
+            sources |= {f"{path.parent.name}/{file.name}": file for file in (weights, weights.with_suffix(".json"))}
+        files = {member: _add(archive, member, path) for member, path in sources.items()}
         manifest = Manifest(llmreg_version=__version__, name=str(name), llm=llm, files=files)
         write_json(Path(scratch) / MANIFEST_FILE, manifest.model_dump(mode="json"))
-        _add(archive, MANIFEST_FILE, Path(scratch) / MANIFEST_FILE, bar)
+        _add(archive, MANIFEST_FILE, Path(scratch) / MANIFEST_FILE)
     return manifest
 
 
@@ -216,28 +200,30 @@ def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
     sets = {ALL_CASES, *map(name_template_set, model.folds)} if plans.prealignment.uses_templates else set()
     for folder in (f"{TEMPLATES_FOLDER}/{name}" for name in sorted(sets)):
         if (model.folder / folder).exists():
-            modalities = read_templates(model.folder / folder)
-            images = [f"{kind}_{number:04d}{DEFAULT_ENDING}" for number in modalities for kind in ("template", "seen")]
-            names += [f"{folder}/{name}" for name in (RECORD_FILE, *images)]
+            names.append(f"{folder}/{RECORD_FILE}")
+            names += [
+                f"{folder}/{kind}_{number:04d}{DEFAULT_ENDING}"
+                for number in read_templates(model.folder / folder)
+                for kind in ("template", "seen")
+            ]
     return {name: model.folder / name for name in names}
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path, bar: "tqdm[Any]") -> SharedFile:
-    limit, expected = size_limit(name), path.stat().st_size
-    if limit is None or expected > limit:
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> SharedFile:
+    limit, size = size_limit(name), path.stat().st_size
+    if limit is None or size > limit:
         reason = "models have no file of that name" if limit is None else f"it has more than {limit / MiB:.0f} MiB"
         raise UserError(f"The model's {name} cannot be shared ({reason}): leave it out, or rename it.")
     # A ZipInfo has a fixed time and no trace of the computer, so that the same model gives the same bytes.
     info = zipfile.ZipInfo(name)
     info.external_attr = (stat.S_IFREG | 0o644) << 16
-    info.file_size = expected
+    info.file_size = size
     # Compressed weights would be 8 % smaller, and take many times as long.
     info.compress_type = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as source, archive.open(info, "w") as member:
-        while chunk := source.read(CHUNK):
-            digest.update(chunk)
-            member.write(chunk)
-            size += len(chunk)
-            bar.update(len(chunk))
-    return SharedFile(size=size, sha256=digest.hexdigest())
+    with (
+        path.open("rb") as file,
+        tqdm.wrapattr(file, "read", size, desc=f"Export {name}", disable=size < WORTH_A_BAR) as source,
+        archive.open(info, "w") as member,
+    ):
+        shutil.copyfileobj(source, member, CHUNK)
+    return SharedFile(size=size, sha256=file_digest(path))

@@ -1,6 +1,5 @@
 """Turning a zip of a shared model into a model folder. The zip is checked in full before it becomes one."""
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -18,8 +17,8 @@ from tqdm import tqdm
 
 from llmreg.engine.templates import RECORD_FILE, read_templates
 from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
-from llmreg.files import read_json
-from llmreg.inference.models import Model, load_model
+from llmreg.files import file_digest, read_json, report_unwritable
+from llmreg.inference.models import Model, load_model, read_own_state
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.loading import find_layers
 from llmreg.networks.language_models.reading import BUILT_IN, is_local
@@ -38,13 +37,11 @@ from llmreg.sharing.exporting import (
     NeededLayers,
     find_needed_layers,
     name_model,
-    read_own_state,
     size_limit,
 )
 from llmreg.sharing.untrusted_zip import (
-    UNREADABLE,
+    CHUNK,
     WORTH_A_BAR,
-    Members,
     MiB,
     check_members,
     check_unpacked_size,
@@ -91,7 +88,7 @@ def install_model(archive: Path, root: Path, *, overwrite: bool = False) -> tupl
         with _open_scratch_folder(target, sum(file.size for file in manifest.files.values())) as scratch:
             _extract(content, manifest, scratch / "new", archive)
             _check_model(scratch / "new", manifest, archive)
-            with _report_unwritable(target):
+            with report_unwritable(target):
                 _put_in_place(scratch / "new", target, scratch / "old")
     return load_model(target), manifest
 
@@ -107,7 +104,7 @@ def has_layers(llm: NeededLayers) -> bool:
     return False
 
 
-def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) -> Manifest:
+def _read_manifest(content: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], archive: Path) -> Manifest:
     """Read the manifest.
 
     Raises:
@@ -117,17 +114,15 @@ def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) ->
         raise BadModelZip(archive, f"holds no {MANIFEST_FILE}", "give a zip that an exported model is in")
     try:
         parsed = json.loads(b"".join(read_chunks(content, members[MANIFEST_FILE], archive)))
-        version = parsed["format_version"]
-    except UNREADABLE as error:
-        raise BadModelZip(archive, f"holds a damaged {MANIFEST_FILE}") from error
-    if version != FORMAT_VERSION:
-        raise BadModelZip(archive, f"has a format that llmreg {__version__} does not know", "install a newer llmreg")
-    try:
+        if parsed["format_version"] != FORMAT_VERSION:
+            problem = f"has a format that llmreg {__version__} does not know"
+            raise BadModelZip(archive, problem, "install a newer llmreg")
         manifest = Manifest.model_validate(parsed)
     except ValidationError as error:
-        raise BadModelZip(
-            archive, f"holds a damaged {MANIFEST_FILE} ({to_printable_line(first_problem(error))})"
-        ) from error
+        problem = f"holds a damaged {MANIFEST_FILE} ({to_printable_line(first_problem(error))})"
+        raise BadModelZip(archive, problem) from error
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise BadModelZip(archive, f"holds a damaged {MANIFEST_FILE}") from error
     listed, present = manifest.files.keys(), members.keys() - {MANIFEST_FILE}
     checkpoints = {PurePosixPath(name).with_suffix("") for name in listed if "/checkpoint_" in name}
     if not checkpoints:
@@ -144,56 +139,40 @@ def _read_manifest(content: zipfile.ZipFile, members: Members, archive: Path) ->
 
 
 @contextmanager
-def _report_unwritable(target: Path) -> Iterator[None]:
-    """Turn what the system raises into NotWritable."""
-    try:
-        yield
-    except OSError as error:
-        raise NotWritable(target, error.strerror or str(error)) from error
-
-
-@contextmanager
 def _open_scratch_folder(target: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside ``target``, with room for ``size`` bytes; folders above it are removed on failure."""
-    with _report_unwritable(target):
-        missing = [folder for folder in target.parents if not folder.exists()]
-        existing = next(folder for folder in target.parents if folder not in missing)
-        free = shutil.disk_usage(existing).free
-    if size > free:
-        raise NotWritable(
-            target, f"it needs {size / MiB:.0f} MiB, but the disk of {existing} has {free / MiB:.0f} MiB left"
-        )
+    missing = [folder for folder in target.parents if not os.path.exists(folder)]
     try:
-        with _report_unwritable(target):
+        with report_unwritable(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(target.parent).free
             scratch = tempfile.TemporaryDirectory(prefix=".installing-", dir=target.parent, ignore_cleanup_errors=True)
         with scratch as name:
+            if size > free:
+                raise NotWritable(target, f"it needs {size / MiB:.0f} MiB, but its disk has {free / MiB:.0f} MiB left")
             yield Path(name)
-    except BaseException:
+    finally:
+        # Folders that hold a model by now stay, since they are not empty.
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
-        raise
 
 
 def _extract(content: zipfile.ZipFile, manifest: Manifest, folder: Path, archive: Path) -> None:
     """Write the members into a folder. Raises BadModelZip for bytes other than those that the manifest lists."""
-    total = sum(file.size for file in manifest.files.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="Install", disable=total < WORTH_A_BAR) as bar:
-        for name, expected in manifest.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            digest, size = hashlib.sha256(), 0
-            with path.open("xb") as file:
-                for chunk in read_chunks(content, content.getinfo(name), archive):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    size += len(chunk)
-                    bar.update(len(chunk))
-                file.flush()
-                os.fsync(file.fileno())
-            if (size, digest.hexdigest()) != (expected.size, expected.sha256):
-                raise BadModelZip(archive, f"holds another {name} than it lists (sha256)")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        chunks = read_chunks(content, content.getinfo(name), archive)
+        bar = tqdm(
+            chunks, f"Install {name}", math.ceil(expected.size / CHUNK), unit="MiB", disable=expected.size < WORTH_A_BAR
+        )
+        with path.open("xb") as file:
+            file.writelines(bar)
+            file.flush()
+            os.fsync(file.fileno())
+        if (path.stat().st_size, file_digest(path)) != (expected.size, expected.sha256):
+            raise BadModelZip(archive, f"holds another {name} than it lists (sha256)")
 
 
 def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
@@ -207,7 +186,8 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
     def checking(member: str) -> Iterator[Path]:
         try:
             yield folder / member
-        except (UserError, *UNREADABLE) as error:
+        # What reads a hostile or damaged file may raise anything.
+        except Exception as error:
             problem = f"holds a {member} that cannot be used ({_describe(error, folder, member)})"
             remedy = f"install llmreg {manifest.llmreg_version}, which exported it, or get it again"
             is_ours = manifest.llmreg_version == __version__
@@ -264,13 +244,13 @@ def _describe(error: Exception, folder: Path, member: str) -> str:
     return to_printable_line(sentence.replace(f"{folder}{os.sep}", "").removeprefix(f"{member} "))
 
 
-def _put_in_place(new: Path, target: Path, old: Path) -> None:
-    """Rename ``new`` to ``target``. An existing target moves to ``old``, and back when that fails."""
+def _put_in_place(source: Path, target: Path, backup: Path) -> None:
+    """Rename ``source`` to ``target``. An existing target moves to ``backup``, and back when that fails."""
     try:
         if target.exists():
-            target.rename(old)
-        new.rename(target)
+            target.rename(backup)
+        source.rename(target)
     except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        if backup.exists() and not target.exists():
+            backup.rename(target)
         raise

@@ -3,14 +3,11 @@
 import gzip
 import io
 import stat
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from llmreg.errors import BadModelZip, MissingFile
 
@@ -18,21 +15,6 @@ MiB = 2**20
 CHUNK = MiB
 # Files of fewer bytes are written so fast that a progress bar would only flicker.
 WORTH_A_BAR = 64 * MiB
-# Exceptions that reading something hostile or damaged may raise, beside UserError.
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    SafetensorError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
 _LARGEST_TOTAL = 32 * 1024 * MiB
 # Weights hardly shrink at all, JSON 3 to 8 times. Below the size of _SMALL the ratio does not matter.
 _LARGEST_RATIO, _SMALL = 50, MiB
@@ -42,8 +24,6 @@ _LONGEST_READ = 4 * MiB
 _KNOWN_FLAGS = 0b110 | 1 << 3 | 1 << 11
 _DOS_FOLDER_OR_LINK = 0x10 | 0x400
 _MEMBER_HEADER = 30
-
-Members = Mapping[str, zipfile.ZipInfo]
 
 
 def to_printable_line(text: str) -> str:
@@ -84,12 +64,15 @@ class _BoundedFile(io.FileIO):
 def _read_as_zip(archive: Path) -> Iterator[None]:
     try:
         yield
-    except UNREADABLE as error:
+    # What reads a hostile or damaged zip may raise anything.
+    except Exception as error:
         reason = to_printable_line(str(error)) or type(error).__name__
         raise BadModelZip(archive, f"is not a whole zip file ({reason})") from error
 
 
-def check_members(content: zipfile.ZipFile, archive: Path, limit: Callable[[str], int | None]) -> Members:
+def check_members(
+    content: zipfile.ZipFile, archive: Path, limit: Callable[[str], int | None]
+) -> dict[str, zipfile.ZipInfo]:
     """Check the list of members, and return them by name.
 
     Args:
@@ -110,8 +93,7 @@ def check_members(content: zipfile.ZipFile, archive: Path, limit: Callable[[str]
         if name in members:
             raise BadModelZip(archive, f"holds {name} twice")
         members[name] = info
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG) or info.external_attr & _DOS_FOLDER_OR_LINK:
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG) or info.external_attr & _DOS_FOLDER_OR_LINK:
             raise BadModelZip(archive, f"holds {name} as a link or folder instead of a file")
         if info.flag_bits & ~_KNOWN_FLAGS:
             raise BadModelZip(archive, f"holds {name} encrypted or in another way that no shared model does")
@@ -122,33 +104,23 @@ def check_members(content: zipfile.ZipFile, archive: Path, limit: Callable[[str]
             raise BadModelZip(archive, f"holds {name}, which unpacks to {info.file_size / MiB:,.1f} MiB, far too much")
     if sum(info.file_size for info in members.values()) > _LARGEST_TOTAL:
         raise BadModelZip(archive, f"unpacks to more than {_LARGEST_TOTAL / MiB / 1024:.0f} GiB")
-    end = 0
-    for info in sorted(members.values(), key=lambda info: info.header_offset):
+    for before, info in pairwise(sorted(members.values(), key=lambda info: info.header_offset)):
         # Small zip bombs are made of members that share bytes.
-        if info.header_offset < end:
+        if info.header_offset < before.header_offset + _MEMBER_HEADER + before.compress_size:
             raise BadModelZip(archive, f"holds {info.filename} inside another member")
-        end = info.header_offset + _MEMBER_HEADER + info.compress_size
     return members
 
 
 def read_chunks(content: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> Iterator[bytes]:
     """Read a member in pieces; zipfile returns no more bytes than the list of members says."""
-    with _read_as_zip(archive):
-        member = content.open(info)
-    with member:
-        while True:
-            with _read_as_zip(archive):
-                chunk = member.read(CHUNK)
-            if not chunk:
-                return
+    with _read_as_zip(archive), content.open(info) as member:
+        while chunk := member.read(CHUNK):
             yield chunk
 
 
 def check_unpacked_size(path: Path, most_bytes: int) -> None:
     """Check a gzip file, which may be a bomb, too. Raises ValueError when it unpacks to more bytes."""
-    size = 0
     with gzip.open(path) as file:
-        while chunk := file.read(CHUNK):
-            size += len(chunk)
-            if size > most_bytes:
-                raise ValueError(f"it unpacks to more than {most_bytes / MiB:.0f} MiB")
+        file.seek(most_bytes)
+        if file.read(1):
+            raise ValueError(f"it unpacks to more than {most_bytes / MiB:.0f} MiB")

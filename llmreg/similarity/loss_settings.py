@@ -90,8 +90,9 @@ class LossSettings(Settings):
 
     def __str__(self) -> str:
         """The weighted sum, as ``1 x dice + 0.5 x mind``; a term that has kinds is called by its kind."""
-        terms = self.active_terms.items()
-        return " + ".join(f"{settings.weight:g} x {getattr(settings, 'kind', name)}" for name, settings in terms)
+        return " + ".join(
+            f"{settings.weight:g} x {getattr(settings, 'kind', name)}" for name, settings in self.active_terms.items()
+        )
 
 
 def compute_terms(prediction: Prediction, loss: LossSettings) -> dict[str, Tensor]:
@@ -99,7 +100,7 @@ def compute_terms(prediction: Prediction, loss: LossSettings) -> dict[str, Tenso
     return {
         name: LOSS_TERMS.get(name).compute(prediction, settings)
         for name, settings in loss.active_terms.items()
-        if prediction.has_labels or not LOSS_TERMS.get(name).needs_labels
+        if prediction.batch["labels"].numel() or not LOSS_TERMS.get(name).needs_labels
     }
 
 

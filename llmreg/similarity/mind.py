@@ -121,9 +121,9 @@ def _patch_distances(images: Sequence[Tensor], mask: Tensor, radius: int, dilati
         larger = [n + 2 * radius + (dilation if axis in plane else 0) for axis, n in enumerate(size)]
         for ends, sides in ((along, across), (across, along)):
             first, second = (_crop(inside, plane, end, dilation, larger) for end in ends)
-            both = first * second
-            share = 1.0 / sum_boxes(both, 2 * radius + 1).clamp(min=1.0)
-            left_out = both == 0
+            in_mask = first * second
+            share = 1.0 / sum_boxes(in_mask, 2 * radius + 1).clamp(min=1.0)
+            left_out = in_mask == 0
             for image, channels in zip(padded, distances, strict=True):
                 first, second = (_crop(image, plane, end, dilation, larger) for end in ends)
                 squares = (first - second).masked_fill(left_out, 0.0).square()

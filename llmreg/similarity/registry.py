@@ -52,11 +52,6 @@ class Prediction:
     full_flow: Tensor
 
     @property
-    def has_labels(self) -> bool:
-        """Whether any structure is annotated in both images."""
-        return self.batch["labels"].numel() > 0
-
-    @property
     def moving(self) -> Tensor:
         """The moving image on the network's grid."""
         return warping.downsample_image(self.batch["moving"], self._factor)

@@ -1,6 +1,5 @@
 """Soft Dice of warped label maps, without one-hot volumes."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,8 +60,9 @@ def soft_dice(
     if counted is not None:
         # Voxels that do not count get a row of the table for themselves, which is left out of every sum.
         fixed = fixed.masked_fill(~counted, len(labels) + 1)
+    samples = zip(flow.float(), moving, fixed, strict=True)
     # The table is float64, (B, fixed, moving).
-    table = _JointHistogram.apply(flow.float(), moving, fixed, len(labels))  # type: ignore[no-untyped-call]
+    table = torch.stack([_JointHistogram.apply(*sample, len(labels)) for sample in samples])  # type: ignore[no-untyped-call]
     overlap = table.diagonal(dim1=1, dim2=2)[:, 1:]
     in_warped = table.sum(dim=1)[:, 1:]
     # The corner weights of a voxel sum to one, so rows do not depend on the flow.
@@ -80,11 +80,10 @@ def soft_dice(
 
 def _build_lookup(labels: Tensor) -> Tensor:
     """Return the code of each id: n + 1 for the n-th label, 0 for other ids. The last entry stands for larger ids."""
-    top = int(labels.max()) + 1
-    codes = torch.arange(1, len(labels) + 1, device=labels.device, dtype=torch.int32)
     # Gathers from the table are bound by memory, so it is uint8 as long as codes and the mark of mixed cells fit.
-    narrow = torch.uint8 if len(labels) < 255 else torch.int32
-    return torch.zeros(top + 1, dtype=narrow, device=labels.device).index_copy_(0, labels.long(), codes.to(narrow))
+    dtype = torch.uint8 if len(labels) < 255 else torch.int32
+    codes = torch.arange(1, len(labels) + 1, dtype=dtype, device=labels.device)
+    return codes.new_zeros(int(labels.max()) + 2).index_copy_(0, labels.long(), codes)
 
 
 def _encode(volume: Tensor, lookup: Tensor) -> Tensor:
@@ -106,75 +105,64 @@ def _cells(padded: Tensor, mixed: int) -> Tensor:
 
 
 class _JointHistogram(torch.autograd.Function):
-    """Joint histogram of fixed and trilinearly warped moving codes, (B, codes, codes) float64, differentiable in flow.
+    """Joint histogram of the fixed and warped moving codes of a sample, (codes, codes) float64, differentiable in flow.
 
     Entry (f, m) is the sum of the corner weights of moving code m at the voxels of fixed code f.
     """
 
     @staticmethod
     def forward(ctx: Any, flow: Tensor, moving: Tensor, fixed: Tensor, count: int) -> Tensor:
-        codes, mixed = count + 1, count + 1
-        # There is one more column, for voxels in mixed cells, and one more row, for voxels that do not count.
-        width = codes + 1
-        ctx.width, ctx.shape, ctx.mixed_voxels = width, flow.shape, []
-        table = torch.zeros(len(flow), width, width, dtype=torch.float64, device=flow.device)
-        for sample in range(len(flow)):
-            padded = functional.pad(moving[sample], (_PAD,) * 6)
-            cells = _cells(padded, mixed).view(-1)
-            plane, row, _ = padded.stride()
-            corners = torch.tensor(
-                [z * plane + y * row + x for z in (0, 1) for y in (0, 1) for x in (0, 1)],
-                dtype=torch.int32,
-                device=flow.device,
-            ).unsqueeze(1)
-            displacement = flow[sample].reshape(3, -1)
-            counts = torch.zeros(width * width, dtype=torch.float64, device=flow.device)
-            kept = []
-            for start, stop in _slabs(fixed.shape[1:], flow.device):
-                base = _linear_base(flow[sample, :, start:stop], start, padded.shape)
-                cell = cells.index_select(0, base)
-                fixed_row = fixed[sample, start:stop].reshape(-1).to(torch.int32).mul_(width)
-                counts += torch.bincount(fixed_row + cell, minlength=width * width)
-                voxels = (cell == mixed).nonzero().view(-1)
-                if not len(voxels):
-                    continue
-                corner_codes = padded.view(-1).index_select(0, (base.index_select(0, voxels) + corners).view(-1))
-                joint = corner_codes.view(8, -1) + fixed_row.index_select(0, voxels)
-                voxels = voxels + start * fixed.shape[2] * fixed.shape[3]
-                fraction = displacement.index_select(1, voxels)
-                fraction -= fraction.floor()
-                counts += torch.bincount(joint.view(-1), _corner_weights(fraction).view(-1), minlength=width * width)
-                kept.append((voxels, joint, fraction))
-            table[sample] = counts.view(width, width)
-            ctx.mixed_voxels.append(kept)
-        return table[:, :codes, :codes].contiguous()
+        # Beyond the last code there is one more column, for voxels in mixed cells, and one more row, for voxels that do
+        # not count.
+        mixed, width = count + 1, count + 2
+        padded = functional.pad(moving, (_PAD,) * 6)
+        cells = _cells(padded, mixed).view(-1)
+        plane, row, _ = padded.stride()
+        corners = torch.tensor(
+            [z * plane + y * row + x for z in (0, 1) for y in (0, 1) for x in (0, 1)],
+            dtype=torch.int32,
+            device=flow.device,
+        ).unsqueeze(1)
+        counts = torch.zeros(width * width, dtype=torch.float64, device=flow.device)
+        ctx.shape, ctx.mixed_voxels = flow.shape, []
+        voxels_of_plane = fixed.shape[1] * fixed.shape[2]
+        planes = max(1, _CPU_CHUNK // voxels_of_plane) if flow.device.type == "cpu" else len(fixed)
+        for start in range(0, len(fixed), planes):
+            base = _linear_base(flow[:, start : start + planes], start, padded.shape)
+            cell = cells.index_select(0, base)
+            fixed_row = fixed[start : start + planes].reshape(-1).to(torch.int32).mul_(width)
+            counts += torch.bincount(fixed_row + cell, minlength=width * width)
+            voxels = (cell == mixed).nonzero().view(-1)
+            if not len(voxels):
+                continue
+            corner_codes = padded.view(-1).index_select(0, (base.index_select(0, voxels) + corners).view(-1))
+            joint = corner_codes.view(8, -1) + fixed_row.index_select(0, voxels)
+            voxels = voxels + start * voxels_of_plane
+            fraction = flow.reshape(3, -1).index_select(1, voxels)
+            fraction -= fraction.floor()
+            # The trilinear weights of the eight corners, in the order of z, y, x.
+            x, y, z = (torch.stack((1.0 - part, part)) for part in fraction)
+            weights = (z[:, None, None] * y[:, None]).mul(x)
+            counts += torch.bincount(joint.view(-1), weights.view(-1), minlength=width * width)
+            ctx.mixed_voxels.append((voxels, joint, fraction))
+        return counts.view(width, width)[:mixed, :mixed].contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # The column of mixed cells is never looked up, and the row of voxels that do not count has no gradient.
-        rest = ctx.width - gradient.shape[2]
-        coefficients = functional.pad(gradient.float(), (0, rest, 0, rest))
-        result = torch.zeros(ctx.shape[0], 3, ctx.shape[2:].numel(), device=gradient.device)
-        for sample, kept in enumerate(ctx.mixed_voxels):
-            lookup = coefficients[sample].view(-1)
-            for voxels, joint, (x, y, z) in kept:
-                value = lookup.index_select(0, joint.view(-1)).view(2, 2, 2, -1)  # Corner coefficients by z, y, x.
-                slope_x = value[:, :, 1] - value[:, :, 0]
-                value = torch.addcmul(value[:, :, 0], slope_x, x)
-                slope_x = torch.lerp(slope_x[:, 0], slope_x[:, 1], y)
-                slope_y = value[:, 1] - value[:, 0]
-                value = torch.addcmul(value[:, 0], slope_y, y)
-                slopes = torch.lerp(slope_x[0], slope_x[1], z), torch.lerp(slope_y[0], slope_y[1], z)
-                for channel, slope in enumerate((*slopes, value[1] - value[0])):
-                    result[sample, channel].index_copy_(0, voxels, slope)
+        coefficients = functional.pad(gradient.float(), (0, 1, 0, 1)).view(-1)
+        result = torch.zeros(ctx.shape, device=gradient.device).view(3, -1)
+        for voxels, joint, (x, y, z) in ctx.mixed_voxels:
+            value = coefficients.index_select(0, joint.view(-1)).view(2, 2, 2, -1)  # Corner coefficients by z, y, x.
+            slope_x = value[:, :, 1] - value[:, :, 0]
+            value = torch.addcmul(value[:, :, 0], slope_x, x)
+            slope_x = torch.lerp(slope_x[:, 0], slope_x[:, 1], y)
+            slope_y = value[:, 1] - value[:, 0]
+            value = torch.addcmul(value[:, 0], slope_y, y)
+            slopes = torch.lerp(slope_x[0], slope_x[1], z), torch.lerp(slope_y[0], slope_y[1], z), value[1] - value[0]
+            result.index_copy_(1, voxels, torch.stack(slopes))
         return result.view(ctx.shape), None, None, None
-
-
-def _slabs(shape: torch.Size, device: torch.device) -> list[tuple[int, int]]:
-    """Return ranges of z that cover the volume, each of about ``_CPU_CHUNK`` voxels on a CPU."""
-    step = max(1, _CPU_CHUNK // max(1, shape[1] * shape[2])) if device.type == "cpu" else max(1, shape[0])
-    return list(pairwise([*range(0, shape[0], step), shape[0]]))
 
 
 def _linear_base(flow: Tensor, first: int, padded: torch.Size) -> Tensor:
@@ -193,9 +181,3 @@ def _linear_base(flow: Tensor, first: int, padded: torch.Size) -> Tensor:
         along = corner[2 - axis] + steps.view([length if other == axis else 1 for other in range(3)])
         index = index * padded[axis] + along.clamp_(0, padded[axis] - _PAD)
     return index.view(-1)
-
-
-def _corner_weights(fraction: Tensor) -> Tensor:
-    """Return the trilinear weights (8, n), corners in z, y, x order, of the fractions (3, n) along x, y, z."""
-    x, y, z = (torch.stack((1.0 - part, part)) for part in fraction)
-    return (z[:, None, None] * y[:, None]).mul(x).view(8, -1)

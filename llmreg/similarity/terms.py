@@ -73,8 +73,12 @@ def compute_dice(prediction: Prediction, settings: TermSettings) -> Tensor:
 
 def compute_similarity(prediction: Prediction, settings: SimilaritySettings) -> Tensor:
     """Return how unlike the images are on the network's grid, over the voxels at which they can be compared."""
-    warped = warping.warp(prediction.moving, prediction.flow)
-    return similarity_loss(settings.kind, warped, prediction.fixed.float(), prediction.comparable[:, None])
+    return similarity_loss(
+        settings.kind,
+        warping.warp(prediction.moving, prediction.flow),
+        prediction.fixed.float(),
+        prediction.comparable[:, None],
+    )
 
 
 # The order is that of the sum, which decides its rounding.

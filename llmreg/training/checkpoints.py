@@ -157,8 +157,11 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     state = read_state(path)
     sha256 = getattr(network, "llm_sha256", state.llm_sha256)
     if sha256 != state.llm_sha256:
-        problem = f"was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]})"
-        raise UnreadableFile(path, problem, "use the weights it was trained with")
+        raise UnreadableFile(
+            path,
+            f"was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]})",
+            "use the weights it was trained with",
+        )
     load_trainable_state(network, read_tensors(path))
     if optimizer is not None:
         stored = read_tensors(path, _OPTIMIZER)

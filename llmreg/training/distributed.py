@@ -14,11 +14,9 @@ from typing import TypeVar
 import torch
 from torch import distributed, nn
 
-from llmreg.devices import choose_device, local_device
+from llmreg.devices import choose_device
 
 Item = TypeVar("Item")
-# How long processes wait for each other: the first one may have to fetch a language model.
-PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,7 @@ class DistributedContext:
 
     def reduce_max(self, *numbers: int) -> list[int]:
         """Return the largest of each number over the processes; every process must call it."""
-        if self.world == 1:
-            return list(numbers)
-        largest = torch.tensor(numbers, device=self.device)
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        values: list[int] = largest.tolist()
-        return values
+        return [max(values) for values in zip(*self.gather(numbers), strict=True)]
 
     def wait(self) -> None:
         """Wait until every process has called this."""
@@ -91,16 +84,16 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
     Raises:
         UserError: the device cannot be used.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield DistributedContext(0, 1, choose_device(device_name))
+    device = choose_device(device_name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield DistributedContext(0, 1, device)
         return
-    device = choose_device(local_device(device_name))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    # The others wait so long for the first process, which may have to fetch a language model.
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
-        yield DistributedContext(distributed.get_rank(), world, device)
+        yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
         distributed.destroy_process_group()
 

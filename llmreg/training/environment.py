@@ -63,13 +63,18 @@ def _packages() -> dict[str, str]:
 def _git_revision() -> str | None:
     """The revision of the checkout that this package lies in, with ``+`` where files were changed."""
     source = Path(__file__).parents[2]
-    if not (source / ".git").exists():
-        return None
+    # The checkout is named, because git would also find one in which this package is only installed.
+    command = [
+        "git",
+        f"--git-dir={source / '.git'}",
+        f"--work-tree={source}",
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=40",
+        "--dirty=+",
+    ]
     try:
-        revision, changes = (
-            subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.strip() + ("+" if changes else "")

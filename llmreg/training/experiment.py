@@ -3,19 +3,27 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from llmreg import paths
-from llmreg.data import splits
 from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
-from llmreg.data.splits import SPLITS_FILE, Split
+from llmreg.data.splits import SPLITS_FILE, Split, check_splits, parse_fold, read_splits, split_all
 from llmreg.devices import detect_machine
 from llmreg.errors import BadArgument, NotPrepared, OtherPlans
 from llmreg.files import atomic_write
 from llmreg.networks.registry import default_settings, plugin_of
-from llmreg.paths import ModelName, find_fold_folders, fold_folder, is_word, preprocessed_dataset
+from llmreg.paths import (
+    ModelName,
+    find_dataset_folder,
+    find_fold_folders,
+    fold_folder,
+    is_word,
+    preprocessed_dataset,
+    raw_folder,
+    results_folder,
+)
 from llmreg.plans.plans import PLANS_FILE, Plans, find_plans, override, plans_path, read_plans, write_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
@@ -60,8 +68,8 @@ def choose_plans(folder: Path, choice: PlansChoice) -> Plans:
     plans, changes, name = find_plans(folder, choice.plans), list(choice.changes), choice.name
     if choice.network is not None and choice.network != plans.network.name:
         reasons = {key: reason for key, reason in plans.reasons.items() if not key.startswith("network.")}
-        plans = replace_network(plans, default_settings(choice.network), Budget(detect_machine(), plans.loss))
-        plans = plans.model_copy(update={"reasons": reasons})
+        replaced = replace_network(plans, default_settings(choice.network), Budget(detect_machine(), plans.loss))
+        plans = replaced.model_copy(update={"reasons": reasons})
     if choice.ablation is not None:
         name = name or (choice.ablation if choice.plans == "default" else f"{choice.plans}_{choice.ablation}")
         # The ablation depends on the changed plans, such as the number of their layers.
@@ -72,8 +80,9 @@ def choose_plans(folder: Path, choice: PlansChoice) -> Plans:
     if name is None:
         return plans
     if not is_word(name):
-        rule = "use letters and digits, with single '_', '-' or '.' between them"
-        raise BadArgument("name", f"'{name}' cannot name plans: {rule}.")
+        raise BadArgument(
+            "name", f"'{name}' cannot name plans: use letters and digits, with single '_', '-' or '.' between them."
+        )
     changed = override(plans, changes, name)
     path = plans_path(folder, name)
     if path.exists() and read_plans(path).digest() != changed.digest():
@@ -133,7 +142,7 @@ def train_fold(
     with join_processes(device_name) as context:
         with main_process_first(context):
             plans = choose_plans(folder, choice)
-            dataset = load_dataset(paths.find_dataset_folder(dataset_name, paths.raw_folder()))
+            dataset = load_dataset(find_dataset_folder(dataset_name, raw_folder()))
             configuration = configuration or plans.default_configuration
             plans.configuration(configuration)
             model = model_folder(dataset.name, plans, configuration)
@@ -152,7 +161,7 @@ def train_fold(
 
 def model_folder(dataset_name: str, plans: Plans, configuration: str) -> Path:
     """The folder of the model that is trained with these plans."""
-    return ModelName(dataset_name, plans.network.name, plans.plans_name, configuration).below(paths.results_folder())
+    return ModelName(dataset_name, plans.network.name, plans.plans_name, configuration).below(results_folder())
 
 
 def fetch_weights(plans: Plans) -> Plans:
@@ -166,16 +175,19 @@ def fetch_weights(plans: Plans) -> Plans:
 
 def find_fold(folder: Path, fold_name: str, dataset: Dataset) -> tuple[str, Split]:
     """Find a fold of a preprocessed dataset: its bare name and its split. Raises UserError when there is none."""
-    folds = splits.read_splits(folder / SPLITS_FILE)
-    splits.check_splits(folder / SPLITS_FILE, folds, dataset)
-    fold = splits.parse_fold(fold_name, range(len(folds)))
-    return str(fold), splits.split_all(dataset) if fold == "all" else folds[int(fold)]
+    folds = read_splits(folder / SPLITS_FILE)
+    check_splits(folder / SPLITS_FILE, folds, dataset)
+    fold = parse_fold(fold_name, range(len(folds)))
+    return str(fold), split_all(dataset) if fold == "all" else folds[int(fold)]
 
 
 def usable_cases(split: Split, dataset: Dataset, plans: Plans) -> list[str]:
     """The cases that a fold is trained on with these plans: without an image term, only the labelled ones."""
-    unlabelled = plans.loss.uses_unlabelled_pairs
-    return [case for case in split.training_cases if unlabelled or dataset.case(case).label is not None]
+    return [
+        case
+        for case in split.training_cases
+        if plans.loss.uses_unlabelled_pairs or dataset.case(case).label is not None
+    ]
 
 
 def collect_fold_data(folder: Path, fold_name: str, dataset: Dataset, plans: Plans, model: Path) -> FoldData:
@@ -214,10 +226,12 @@ def write_model_folder(model: Path, plans: Plans, configuration: str, files: Seq
     ):
         raise OtherPlans(model)
     write_plans(path, plans)
-    templates = [fold.volumes / TEMPLATES_FOLDER / name for name in (ALL_CASES, name_template_set(fold.name))]
     # The record of a set of templates comes last, as it was written.
-    sets = [sorted(template.glob("*"), key=lambda file: file.suffix == ".json") for template in templates]
-    for source in (*files, *(file for template_set in sets for file in template_set)):
+    template_sets = [
+        sorted((fold.volumes / TEMPLATES_FOLDER / name).glob("*"), key=lambda file: file.suffix == ".json")
+        for name in (ALL_CASES, name_template_set(fold.name))
+    ]
+    for source in chain(files, *template_sets):
         below = source.parent.relative_to(fold.volumes) if source.is_relative_to(fold.volumes) else Path()
         with atomic_write(model / below / source.name) as temporary:
             shutil.copyfile(source, temporary)

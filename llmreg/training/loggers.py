@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -19,8 +19,8 @@ Row = Mapping[str, Any]
 PLOT_SECONDS = 20.0
 
 
-class Logger(Protocol):
-    """Something that is told a row of named values after each epoch."""
+class Logger:
+    """Something that is told a row of named values after each epoch; this one keeps them to itself."""
 
     def log_epoch(self, row: Row) -> None:
         """Log a row: ``epoch``, counted from 1, and whatever was measured in it."""
@@ -29,7 +29,7 @@ class Logger(Protocol):
         """Finish; nothing is logged any more."""
 
 
-class FolderLogger:
+class FolderLogger(Logger):
     """``training_log.jsonl`` and ``progress.png`` in the fold's folder, the picture at most every 20 seconds.
 
     Args:
@@ -41,25 +41,22 @@ class FolderLogger:
     def __init__(self, folder: Path, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
         self._rows = read_log(folder, epochs)
-        # A picture of an earlier process may show other rows.
-        self._rows_drawn, self._drawn_at = 0, clock()
+        self._drawn_at = clock()
 
     def log_epoch(self, row: Row) -> None:  # noqa: D102
         self._rows.append(dict(row))
-        write_log(self._folder, self._rows)
+        write_text(self._folder / LOG_FILE, "".join(json.dumps(row) + "\n" for row in self._rows))
         if self._clock() - self._drawn_at > PLOT_SECONDS:
-            self._draw()
+            plot(self._folder, self._rows)
+            self._drawn_at = self._clock()
 
     def close(self) -> None:  # noqa: D102
-        if self._rows_drawn < len(self._rows):
-            self._draw()
-
-    def _draw(self) -> None:
-        plot(self._folder, self._rows)
-        self._rows_drawn, self._drawn_at = len(self._rows), self._clock()
+        # The picture of an earlier process may show other rows, but there is none to replace before the first epoch.
+        if self._rows:
+            plot(self._folder, self._rows)
 
 
-class TerminalLogger:
+class TerminalLogger(Logger):
     """A line per epoch for people, above the progress bar.
 
     Args:
@@ -78,21 +75,18 @@ class TerminalLogger:
             validation = "nothing to validate on"
         best = ", the best so far" if row["best"] else ""
         folding = "" if row["validation_folding"] is None else f", {row['validation_folding']:.2g} % folded"
-        training = f"epoch {row['epoch']}/{self._epochs}: loss {row['loss']:.4f}"
-        tqdm.write(f"{training}, {validation}{best}{folding}, {row['seconds']:.0f} s")
+        tqdm.write(
+            f"epoch {row['epoch']}/{self._epochs}: loss {row['loss']:.4f}, {validation}{best}{folding}, "
+            f"{row['seconds']:.0f} s"
+        )
 
-    def close(self) -> None:  # noqa: D102
-        pass
 
-
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """Scalars for TensorBoard in ``tensorboard/`` of the fold's folder; needs ``pip install llmreg[tensorboard]``."""
 
     def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingPackage("tensorboard", "this logger", "llmreg[tensorboard]") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         # Epochs after a checkpoint are trained, and shown, again.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
@@ -105,17 +99,15 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-class WandbLogger:
+class WandbLogger(Logger):
     """A run of Weights & Biases, resumed with the training; needs ``pip install llmreg[wandb]``.
 
     The project is ``llmreg`` unless ``WANDB_PROJECT`` says otherwise.
     """
 
     def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingPackage("wandb", "this logger", "llmreg[wandb]") from error
+        import wandb
+
         id_file = folder / "wandb_run.txt"
         if not epochs or not id_file.exists():
             write_text(id_file, uuid.uuid4().hex)
@@ -135,7 +127,8 @@ class WandbLogger:
         self._run.finish()
 
 
-# Loggers by name; each takes the fold's folder, the number of epochs done, and the plans, which it may show.
+# Loggers by the names of their packages; each takes the fold's folder, the number of epochs done, and the plans, which
+# it may show.
 OPTIONAL_LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = {
     "tensorboard": TensorBoardLogger,
     "wandb": WandbLogger,
@@ -143,22 +136,27 @@ OPTIONAL_LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Logger]] = 
 
 
 def open_loggers(
-    folder: Path, epochs: tuple[int, int], names: Sequence[str], config: Mapping[str, Any]
+    folder: Path, names: Sequence[str], config: Mapping[str, Any], *, done: int, planned: int
 ) -> list[Logger]:
     """Open the folder's and the terminal's loggers, and those of :data:`OPTIONAL_LOGGERS` that are named.
 
     Args:
         folder: the fold's folder.
-        epochs: numbers of epochs done and planned.
         names: names of optional loggers.
         config: the plans, which optional loggers may show.
+        done: number of epochs done.
+        planned: number of epochs planned.
 
     Raises:
         MissingPackage: a package is not installed.
     """
-    done, planned = epochs
-    optional = [OPTIONAL_LOGGERS[name](folder, done, config) for name in names]
-    return [FolderLogger(folder, done), TerminalLogger(planned), *optional]
+    loggers: list[Logger] = [FolderLogger(folder, done), TerminalLogger(planned)]
+    for name in names:
+        try:
+            loggers.append(OPTIONAL_LOGGERS[name](folder, done, config))
+        except ImportError as error:
+            raise MissingPackage(name, "this logger", f"llmreg[{name}]") from error
+    return loggers
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -175,34 +173,26 @@ def read_log(folder: Path, epochs: int | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:epochs]]
 
 
-def write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of all epochs."""
-    with atomic_write(folder / LOG_FILE) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``progress.png``: losses, validation Dice, folding, learning rate and seconds over epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     # Some terms are known in some epochs only, and a value that is never known gets no line.
-    known = pd.DataFrame(rows).dropna(axis="columns", how="all")
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), sharex=True, layout="constrained")
-    measure = "dice" if "validation_dice" in known else "similarity"
+    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
+    measure = "dice" if "validation_dice" in table else "similarity"
     panels = [
         ("Loss", ("loss",)),
-        ("Its terms, before they are weighted", sorted(key for key in known if key.startswith("loss_"))),
+        ("Its terms, before they are weighted", sorted(key for key in table if key.startswith("loss_"))),
         (f"Validation {measure.title()}", (f"validation_{measure}", f"initial_{measure}")),
         ("Folded voxels in validation (%)", ("validation_folding",)),
         ("Learning rate", ("learning_rate",)),
         ("Seconds an epoch", ("seconds", "training_seconds")),
     ]
     for axis, (title, keys) in zip(axes.flat, panels, strict=True):
-        for key in filter(known.__contains__, keys):
-            axis.plot(known["epoch"], known[key], label=key.removeprefix("loss_").replace("_", " "))
+        for key in filter(table.__contains__, keys):
+            axis.plot(table["epoch"], table[key], label=key.removeprefix("loss_").replace("_", " "))
         axis.set_title(title)
         axis.grid(alpha=0.3)
         if len(axis.get_lines()) > 1:
@@ -211,4 +201,3 @@ def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
         axis.set_xlabel("epoch")
     with atomic_write(folder / "progress.png") as temporary:
         figure.savefig(temporary, dpi=100)
-    pyplot.close(figure)

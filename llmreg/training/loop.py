@@ -30,8 +30,6 @@ from llmreg.training.step import NonFiniteBatch, Sums, add_sums, mean_values
 from llmreg.training.training_errors import NonFiniteLoss
 from llmreg.training.validation import Validation
 
-POLYNOMIAL_POWER = 0.9
-
 
 @dataclass
 class StopRequest:
@@ -52,17 +50,15 @@ def note_stop_signals() -> Iterator[StopRequest]:
     for may be half written. Outside the main thread Python allows no handlers, and nothing is noted.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    handlers: dict[int, Any] = {}
+    is_main_thread = threading.current_thread() is threading.main_thread()
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(number, handlers[number])
         request.signal = request.signal or number
 
-    handlers.update({number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)})
+    numbers = (signal.SIGTERM, signal.SIGINT) if is_main_thread else ()
+    handlers: dict[int, Any] = {number: signal.signal(number, note) for number in numbers}
     try:
         yield request
     finally:
@@ -72,8 +68,7 @@ def note_stop_signals() -> Iterator[StopRequest]:
 
 def learning_rate(settings: Training, epoch: int, epochs: int) -> float:
     """The learning rate of an epoch, counted from 0: constant, or falling to zero at the end."""
-    rate = settings.learning_rate
-    return rate * (1 - epoch / epochs) ** POLYNOMIAL_POWER if settings.schedule == "polynomial" else rate
+    return settings.learning_rate * ((1 - epoch / epochs) ** 0.9 if settings.schedule == "polynomial" else 1)
 
 
 def train_epoch(run: Run, batches: Iterator[dict[str, Tensor]], bar: "tqdm[Any]", request: StopRequest) -> Sums:
@@ -103,13 +98,13 @@ def train_epoch(run: Run, batches: Iterator[dict[str, Tensor]], bar: "tqdm[Any]"
         sums = add_sums([sums, values])
         bar.update()
         bar.set_postfix(loss=f"{mean_values(values)['loss']:.3f}", refresh=False)
-        signal, due = context.reduce_max(request.signal, int(run.checkpoints.due))
-        if signal or due:
+        stop_signal, due = context.reduce_max(request.signal, int(run.checkpoints.due))
+        if stop_signal or due:
             together = add_sums(context.gather(sums))
             sums = together if context.first else {}
             run.state = run.state.model_copy(update={"step": step, "sums": together})
             run.checkpoints.write(run.state, "latest")
-        run.stop(signal)
+        run.stop(stop_signal)
     return sums
 
 
@@ -199,7 +194,7 @@ def train(
 def _open_logs(run: Run, plans: Plans, options: TrainingOptions) -> list[Logger]:
     """Open the loggers, write down what the training runs on, and remove what would mislead readers of the folder."""
     content = plans.model_dump(mode="json")
-    loggers = open_loggers(run.fold.folder, (run.state.epoch, run.state.epochs), options.loggers, content)
+    loggers = open_loggers(run.fold.folder, options.loggers, content, done=run.state.epoch, planned=run.state.epochs)
     write_debug(run.fold.folder, run.context.device, {"processes": run.context.world, "plans": content})
     remove_leftovers(run.fold.folder, run.state)
     return loggers

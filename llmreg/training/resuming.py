@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -61,8 +62,9 @@ def resume_or_start(
         log.warning("%s was trained on other pairs so far: the split or the dataset has changed since.", latest)
     load_checkpoint(latest, network, optimizer)
     # Without a new number, a training goes on to the one it was started with.
-    epochs = max(options.epochs or stored.epochs, stored.epoch)
-    return stored.model_copy(update={"epochs": epochs, "processes": initial.processes})
+    return stored.model_copy(
+        update={"epochs": max(options.epochs or stored.epochs, stored.epoch), "processes": initial.processes}
+    )
 
 
 def remove_leftovers(folder: Path, state: TrainingState) -> None:
@@ -70,10 +72,8 @@ def remove_leftovers(folder: Path, state: TrainingState) -> None:
 
     The old final checkpoint would be taken for the new one.
     """
-    leftovers = [*folder.glob(".partial-*"), *folder.glob(".tmp*")]
-    if state.epoch < state.epochs:
-        leftovers += folder.glob("checkpoint_final.*")
-    for path in leftovers:
+    final = ["checkpoint_final.*"] if state.epoch < state.epochs else []
+    for path in chain.from_iterable(map(folder.glob, [".partial-*", ".tmp*", *final])):
         path.unlink(missing_ok=True)
 
 
@@ -95,16 +95,17 @@ class TransferReport:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{len(self.same)} of {len(self.same) + len(self.reshaped) + len(self.missing)} tensors were taken over"
-        for names, reason in (
-            (self.reshaped, "have another shape or other layers in the checkpoint"),
-            (self.missing, "are not in the checkpoint"),
-            (self.unused, "are only in the checkpoint"),
-        ):
-            if names:
-                shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-                text += f"; {len(names)} {reason} ({shown})"
-        return text
+        total = len(self.same) + len(self.reshaped) + len(self.missing)
+        remarks = [
+            f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+            for names, reason in (
+                (self.reshaped, "have another shape or other layers in the checkpoint"),
+                (self.missing, "are not in the checkpoint"),
+                (self.unused, "are only in the checkpoint"),
+            )
+            if names
+        ]
+        return "; ".join([f"{len(self.same)} of {total} tensors were taken over", *remarks])
 
 
 def transfer_weights(network: nn.Module, path: Path) -> TransferReport:
@@ -119,15 +120,15 @@ def transfer_weights(network: nn.Module, path: Path) -> TransferReport:
     other_layers = read_state(path).llm_sha256 != getattr(network, "llm_sha256", "")
     stored, trained = read_tensors(path), trainable_state(network)
     shared = sorted(trained.keys() & stored.keys())
-    same = [
+    transferable = [
         name for name in shared if trained[name].shape == stored[name].shape and not (other_layers and "lora_" in name)
     ]
     with torch.no_grad():
-        for name in same:
+        for name in transferable:
             trained[name].copy_(stored[name])
     return TransferReport(
-        tuple(same),
-        tuple(name for name in shared if name not in same),
+        tuple(transferable),
+        tuple(name for name in shared if name not in transferable),
         tuple(sorted(trained.keys() - stored.keys())),
         tuple(sorted(stored.keys() - trained.keys())),
     )
@@ -142,12 +143,12 @@ def find_checkpoint(location: Path) -> Path:
     """
     if location.is_file():
         return location
-    places = (location, *find_fold_folders(location).values())
-    folders = [folder for folder in places if checkpoint_path(folder, "final").exists()]
-    if len(folders) > 1:
-        raise Ambiguous("trained fold", [str(folder) for folder in folders])
-    if not folders:
+    folders = (location, *find_fold_folders(location).values())
+    checkpoints = [path for folder in folders if (path := checkpoint_path(folder, "final")).exists()]
+    if len(checkpoints) > 1:
+        raise Ambiguous("trained fold", [str(path.parent) for path in checkpoints])
+    if not checkpoints:
         raise MissingFile(
             checkpoint_path(location, "final"), "give a model folder, a trained fold's folder or a checkpoint"
         )
-    return checkpoint_path(folders[0], "final")
+    return checkpoints[0]

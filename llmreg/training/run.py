@@ -116,9 +116,18 @@ def set_up_run(
         initial,
     )
     compiled = compile_or_keep(model, context.device, settings.autocast) if options.compile else model
-    learner = Learner(context.wrap(compiled), optimizer, context.device, plans.loss, settings)
-    checkpoints = CheckpointWriter(fold.folder, network, optimizer, options.checkpoint_seconds, active=context.first)
-    run = Run(fold, settings, context, model, learner, pairs, validator, initial, checkpoints, state)
+    run = Run(
+        fold=fold,
+        settings=settings,
+        context=context,
+        network=model,
+        learner=Learner(context.wrap(compiled), optimizer, context.device, plans.loss, settings),
+        pairs=pairs,
+        validator=validator,
+        initial=initial,
+        checkpoints=CheckpointWriter(fold.folder, network, optimizer, options.checkpoint_seconds, active=context.first),
+        state=state,
+    )
     if options.minutes is not None and not run.steps_done:
         run.state = fit_epochs_to_minutes(run, optimizer, options.minutes, options.workers)
     elif options.minutes is not None:
@@ -157,6 +166,5 @@ def fit_epochs_to_minutes(
     seconds, steps = median(durations[1:]), run.settings.steps_per_epoch
     # Processes that train together take the same steps.
     (epochs,) = run.context.reduce_max(max(1, int(60 * minutes / (seconds * steps))))
-    if run.context.first:
-        log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, steps)
+    log.info("A step takes %.2f s: %d epoch(s) of %d fit.", seconds, epochs, steps)
     return run.state.model_copy(update={"epochs": epochs})

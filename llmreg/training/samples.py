@@ -18,7 +18,7 @@ from llmreg.networks.registration_network import pad_to_shape
 from llmreg.plans.plan_settings import Configuration, Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
-from llmreg.training.augmentation import PairArrays, augment_pair
+from llmreg.training.augmentation import CaseArrays, augment_pair
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.options import FoldData
 from llmreg.training.training_errors import NothingToTrainOn
@@ -27,22 +27,17 @@ from llmreg.workers import use_single_thread
 log = logging.getLogger(__name__)
 
 
-def load_pair(folder: Path, pair: Pair, configuration: Configuration) -> PairArrays:
-    """Read a pair's preprocessed arrays, padded for the network; the padding lies outside both fields of view."""
+def load_case(folder: Path, case: str, configuration: Configuration) -> CaseArrays:
+    """Read a case's preprocessed arrays, padded for the network; the padding lies outside the field of view."""
 
-    def read_padded(name: str) -> np.ndarray:
-        return pad_to_shape(read_volume(folder / f"{name}.b2nd"), configuration.padded_size[::-1])[0]
+    def read_padded(suffix: str) -> np.ndarray:
+        return pad_to_shape(read_volume(folder / f"{case}{suffix}.b2nd"), configuration.padded_size[::-1])[0]
 
-    def read_labels(case: str) -> np.ndarray | None:
-        return read_padded(f"{case}_seg") if read_case_record(folder, case)["annotated_labels"] else None
-
-    return PairArrays(
-        fixed=read_padded(pair.fixed),
-        moving=read_padded(pair.moving),
-        fixed_labels=read_labels(pair.fixed),
-        moving_labels=read_labels(pair.moving),
-        fixed_seen=read_padded(f"{pair.fixed}_seen"),
-        moving_seen=read_padded(f"{pair.moving}_seen"),
+    seen = read_padded("_seen")
+    return CaseArrays(
+        image=read_padded(""),
+        labels=read_padded("_seg") if read_case_record(folder, case)["annotated_labels"] else np.zeros_like(seen),
+        seen=seen,
     )
 
 
@@ -56,18 +51,18 @@ def common_labels(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
     return {pair: sorted(annotated[pair.fixed] & annotated[pair.moving]) for pair in pairs}
 
 
-def to_tensors(sample: PairArrays, labels: Sequence[int]) -> dict[str, Tensor]:
-    """Return a pair as a sample: images (1, z, y, x) float32, label maps and masks (z, y, x), and the ids that count.
-
-    A pair without annotation gets empty label maps and no ids.
-    """
-    empty = np.zeros(sample.fixed.shape, np.uint8)
-    tensors = {
-        name: torch.from_numpy(np.ascontiguousarray(empty if array is None else array))
-        for name, array in vars(sample).items()
+def to_tensors(fixed: CaseArrays, moving: CaseArrays, labels: Sequence[int]) -> dict[str, Tensor]:
+    """Return a pair as a sample: images (1, z, y, x) float32, label maps and masks (z, y, x), and ids that count."""
+    arrays = {
+        "fixed": fixed.image[None],
+        "moving": moving.image[None],
+        "fixed_labels": fixed.labels,
+        "moving_labels": moving.labels,
+        "fixed_seen": fixed.seen,
+        "moving_seen": moving.seen,
     }
-    images = {name: tensors[name][None] for name in ("fixed", "moving")}
-    return tensors | images | {"labels": torch.tensor(labels, dtype=torch.long)}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return tensors | {"labels": torch.tensor(labels, dtype=torch.long)}
 
 
 class TrainingPairs(TorchDataset[dict[str, Tensor]]):
@@ -98,8 +93,13 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         pair, labels, rng = self._draw(index)
-        sample = augment_pair(load_pair(self._folder, pair, self._configuration), self._plans.augmentation, rng)
-        return to_tensors(sample, labels) | {"sample": torch.tensor(index)}
+        fixed, moving = augment_pair(
+            load_case(self._folder, pair.fixed, self._configuration),
+            load_case(self._folder, pair.moving, self._configuration),
+            self._plans.augmentation,
+            rng,
+        )
+        return to_tensors(fixed, moving, labels) | {"sample": torch.tensor(index)}
 
     def pair(self, index: int) -> Pair:
         """The pair of a sample, in the direction that was drawn for it."""
@@ -115,18 +115,14 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
 
 
 def number_samples(steps: range, training: Training, context: DistributedContext) -> list[list[int]]:
-    """Return the numbers of the samples in each batch of the steps, on this process.
+    """Return the numbers of the samples in each batch of consecutive steps, on this process.
 
     Each number is drawn once, whatever the number of processes: two of them see in one step what a single one sees with
     twice the accumulation.
     """
-    size, together = training.batch_size, training.accumulate * context.world
-    first_numbers = [
-        (step * together + part * context.world + context.rank) * size
-        for step in steps
-        for part in range(training.accumulate)
-    ]
-    return [list(range(start, start + size)) for start in first_numbers]
+    batches = range(steps.start * training.accumulate, steps.stop * training.accumulate)
+    starts = [(batch * context.world + context.rank) * training.batch_size for batch in batches]
+    return [list(range(start, start + training.batch_size)) for start in starts]
 
 
 def load_batches(
@@ -165,13 +161,14 @@ def load_batches(
                 yield batch
                 loaded += 1
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        # A batch that a killed worker had announced is lost as a broken connection.
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                 raise
             log.warning(
                 "A process that loads pairs was killed from outside, perhaps because memory was short (%s): the "
                 "training loads the rest itself. Use fewer workers if it happens again.",
-                str(error).splitlines()[0],
+                str(error).partition("\n")[0],
             )
     for numbers in samples[loaded:]:
         yield _collate([pairs[number] for number in numbers])
@@ -202,8 +199,7 @@ def _start_workers(
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     # Windows has no SIGCHLD.
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGCHLD") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, getattr(signal, "SIGCHLD", signal.SIGINT))}
     # It is ignored before the workers start, because they inherit that from their first instruction on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -78,9 +78,8 @@ class Learner:
             with record_function("load"):
                 batch = {key: value.to(self._device, non_blocking=True) for key, value in next(batches).items()}
             # Processes exchange gradients once a step, with the last batch.
-            more = part + 1 < self._settings.accumulate
-            unsynchronized = isinstance(self._network, nn.parallel.DistributedDataParallel) and more
-            with self._network.no_sync() if unsynchronized else nullcontext():  # type: ignore[operator]
+            is_last = part + 1 == self._settings.accumulate
+            with nullcontext() if is_last else getattr(self._network, "no_sync", nullcontext)():
                 values = self._backward(batch)
             sums = add_sums([sums, {name: (value, 1) for name, value in values.items()}])
             if suspect is None or math.isfinite(suspect.values["loss"]):

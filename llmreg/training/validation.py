@@ -15,7 +15,7 @@ from llmreg.similarity.registry import Prediction
 from llmreg.similarity.soft_dice import soft_dice
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.options import FoldData
-from llmreg.training.samples import common_labels, load_pair, to_tensors
+from llmreg.training.samples import common_labels, load_case, to_tensors
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ class Validator:
             labels |= {Pair(pair.moving, pair.fixed): ids for pair, ids in labels.items()}
         judgeable = [(pair, ids) for pair, ids in labels.items() if ids or loss.uses_unlabelled_pairs]
         self._samples = [
-            to_tensors(load_pair(fold.volumes, pair, configuration), ids)
+            to_tensors(
+                load_case(fold.volumes, pair.fixed, configuration),
+                load_case(fold.volumes, pair.moving, configuration),
+                ids,
+            )
             for pair, ids in judgeable[context.rank :: context.world]
         ]
 
@@ -84,23 +88,27 @@ class Validator:
             unmoved: measure the alignment without the network instead, with a flow of zero.
         """
         network.eval()
-        scores = [self._score(network, sample, unmoved=unmoved) for sample in self._samples]
-        rows = [row for share in self._context.gather(scores) for row in share]
-        scores_of = {key: [row[key] for row in rows if key in row] for key in ("dice", "similarity", "folding")}
-        return Validation(**{key: sum(values) / len(values) if values else None for key, values in scores_of.items()})
+        shares = self._context.gather([self._score(network, sample, unmoved=unmoved) for sample in self._samples])
+        rows = [row for share in shares for row in share]
+        values_of = {
+            key: [value for row in rows if (value := row.get(key)) is not None]
+            for key in ("dice", "similarity", "folding")
+        }
+        return Validation(**{key: sum(values) / len(values) if values else None for key, values in values_of.items()})
 
     @torch.inference_mode()
-    def _score(self, network: GridNetwork, sample: dict[str, Tensor], *, unmoved: bool) -> dict[str, float]:
-        device = self._context.device
-        batch = {key: value[None].to(device) for key, value in sample.items()}
-        with autocast(device, self._settings.autocast):
+    def _score(self, network: GridNetwork, sample: dict[str, Tensor], *, unmoved: bool) -> dict[str, float | None]:
+        batch = {key: value[None].to(self._context.device) for key, value in sample.items()}
+        with autocast(self._context.device, self._settings.autocast):
             flow, full_flow = (
                 network.zero_flows(batch["fixed"]) if unmoved else network(batch["moving"], batch["fixed"])
             )
-        scores = {"folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item()}
+        scores = {
+            "folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item(),
+            "similarity": measure_image_match(Prediction(batch, flow, full_flow), self._loss),
+        }
         if len(sample["labels"]):
             # Dice covers all voxels here, unlike in the loss.
             loss, _ = soft_dice(batch["moving_labels"], batch["fixed_labels"], full_flow, batch["labels"][0])
             scores["dice"] = 1 - loss.item()
-        similarity = measure_image_match(Prediction(batch, flow, full_flow), self._loss)
-        return scores if similarity is None else scores | {"similarity": similarity}
+        return scores

@@ -43,8 +43,8 @@ def test_the_transforms_named_first_come_first(folder):
         point = [float(cell) for cell in (folder / "points.csv").read_text().split()[1].split(",")[1:]]
         field = sitk.DisplacementFieldTransform(sitk.ReadImage("field.nii.gz", sitk.sitkVectorFloat64))
         expected = np.add(field.TransformPoint(point), (1, 0, 0))
-        found = [float(cell) for cell in (folder / "out.csv").read_text().split()[1].split(",")[1:]]
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        moved = [float(cell) for cell in (folder / "out.csv").read_text().split()[1].split(",")[1:]]
+        np.testing.assert_allclose(moved, expected, atol=1e-4)
 
 
 def test_conventions_and_the_way_back(folder, oblique):
@@ -61,9 +61,9 @@ def test_conventions_and_the_way_back(folder, oblique):
         rows = [
             (folder / name).read_text().split()[1].split(",") for name in ("there.csv", "back.csv", f"{convention}.csv")
         ]
-        there, back, start = (np.array(row[1:], float) for row in rows)
+        moved, back, start = (np.array(row[1:], float) for row in rows)
         np.testing.assert_allclose(back, start, atol=0.02)
-        assert np.linalg.norm(there - start) > 0.2
+        assert np.linalg.norm(moved - start) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_conventions_and_the_way_back(folder, oblique):
 def test_mistakes_are_one_sentence(folder, capsys, typed, option):
     before = sorted(folder.rglob("*"))
     assert apply.main(typed.split()) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert option in said[0]
+    sentences = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1
+    assert option in sentences[0]
     assert sorted(folder.rglob("*")) == before
 
 

@@ -61,7 +61,7 @@ def test_several_fields_go_there_and_back(folder, other, capsys):
 def test_mistakes_are_one_sentence(folder, capsys, typed, sentence):
     before = sorted(folder.rglob("*"))
     assert convert_field.main(typed.split()) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert sentence in said[0]
+    sentences = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1
+    assert sentence in sentences[0]
     assert sorted(folder.rglob("*")) == before

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from safetensors.torch import load_file
-from tiny_study import NAME, model, refused, training
+from tiny_study import NAME, check_refusal, model, training
 from torch.nn.modules.module import register_module_forward_hook
 
 from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, predict, preprocess, train
@@ -49,7 +49,7 @@ def test_two_epochs_with_a_break_equal_two_without(environment, capsys, monkeypa
     drawn = {"whole": [], "halves": []}
     step = Learner.step
     for name in ("whole", "halves"):
-        # What a network would draw, if it did.
+        # Each step draws a number, as a network with dropout would.
         monkeypatch.setattr(
             Learner,
             "step",
@@ -62,13 +62,13 @@ def test_two_epochs_with_a_break_equal_two_without(environment, capsys, monkeypa
         assert train.main([*arguments, "--epochs", "2"]) == 0
     assert drawn["whole"] == drawn["halves"]
     assert len(set(drawn["whole"])) == 4
-    whole, halves = (load_file(model(environment, name) / final) for name in ("whole", "halves"))
-    assert whole.keys() == halves.keys()
-    for key, value in whole.items():
-        torch.testing.assert_close(halves[key], value, rtol=0, atol=1e-6)
+    whole_weights, halves_weights = (load_file(model(environment, name) / final) for name in ("whole", "halves"))
+    assert whole_weights.keys() == halves_weights.keys()
+    for key, value in whole_weights.items():
+        torch.testing.assert_close(halves_weights[key], value, rtol=0, atol=1e-6)
     capsys.readouterr()
     assert train.main(training("0", "whole", environment, "training.schedule=constant")) == 2
-    refused(capsys, "--continue")
+    check_refusal(capsys, "--continue")
     for name in ("whole", "halves"):
         shutil.rmtree(model(environment, name))
 
@@ -139,7 +139,7 @@ def test_overwriting_needs_a_word_and_pairs_may_come_from_a_table(environment, t
     assert "PET" in capsys.readouterr().err
     before = (tmp_path / "out" / "predict.json").read_text()
     assert predict.main(arguments) == 2
-    refused(capsys, "--overwrite")
+    check_refusal(capsys, "--overwrite")
     assert (tmp_path / "out" / "predict.json").read_text() == before
 
 
@@ -156,7 +156,7 @@ def test_overwriting_needs_a_word_and_pairs_may_come_from_a_table(environment, t
 )
 def test_training_refuses(environment, capsys, arguments, said):
     assert train.main(arguments) == 2
-    refused(capsys, said)
+    check_refusal(capsys, said)
 
 
 def test_plans_that_are_called_otherwise_than_their_file_are_refused(environment, capsys):
@@ -164,7 +164,7 @@ def test_plans_that_are_called_otherwise_than_their_file_are_refused(environment
     shutil.copy(folder / "plans.json", folder / "plans_mine.json")
     try:
         assert train.main(["999", "0", "-p", "mine"]) == 2
-        refused(capsys, "plans_mine.json", "'mine'")
+        check_refusal(capsys, "plans_mine.json", "'mine'")
     finally:
         (folder / "plans_mine.json").unlink()
 
@@ -183,7 +183,7 @@ def test_a_dataset_without_labels_trains_by_image_similarity(environment, tmp_pa
     plans = read_plans(tmp_path / "preprocessed" / NAME / "plans.json")
     assert (plans.loss.dice, plans.loss.similarity_kind, plans.prealignment.method) == (0, "mind", "search")
     assert train.main(training("0", "dice", environment, "loss.dice=1", "loss.similarity=0")) == 2
-    refused(capsys, "no pair of labelled cases", "labelsTr", "loss.similarity")
+    check_refusal(capsys, "no pair of labelled cases", "labelsTr", "loss.similarity")
     assert not (tmp_path / "results").exists()
     assert train.main([*training("0", "tiny", environment), "--epochs", "2"]) == 0
     fold = tmp_path / "results" / NAME / "llm_morph__tiny__half" / "fold_0"
@@ -227,7 +227,7 @@ def test_the_order_and_sign_of_axes_change_nothing_in_space(environment, tmp_pat
 
 
 def test_an_image_on_a_turned_grid_gets_nearly_the_same_field_in_space(environment, tmp_path):
-    """The same content on a grid turned by 17 degrees, from a first transform on, which no image decides."""
+    """The same content lies on a grid turned by 17 degrees; both start from a transform that no image decides."""
     images = sorted((environment / "raw" / NAME / "imagesTs").glob("*.nii.gz"))
     fixed, moving = sitk.ReadImage(str(images[0])), images[3]
     turn = sitk.Euler3DTransform()
@@ -245,16 +245,16 @@ def test_an_image_on_a_turned_grid_gets_nearly_the_same_field_in_space(environme
     start.Rotate(0, 1, 0.2)
     start.SetTranslation((7.0, -4.0, 11.0))
     sitk.WriteTransform(start, str(tmp_path / "start.tfm"))
-    given = {"initial_transform": tmp_path / "start.tfm"}
-    plain = field_of(environment, tmp_path / "plain", images[0], moving, given)
-    other = field_of(environment, tmp_path / "other", tmp_path / "turned.nii.gz", moving, given)
+    transforms = {"initial_transform": tmp_path / "start.tfm"}
+    plain = field_of(environment, tmp_path / "plain", images[0], moving, transforms)
+    other = field_of(environment, tmp_path / "other", tmp_path / "turned.nii.gz", moving, transforms)
     assert not np.allclose(other.GetDirection(), plain.GetDirection(), atol=0.1)
-    # Where both grids are, linearly: the field is smooth.
+    # Fields are compared where both grids lie; they are smooth, so linear interpolation is enough.
     back = sitk.GetArrayFromImage(sitk.Resample(other, plain, sitk.Transform(), sitk.sitkLinear, 1e6))
     inside = back[..., 0] < 1e5
     apart = np.linalg.norm(back - sitk.GetArrayFromImage(plain), axis=-1)[inside]
     assert inside.mean() > 0.5
-    # Interpolated and with its corners cut, it is another image, that rigid alignment places half a millimetre beside.
+    # The turned image is interpolated and has its corners cut, so rigid alignment places it half a millimetre beside.
     assert apart.max() < 1.0
 
 
@@ -268,10 +268,10 @@ def test_masks_and_a_first_transform_are_followed(environment, tmp_path):
     out = tmp_path / "given" / "out"
     pair = json.loads((out / "predict.json").read_text())["pairs"][0]
     assert pair["moving_transform"]["stage"] == "given"
-    found = sitk.ReadTransform(str(out / pair["prealignment"]))
+    prealignment = sitk.ReadTransform(str(out / pair["prealignment"]))
     for point in ((0.0, 0.0, 0.0), (30.0, -20.0, 40.0)):
-        np.testing.assert_allclose(found.TransformPoint(point), start.TransformPoint(point), atol=1e-6)
-    # A box in a corner of the image: its middle, not the body's, comes to the middle of the frame.
+        np.testing.assert_allclose(prealignment.TransformPoint(point), start.TransformPoint(point), atol=1e-6)
+    # The mask is a box in a corner: its middle, not the body's, comes to the middle of the frame.
     mask = sitk.Image(sitk.ReadImage(str(moving)).GetSize(), sitk.sitkUInt8)
     mask.CopyInformation(sitk.ReadImage(str(moving)))
     mask[2:12, 2:12, 2:12] = 1
@@ -287,16 +287,16 @@ def test_what_the_moving_image_does_not_show_is_reported(environment, tmp_path):
     sitk.WriteImage(sitk.ReadImage(str(images[3]))[:, :, :-12], str(cut))
     field = field_of(environment, tmp_path / "pair", images[0], cut, {})
     out = tmp_path / "pair" / "out"
-    seen = sitk.ReadImage(str(out / json.loads((out / "predict.json").read_text())["pairs"][0]["seen"]))
+    seen_mask = sitk.ReadImage(str(out / json.loads((out / "predict.json").read_text())["pairs"][0]["seen"]))
     image, lookup = sitk.ReadImage(str(cut)), sitk.DisplacementFieldTransform(sitk.Image(field))
     inside = 0
     for index in np.random.default_rng(0).integers(0, field.GetSize(), (300, 3)).tolist():
         point = lookup.TransformPoint(field.TransformIndexToPhysicalPoint(index))
-        there = np.array(image.TransformPhysicalPointToContinuousIndex(point))
-        margin = np.minimum(there + 0.5, np.array(image.GetSize()) - 0.5 - there).min()
+        moving_index = np.array(image.TransformPhysicalPointToContinuousIndex(point))
+        margin = np.minimum(moving_index + 0.5, np.array(image.GetSize()) - 0.5 - moving_index).min()
         if abs(margin) > 0.01:
-            inside += seen[index]
-            assert seen[index] == (margin > 0)
+            inside += seen_mask[index]
+            assert seen_mask[index] == (margin > 0)
     assert 0 < inside < 300
 
 
@@ -306,16 +306,16 @@ def test_the_other_direction_warns_unless_it_was_trained(environment, tmp_path, 
     reverse = {"fixed_modality": "CT", "moving_modality": "MR"}
     field_of(environment, tmp_path / "one", ct, mr, reverse)
     assert "trained to warp CT onto MR" in capsys.readouterr().err
-    both = [*training("0", "both", environment, "training.bidirectional=true"), "--epochs", "1"]
-    assert train.main(both) == 0
-    own = model(environment, "both")
-    scored = pd.read_csv(own / "fold_0" / "validation" / "metrics.csv")
+    arguments = [*training("0", "both", environment, "training.bidirectional=true"), "--epochs", "1"]
+    assert train.main(arguments) == 0
+    trained_model = model(environment, "both")
+    scored = pd.read_csv(trained_model / "fold_0" / "validation" / "metrics.csv")
     assert {name[-1] for name in scored["fixed"]} == {"0", "1"}
     source = tmp_path / "one" / "pairs.csv"
     capsys.readouterr()
-    assert predict.main(["-i", str(source), "-o", str(tmp_path / "two"), "-m", str(own)]) == 0
+    assert predict.main(["-i", str(source), "-o", str(tmp_path / "two"), "-m", str(trained_model)]) == 0
     assert "trained to warp" not in capsys.readouterr().err
-    shutil.rmtree(own)
+    shutil.rmtree(trained_model)
 
 
 def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
@@ -326,12 +326,12 @@ def test_other_plans_or_another_llm_are_refused(environment, tmp_path, capsys):
     (copy / "plans.json").write_text(json.dumps(content))
     source = str(environment / "raw" / NAME / "imagesTs")
     assert predict.main(["-i", source, "-o", str(tmp_path / "out"), "-m", str(copy)]) == 2
-    refused(capsys, "plans")
+    check_refusal(capsys, "plans")
     content["loss"]["smoothness"] = 0.1
     content["network"]["llm"]["layers"] = [0, 1]
     (copy / "plans.json").write_text(json.dumps(content))
     assert predict.main(["-i", source, "-o", str(tmp_path / "out"), "-m", str(copy)]) == 2
-    refused(capsys, "language model", "sha256")
+    check_refusal(capsys, "language model", "sha256")
     assert not (tmp_path / "out").exists()
 
 
@@ -341,12 +341,12 @@ def test_predicting_needs_a_model_and_several_are_listed(environment, tmp_path, 
     shutil.copytree(model(environment), other)
     try:
         assert predict.main(["-i", source, "-o", str(tmp_path / "out")]) == 2
-        refused(capsys, "tiny", "twin")
+        check_refusal(capsys, "tiny", "twin")
     finally:
         shutil.rmtree(other)
     monkeypatch.setenv("llmreg_results", str(tmp_path))
     assert predict.main(["-i", source, "-o", str(tmp_path / "out")]) == 2
-    refused(capsys, "train")
+    check_refusal(capsys, "train")
 
 
 def test_unmatched_images_are_named(environment, tmp_path, capsys):
@@ -358,24 +358,24 @@ def test_unmatched_images_are_named(environment, tmp_path, capsys):
         shutil.copy(image, folder)
     arguments = ["-i", str(folder), "-o", str(tmp_path / "out"), "-m", str(model(environment))]
     assert predict.main(arguments) == 2
-    refused(capsys, "no moving image")
+    check_refusal(capsys, "no moving image")
     (folder / images[-1].name).unlink()
     assert predict.main(arguments) == 2
-    refused(capsys, "no moving image")
+    check_refusal(capsys, "no moving image")
 
 
 def test_an_unset_folder_says_what_to_type(monkeypatch, capsys):
     for variable in ("llmreg_home", "llmreg_raw", "llmreg_preprocessed", "llmreg_results"):
         monkeypatch.delenv(variable, raising=False)
     assert plan_and_preprocess.main(["-d", "1"]) == 2
-    refused(capsys, "export llmreg_")
+    check_refusal(capsys, "export llmreg_")
 
 
 def test_an_output_that_cannot_be_written_is_refused(environment, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     source = str(environment / "raw" / NAME / "imagesTs")
     assert predict.main(["-i", source, "-o", str(tmp_path / "file" / "out"), "-m", str(model(environment))]) == 2
-    refused(capsys, "Cannot write")
+    check_refusal(capsys, "Cannot write")
 
 
 @pytest.fixture
@@ -389,17 +389,17 @@ def raw(environment, tmp_path, monkeypatch) -> Path:
 def test_two_folders_with_one_id_are_refused(raw, capsys):
     (raw.parent / "Dataset999_Twin").mkdir()
     assert plan_and_preprocess.main(["-d", "999"]) == 2
-    refused(capsys, "Dataset999_Twin")
+    check_refusal(capsys, "Dataset999_Twin")
 
 
-def damaged(image: sitk.Image, how: str) -> sitk.Image:
+def damage_image(image: sitk.Image, damage: str) -> sitk.Image:
     values = sitk.GetArrayFromImage(image)
-    if how == "zero":
+    if damage == "zero":
         values = values * 0
-    if how == "nan":
+    if damage == "nan":
         values = values.astype(np.float32)
         values[2, 2, 2] = np.nan
-    if how == "2d":
+    if damage == "2d":
         return image[:, :, 4]
     changed = sitk.GetImageFromArray(values)
     changed.CopyInformation(image)
@@ -407,16 +407,16 @@ def damaged(image: sitk.Image, how: str) -> sitk.Image:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("zero", "empty"), ("nan", "NaN"), ("2d", "3-D"), ("truncated", "truncated")]
+    ("damage", "said"), [("zero", "empty"), ("nan", "NaN"), ("2d", "3-D"), ("truncated", "truncated")]
 )
-def test_an_unusable_image_is_refused(raw, capsys, how, said):
+def test_an_unusable_image_is_refused(raw, capsys, damage, said):
     path = sorted((raw / "imagesTr").glob("*.nii.gz"))[1]
-    if how == "truncated":
+    if damage == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
     else:
-        sitk.WriteImage(damaged(sitk.ReadImage(str(path)), how), str(path))
+        sitk.WriteImage(damage_image(sitk.ReadImage(str(path)), damage), str(path))
     assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
-    refused(capsys, said, path.name)
+    check_refusal(capsys, said, path.name)
     assert not (raw.parents[1] / "preprocessed").exists()
 
 
@@ -425,14 +425,14 @@ def test_a_label_map_that_does_not_fit_is_refused(raw, capsys):
     label = sitk.ReadImage(str(path))
     sitk.WriteImage(label[1:, :, :], str(path))
     assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
-    refused(capsys, path.name)
+    check_refusal(capsys, path.name)
     values = sitk.GetArrayFromImage(label)
     values[values == 1] = 77
     changed = sitk.GetImageFromArray(values)
     changed.CopyInformation(label)
     sitk.WriteImage(changed, str(path))
     assert plan_and_preprocess.main(["-d", "999", "-np", "1"]) == 2
-    refused(capsys, "77")
+    check_refusal(capsys, "77")
 
 
 def test_templates_place_cases_in_training_and_prediction(environment, tmp_path):
@@ -443,27 +443,27 @@ def test_templates_place_cases_in_training_and_prediction(environment, tmp_path)
     assert preprocess.main(["-d", "999", "-p", "placed", "-np", "1"]) == 0
     volumes = folder / f"volumes_{read_plans(folder / 'plans_placed.json').volumes_digest()}"
     assert {path.name for path in (volumes / "templates").glob("*")} >= {"all", "fold_0", "learned_from.json"}
-    found = {path.stem: json.loads(path.read_text())["transform"] for path in volumes.glob("Demo_*.json")}
-    assert {transform["stage"] for transform in found.values()} == {"template"}
-    # The same place by any other run, and for the held-out people at all.
+    transforms = {path.stem: json.loads(path.read_text())["transform"] for path in volumes.glob("Demo_*.json")}
+    assert {transform["stage"] for transform in transforms.values()} == {"template"}
+    # Another run writes nothing.
     before = {path.name: path.stat().st_mtime_ns for path in volumes.glob("*")}
     assert preprocess.main(["-d", "999", "-p", "placed"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in volumes.glob("*")} == before
     arguments = [*training("0", "placed_tiny", environment), "-p", "placed", "--epochs", "1"]
     assert train.main(arguments) == 0
-    own = model(environment, "placed_tiny")
-    assert {path.name for path in (own / "templates").glob("*")} == {"all", "fold_0"}
+    trained_model = model(environment, "placed_tiny")
+    assert {path.name for path in (trained_model / "templates").glob("*")} == {"all", "fold_0"}
     source = environment / "raw" / NAME / "imagesTs"
-    assert predict.main(["-i", str(source), "-o", str(tmp_path), "-m", str(own)]) == 0
+    assert predict.main(["-i", str(source), "-o", str(tmp_path), "-m", str(trained_model)]) == 0
     pairs = json.loads((tmp_path / "predict.json").read_text())["pairs"]
     assert {pair[f"{role}_transform"]["stage"] for pair in pairs for role in ("fixed", "moving")} == {"template"}
     held_out = json.loads((folder / "splits.json").read_text())[0]["validation"][0]
     image = next((environment / "raw" / NAME / "imagesTr").glob(f"{held_out}*"))
-    given = ImageInput(image, int(held_out[-4:]))
-    prepared = Predictor.from_folder(own, device="cpu").prepare(given, given)
-    placed = prepared.fixed_case.transform
-    np.testing.assert_allclose(placed.translation, found[held_out]["translation"], atol=1e-6)
-    shutil.rmtree(own)
+    image_input = ImageInput(image, int(held_out[-4:]))
+    prepared_pair = Predictor.from_folder(trained_model, device="cpu").prepare(image_input, image_input)
+    placed = prepared_pair.fixed_case.transform
+    np.testing.assert_allclose(placed.translation, transforms[held_out]["translation"], atol=1e-6)
+    shutil.rmtree(trained_model)
 
 
 def test_preprocessing_again_is_quick_and_changes_nothing(environment):
@@ -474,15 +474,15 @@ def test_preprocessing_again_is_quick_and_changes_nothing(environment):
 
 
 @pytest.fixture
-def prepared(environment, raw, tmp_path) -> Path:
+def preprocessed_folder(environment, raw, tmp_path) -> Path:
     """The preprocessed folder of the damaged dataset, as it was before the damage."""
     shutil.copytree(environment / "preprocessed", tmp_path / "preprocessed")
     return tmp_path / "preprocessed" / NAME
 
 
-def test_what_changed_is_preprocessed_again(raw, prepared):
-    plans = read_plans(prepared / "plans.json")
-    folder = prepared / f"volumes_{plans.volumes_digest()}"
+def test_what_changed_is_preprocessed_again(raw, preprocessed_folder):
+    plans = read_plans(preprocessed_folder / "plans.json")
+    folder = preprocessed_folder / f"volumes_{plans.volumes_digest()}"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
     changed = next(
         path for path in sorted((raw / "labelsTr").iterdir()) if plans.prealignment.reference_case not in path.name
@@ -494,36 +494,36 @@ def test_what_changed_is_preprocessed_again(raw, prepared):
     assert preprocess.main(["-d", "999"]) == 0
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.b2nd")}
     case = changed.name.removesuffix(".nii.gz")
-    made = {name for name in after if after[name] != before[name]}
-    assert made == {f"{case}{kind}.b2nd" for kind in ("", "_seen", "_seg")}
+    rewritten = {name for name in after if after[name] != before[name]}
+    assert rewritten == {f"{case}{kind}.b2nd" for kind in ("", "_seen", "_seg")}
 
 
-def test_plans_that_were_edited_are_not_overwritten(prepared, capsys):
-    path = prepared / "plans.json"
+def test_plans_that_were_edited_are_not_overwritten(preprocessed_folder, capsys):
+    path = preprocessed_folder / "plans.json"
     content = json.loads(path.read_text())
     content["loss"]["smoothness"] = 5.0
     path.write_text(json.dumps(content))
-    # Nothing else changed, so they are simply kept.
+    # Nothing else changed, so the edited plans are kept.
     assert plan_and_preprocess.main(["-d", "999", "-c", "half"]) == 0
     assert read_plans(path).loss.smoothness == 5.0
     capsys.readouterr()
     assert plan_and_preprocess.main(["-d", "999", "-c", "half", "--memory_gb", "3"]) == 2
-    refused(capsys, "plans.json", "--overwrite", "memory")
+    check_refusal(capsys, "plans.json", "--overwrite", "memory")
     assert read_plans(path).loss.smoothness == 5.0
-    assert (prepared / "plan_report.html").exists()
+    assert (preprocessed_folder / "plan_report.html").exists()
 
 
 def test_a_fold_without_validation_pairs_trains_and_predicts(environment, capsys):
     splits = environment / "preprocessed" / NAME / "splits.json"
-    kept = splits.read_text()
-    content = json.loads(kept)
+    text = splits.read_text()
+    content = json.loads(text)
     content[2]["validation_pairs"] = []
     splits.write_text(json.dumps(content))
     try:
         assert train.main([*training("2", "blind", environment), "--epochs", "1", "--no_validation"]) == 0
         assert train.main([*training("2", "blind", environment), "--epochs", "2", "--continue"]) == 0
     finally:
-        splits.write_text(kept)
+        splits.write_text(text)
         shutil.rmtree(model(environment, "blind"))
     assert "no validation pair" in capsys.readouterr().err
 
@@ -548,7 +548,7 @@ def test_a_language_model_is_fetched_planned_and_used_without_its_files(environm
     capsys.readouterr()
     images = str(tmp_path / "raw" / NAME / "imagesTs")
     assert predict.main(["-i", images, "-o", str(tmp_path / "out"), "-p", "few"]) == 2
-    refused(capsys, "not in the layer cache", "llmreg_fetch_llm")
+    check_refusal(capsys, "not in the layer cache", "llmreg_fetch_llm")
     assert not (tmp_path / "out").exists()
 
 
@@ -563,7 +563,7 @@ def test_a_language_model_is_fetched_planned_and_used_without_its_files(environm
 def test_fetching_refuses(environment, monkeypatch, capsys, arguments, said):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert fetch_llm.main([str(environment / "llm") if word == "LLM" else word for word in arguments]) == 2
-    refused(capsys, said)
+    check_refusal(capsys, said)
 
 
 @pytest.mark.parametrize(
@@ -587,9 +587,9 @@ def test_every_ablation_trains_and_predicts_with_one_flag(environment, ablation)
 
 def test_an_unknown_ablation_is_refused(environment, capsys):
     assert train.main(["999", "0", "--ablation", "everything"]) == 2
-    refused(capsys, "no-lora", "layers-0-1")
+    check_refusal(capsys, "no-lora", "layers-0-1")
     assert train.main(["999", "0", "--ablation", "vit", "--network", "voxelmorph"]) == 2
-    refused(capsys, "voxelmorph")
+    check_refusal(capsys, "voxelmorph")
 
 
 def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path, capsys):
@@ -616,5 +616,5 @@ def test_a_baseline_trains_and_predicts_with_one_flag(environment, tmp_path, cap
     # The uncertainty is the spread over folds.
     other = str(tmp_path / "other")
     assert predict.main(["-i", str(folder), "-o", other, "--network", "voxelmorph", "--uncertainty"]) == 2
-    refused(capsys, "several folds")
+    check_refusal(capsys, "several folds")
     shutil.rmtree(trained)

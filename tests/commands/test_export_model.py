@@ -31,7 +31,7 @@ def test_a_zip_that_exists_is_replaced_only_when_asked_for(
 
 def test_the_chosen_folds_are_exported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = record_calls(monkeypatch, "llmreg.sharing.exporting.export_model")
-    # Nothing is exported here, so what is said afterwards fails.
+    # The recorded call exports nothing, so the message that follows fails.
     with pytest.raises(AttributeError):
         export_model.main(["-m", str(model), "-f", "1", "-o", str(tmp_path / "model.zip")])
     (call,) = calls

@@ -23,15 +23,15 @@ def test_help_ends_with_examples_that_name_the_command(script):
     module, function = SCRIPTS[script].split(":")
     assert function == "main"
     assert module == "llmreg.commands." + script.removeprefix("llmreg_")
-    done = _python("-m", "llmreg.commands", script.removeprefix("llmreg_"), "--help")
-    assert done.returncode == 0, done.stderr
-    _, found, examples = done.stdout.partition("examples:")
-    assert found
+    process = _python("-m", "llmreg.commands", script.removeprefix("llmreg_"), "--help")
+    assert process.returncode == 0, process.stderr
+    _, heading, examples = process.stdout.partition("examples:")
+    assert heading
     assert script in examples
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_command_is_imported_without_heavy_libraries(script):
     module = SCRIPTS[script].split(":")[0]
-    done = _python("-c", f"import sys, {module}; sys.exit(', '.join(set({HEAVY}) & set(sys.modules)) or 0)")
-    assert done.returncode == 0, done.stderr
+    process = _python("-c", f"import sys, {module}; sys.exit(', '.join(set({HEAVY}) & set(sys.modules)) or 0)")
+    assert process.returncode == 0, process.stderr

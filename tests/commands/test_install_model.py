@@ -23,14 +23,14 @@ def test_the_commands_say_what_to_do_next(
     monkeypatch.setenv("llmreg_llm", str(tmp_path / "no-llm"))
     monkeypatch.setenv("llmreg_results", str(tmp_path / "results"))
     assert export_model.main(["-d", "1", "-f", "fold_1", "-o", str(out)]) == 0
-    said = capsys.readouterr()
-    assert f"{NAME}, folds 1" in said.out
-    assert "Tiny_0001_0000" in said.err
+    printed = capsys.readouterr()
+    assert f"{NAME}, folds 1" in printed.out
+    assert "Tiny_0001_0000" in printed.err
     monkeypatch.setenv("llmreg_results", str(target))
     assert install_model.main([str(out)]) == 0
-    said = capsys.readouterr()
-    assert f"llmreg_predict -i in/ -o out/ -m {target / NAME}" in said.out
-    assert "llmreg_fetch_llm FOLDER --layers 1 2, where FOLDER is your copy of 'language model'" in said.out
+    printed = capsys.readouterr()
+    assert f"llmreg_predict -i in/ -o out/ -m {target / NAME}" in printed.out
+    assert "llmreg_fetch_llm FOLDER --layers 1 2, where FOLDER is your copy of 'language model'" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import correlate1d, map_coordinates
 from tiny_model_folder import make_plans, write_model, write_pair
+from tiny_study import check_refusal, training
 from tiny_study import model as trained_model
-from tiny_study import refused, training
 
 from llmreg import Grid, Predictor
 from llmreg.commands import evaluate, predict, train
@@ -79,7 +79,7 @@ def test_all_outputs_of_all_pairs_and_a_table(study: Path, command: list[str], t
         assert image_to_array(read_image(files["uncertainty"])).max() > 0.1
         assert read_field(files["inverse"]).grid.same_as(Grid.from_image(moving))
         assert pair.largest_mm >= pair.mean_mm > 0
-        # By the default device's memory and clock.
+        # Time and memory are measured on the default device.
         assert pair.seconds > 0
     assert read_predictions(tmp_path / "out").peak_memory_gb > 0.1
 
@@ -96,11 +96,11 @@ def test_each_format_scores_the_same(study: Path, command: list[str], tmp_path: 
 
 
 def test_learn2regs_evaluation_gives_our_numbers(study: Path, command: list[str], tmp_path: Path) -> None:
-    """Re-implemented from its definition: voxels are added to the index, labels looked up with order 0."""
+    """Its definition is implemented again: displacements are added to indices, labels looked up with order 0."""
     fixed, moving = (f"Tiny_0001_{modality:04d}.nii.gz" for modality in (0, 1))
     grid = Grid.from_image(read_image(study / "in" / fixed))
     for folder, interpolator in (("in", "linear"), ("labels", "nearest")):
-        # On one grid, as the challenge's images are; the two images are given the same place.
+        # The challenge's images lie on one grid, so the moving image is centred on the fixed one and resampled.
         (tmp_path / folder).mkdir()
         image = read_image(study / folder / moving)
         image.SetOrigin(np.add(image.GetOrigin(), grid.centre - Grid.from_image(image).centre).tolist())
@@ -143,7 +143,7 @@ def test_a_pair_that_fails_gives_code_2_and_is_tried_again(command: list[str], t
     broken.write_bytes(content[:1000])
     command[1] = str(tmp_path / "in")
     assert predict.main([*command, "-f", "0"]) == 2
-    refused(capsys, broken.name)
+    check_refusal(capsys, broken.name)
     assert len(pairs_of(tmp_path / "out")) == 1
     broken.write_bytes(content)
     assert predict.main([*command, "-f", "0", "--continue"]) == 0
@@ -165,7 +165,7 @@ def test_refusals_name_the_options(
     command: list[str], arguments: list[str], facts: list[str], tmp_path: Path, capsys
 ) -> None:
     assert predict.main([*command, *arguments]) == 2
-    refused(capsys, *facts)
+    check_refusal(capsys, *facts)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,9 +173,9 @@ def test_predictions_that_exist_need_an_option(command: list[str], tmp_path: Pat
     command += ["-f", "0", "--save", "field"]
     assert predict.main(command) == 0
     assert predict.main(command) == 2
-    refused(capsys, str(tmp_path / "out"), "--overwrite", "--continue")
+    check_refusal(capsys, str(tmp_path / "out"), "--overwrite", "--continue")
     assert predict.main([*command, "--continue", "--diffeomorphic"]) == 2
-    refused(capsys, str(tmp_path / "out"), "another model", "--overwrite")
+    check_refusal(capsys, str(tmp_path / "out"), "another model", "--overwrite")
     assert predict.main([*command, "--continue"]) == 0
     assert predict.main([*command, "--overwrite", "--refine", "8"]) == 0
     for pair in pairs_of(tmp_path / "out"):
@@ -190,7 +190,7 @@ def test_a_full_disk_ends_the_prediction(command: list[str], tmp_path: Path, cap
         assert predict.main(command) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    refused(capsys, "ran out of space")
+    check_refusal(capsys, "ran out of space")
     assert not list((tmp_path / "out").glob("disp_*"))
     assert predict.main([*command, "--continue"]) == 0
 

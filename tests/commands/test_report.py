@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tiny_predictions import write_benchmark, write_predictions
-from tiny_study import NAME, model, refused
+from tiny_study import NAME, check_refusal, model
 
 from llmreg.commands import report
 from llmreg.geometry.grid import Grid
@@ -29,7 +29,7 @@ def test_a_dataset_means_its_benchmark(tmp_path: Path, monkeypatch, capsys) -> N
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     (tmp_path / "results" / NAME).mkdir(parents=True)
     assert report.main(["-d", "999"]) == 2
-    refused(capsys, "holds no benchmark", "llmreg_benchmark -d 999")
+    check_refusal(capsys, "holds no benchmark", "llmreg_benchmark -d 999")
     write_benchmark(tmp_path / "results" / NAME / "benchmark", GRID, [3.0])
     assert report.main(["-d", "999", "-o", str(tmp_path / "page.html"), "--num_processes", "1"]) == 0
     assert "ANTs is not installed" in (tmp_path / "page.html").read_text()
@@ -47,7 +47,7 @@ def test_a_model_is_reported_with_its_plans_and_curves(environment: Path, tmp_pa
 
 
 def test_what_is_refused(tmp_path: Path, capsys) -> None:
-    one = "Name one folder"
-    for arguments, said in (([], one), (["out", "-d", "2"], one), ([str(tmp_path)], "neither predictions")):
+    sentence = "Name one folder"
+    for arguments, said in (([], sentence), (["out", "-d", "2"], sentence), ([str(tmp_path)], "neither predictions")):
         assert report.main(arguments) == 2
-        refused(capsys, said)
+        check_refusal(capsys, said)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from tiny_models import TINY, save_random_model
 from tiny_predictions import balls
-from tiny_study import in_this_process
+from tiny_study import run_in_this_process
 
 from llmreg.commands import benchmark, plan_and_preprocess, train
 from llmreg.comparison import classical_methods, command_lines, learned_runs
@@ -25,22 +25,22 @@ MODELS = ("Llama-2-7b-chat-hf", "Qwen2-7B")
 
 
 def commands() -> dict[str, tuple[list[str], list[str]]]:
-    """By table: the arguments, and the names of the files that are said to be written."""
-    found = {}
+    """Return the arguments of each table's command, and the files that the page says it writes."""
+    tables = {}
     for row in re.findall(r"^\|.*`llmreg_benchmark .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
         _, command, files = (cell.strip() for cell in row.strip("|").split("|"))
         arguments = command.strip("`").split()[1:]
         stem, *suffixes = re.split(r" (?=\.)", files.strip("`"))
         name, first = stem.split(".")
-        found[arguments[arguments.index("--methods") + 1]] = (
+        tables[arguments[arguments.index("--methods") + 1]] = (
             arguments,
             [f"{name}.{first}", *(name + s for s in suffixes)],
         )
-    return found
+    return tables
 
 
 def write_dataset(folder: Path) -> None:
-    """Two balls in four people on one grid, in two contrasts; two of them are tested."""
+    """Write four people with two balls each, on one grid and in two contrasts; two people are tested."""
     grid = Grid.from_centre((32, 32, 32), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
     names = []
     for person in range(4):
@@ -63,38 +63,38 @@ def write_dataset(folder: Path) -> None:
 
 
 @pytest.fixture
-def benchmarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where tables of a planned dataset go, with small networks and commands that run in this process."""
+def benchmark_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for tables of a planned dataset, with small networks and commands that run in this process."""
     for model in MODELS:
         save_random_model(tmp_path / model, "llama")
     write_dataset(tmp_path / "raw" / NAME)
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     monkeypatch.setattr(classical_methods, "is_installed", lambda method: False)
     monkeypatch.setattr(loggers, "plot", lambda *_: None)
-    monkeypatch.setattr(command_lines, "run_command", in_this_process)
+    monkeypatch.setattr(command_lines, "run_command", run_in_this_process)
     planned = ["-d", "101", "-c", "full", "-np", "1", "--llm", str(tmp_path / MODELS[0])]
     assert plan_and_preprocess.main(planned) == 0
     plans = tmp_path / "preprocessed" / NAME / "plans.json"
     content = json.loads(plans.read_text())
     content["network"]["width"] = 4
-    # Gradients in bfloat16 of so small volumes are not finite by chance on some processors.
+    # On some processors, bfloat16 gradients of volumes this small are not always finite.
     content["training"] |= {"epochs": 1, "steps_per_epoch": 1, "validation_pairs": 1, "autocast": "none"}
     plans.write_text(json.dumps(content))
     return tmp_path / "results" / NAME / "benchmark"
 
 
-def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Path) -> None:
-    known = commands()
-    assert list(known) == ["table1", "table2", "table3", "figure4"]
+def test_each_table_is_written_as_the_page_says(benchmark_folder: Path, tmp_path: Path) -> None:
+    tables = commands()
+    assert list(tables) == ["table1", "table2", "table3", "figure4"]
     rows = {}
-    for table, (arguments, files) in known.items():
-        own = [word.replace("/models", str(tmp_path)) for word in arguments]
-        assert benchmark.main([*own, "--device", "cpu", "--workers", "0"]) == 0
+    for table, (arguments, files) in tables.items():
+        words = [word.replace("/models", str(tmp_path)) for word in arguments]
+        assert benchmark.main([*words, "--device", "cpu", "--workers", "0"]) == 0
         for file in files:
-            assert (benchmarked / file).stat().st_size > 0, file
-        rows[table] = list(pd.read_csv(benchmarked / f"{table}.csv")["method"])
-    assert (benchmarked / "table1_structures.png").exists()
-    assert set(json.loads((benchmarked / "benchmark.json").read_text())["failed"]) == set(CLASSICAL)
+            assert (benchmark_folder / file).stat().st_size > 0, file
+        rows[table] = list(pd.read_csv(benchmark_folder / f"{table}.csv")["method"])
+    assert (benchmark_folder / "table1_structures.png").exists()
+    assert set(json.loads((benchmark_folder / "benchmark.json").read_text())["failed"]) == set(CLASSICAL)
     assert rows["table1"] == [
         "Initial",
         "VoxelMorph (small)",
@@ -110,15 +110,15 @@ def test_each_table_is_written_as_the_page_says(benchmarked: Path, tmp_path: Pat
         "ConvexAdam",
     ]
     assert len(rows["table2"]) == 9
-    # What stands in the layers' place is as wide as they are.
-    vit = json.loads((benchmarked.parent / "llm_morph__vit__full" / "plans.json").read_text())["network"]
+    # The transformer in place of the layers is as wide as they are.
+    vit = json.loads((benchmark_folder.parent / "llm_morph__vit__full" / "plans.json").read_text())["network"]
     assert (vit["blocks"], vit["token_width"]) == ("vit", TINY["llama"]["hidden_size"])
     assert rows["table3"] == ["Initial", "w/o LoRA (llama-2-7b-chat-hf)", "llama-2-7b-chat-hf", "qwen2-7b"]
     assert rows["figure4"] == ["Initial", *(f"layers {first}/{first + 1}, w/o LoRA" for first in (0, 1, 2))]
 
 
 def test_a_method_is_trained_for_some_minutes(
-    benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learned_runs, "STEPS_PER_EPOCH", 2)
     arguments = ["-d", "101", "--device", "cpu", "--workers", "0", "--folds", "test", "--minutes", "0.0001"]
@@ -132,5 +132,5 @@ def test_a_method_is_trained_for_some_minutes(
     assert train.main(["101", "all", *trained]) == 0
     assert (folder / "fold_all" / "validation" / "metrics.csv").exists()
     assert json.loads((folder / "plans.json").read_text())["network"]["size"] == "small"
-    table = pd.read_csv(benchmarked / "comparison.csv").set_index("method")
+    table = pd.read_csv(benchmark_folder / "comparison.csv").set_index("method")
     assert list(table.index) == ["VoxelMorph (small)", "VoxelMorph (small), refined"]

@@ -18,8 +18,8 @@ def test_an_installed_model_predicts_the_same_bit_by_bit(
 ) -> None:
     shared = tmp_path / "model.zip"
     # Other tests train further folds of the model.
-    one = ["-m", str(model(environment)), "-f", "0"]
-    assert export_model.main([*one, "-o", str(shared)]) == 0
+    model_options = ["-m", str(model(environment)), "-f", "0"]
+    assert export_model.main([*model_options, "-o", str(shared)]) == 0
     latest = model(environment) / "fold_0" / "checkpoint_latest.safetensors"
     assert shared.stat().st_size < 0.6 * latest.stat().st_size
     cases = sorted((environment / "raw" / NAME / "imagesTs").glob("*"))[:2]
@@ -27,14 +27,14 @@ def test_an_installed_model_predicts_the_same_bit_by_bit(
     for case in cases:
         (tmp_path / "in" / case.name).symlink_to(case)
     arguments = ["-i", str(tmp_path / "in"), "--device", "cpu", "-o"]
-    assert predict.main([*arguments, str(tmp_path / "there"), *one]) == 0
+    assert predict.main([*arguments, str(tmp_path / "there"), *model_options]) == 0
     monkeypatch.setenv("llmreg_results", str(tmp_path / "results"))
     capsys.readouterr()
     assert install_model.main([str(shared)]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     installed = tmp_path / "results" / NAME / model(environment).name
-    assert f"-m {installed}" in said
-    assert "are here" in said
+    assert f"-m {installed}" in printed
+    assert "are here" in printed
     weights = load_file(installed / "fold_0" / "checkpoint_final.safetensors")
     assert not [name for name in weights if "base_layer" in name or not name.startswith("network.")]
     # The only model there is.

@@ -85,7 +85,7 @@ def test_only_the_names_of_long_options_are_spelled_anew(arguments, expected):
 
 
 @pytest.mark.parametrize(
-    ("command", "old", "new"),
+    ("command", "old_words", "new_words"),
     [
         ("plan", ["-d", "1", "--memory-gb", "4"], ["-d", "1", "--memory_gb", "4"]),
         ("plan", ["-d", "1", "--memory-gb=4"], ["-d", "1", "--memory_gb=4"]),
@@ -97,11 +97,11 @@ def test_only_the_names_of_long_options_are_spelled_anew(arguments, expected):
         ("train", ["1", "0", "--num-gpus", "2"], ["1", "0", "--num_gpus", "2"]),
     ],
 )
-def test_old_spellings_mean_the_same_and_are_not_shown(command, old, new):
+def test_old_spellings_mean_the_same_and_are_not_shown(command, old_words, new_words):
     parser = import_module(f"llmreg.commands.{command}").build_parser()
-    assert parser.parse_args(old) == parser.parse_args(new)
-    shown = parser.format_help().replace(",", " ").split()
-    assert not {word.partition("=")[0] for word in set(old) - set(new)} & set(shown)
+    assert parser.parse_args(old_words) == parser.parse_args(new_words)
+    help_words = parser.format_help().replace(",", " ").split()
+    assert not {word.partition("=")[0] for word in set(old_words) - set(new_words)} & set(help_words)
 
 
 def test_subcommands_take_old_spellings_too():

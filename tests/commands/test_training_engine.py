@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_study import NAME, model, refused, training
+from tiny_study import NAME, check_refusal, model, training
 
 from llmreg.commands import find_best_configuration, predict, train
 from llmreg.training.checkpoints import read_state
@@ -55,7 +55,7 @@ def names(environment: Path) -> Iterator[list[str]]:
 
 
 def start(arguments: list[str], *launcher: str, own_group: bool = False) -> subprocess.Popen[str]:
-    """Start a training in another process; with a process group of its own, as a terminal does."""
+    """Start a training in another process, on request with a process group of its own as a terminal does."""
     words = [sys.executable, *launcher, "-m", "llmreg.commands", "train", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -77,7 +77,7 @@ def processes_of(group: int) -> list[str]:
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], newer_than: int = 0) -> int:
-    """Wait until the training has written its latest checkpoint anew; when it was written."""
+    """Wait until the training has written its latest checkpoint anew, and return when that was."""
     path = folder / LATEST
     while not path.exists() or path.stat().st_mtime_ns <= newer_than:
         assert process.poll() is None, process.communicate()
@@ -86,7 +86,7 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], newer_than
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path) -> Iterator[Path]:
+def undisturbed_fold(home: Path) -> Iterator[Path]:
     """The folder of a fold that was trained without a disturbance, on one thread like those that are disturbed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def assert_same_end(expected: Path, folder: Path) -> None:
 
 
 def test_a_training_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
-    environment: Path, names: list[str], undisturbed: Path
+    environment: Path, names: list[str], undisturbed_fold: Path
 ) -> None:
     """A terminal sends Ctrl-C to the training and to its loaders alike, and no process is left behind."""
     names.append("disturbed")
@@ -130,7 +130,7 @@ def test_a_training_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     state = read_state(folder / LATEST)
     assert 6 < 6 * state.epoch + state.step < 24
     assert train.main([*arguments, "--continue"]) == 0
-    assert_same_end(undisturbed, folder)
+    assert_same_end(undisturbed_fold, folder)
 
 
 def test_two_processes_train_like_one_with_twice_the_accumulation(environment: Path, names: list[str]) -> None:
@@ -175,28 +175,28 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         assert train.main([*arguments, "--continue", "--epochs", "2"]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    refused(capsys, "ran out of space")
+    check_refusal(capsys, "ran out of space")
     assert (folder / LATEST).read_bytes() == before
     assert not [*folder.glob(".partial-*"), *folder.glob(".tmp*")]
     assert train.main([*arguments, "--continue", "--epochs", "2"]) == 0
 
 
 def test_errors_of_training_come_with_the_options_that_help(
-    environment: Path, names: list[str], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    environment: Path, names: list[str], undisturbed_fold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names.append("hinted")
     arguments = small_training("hinted", "training.learning_rate=1e30", "training.clip_gradient=null")
     assert train.main([*arguments, "--epochs", "4"]) == 2
-    refused(capsys, "not finite at step", " onto ", "--set training.learning_rate")
+    check_refusal(capsys, "not finite at step", " onto ", "--set training.learning_rate")
     for words, option in (
         ([*arguments, "--pretrained", str(tmp_path)], "checkpoint"),
         (["999", "fold0", "--set", "loss.dice=2"], "--as"),
         (["999", "fold0", "--as", "hinted"], "--set"),
     ):
         assert train.main(words) == 2
-        refused(capsys, option)
-    assert train.main(small_training(undisturbed.parent.name.split("__")[1])) == 2
-    refused(capsys, "holds a training already", "--continue")
+        check_refusal(capsys, option)
+    assert train.main(small_training(undisturbed_fold.parent.name.split("__")[1])) == 2
+    check_refusal(capsys, "holds a training already", "--continue")
 
 
 def test_fine_tuning_takes_over_what_fits_and_says_so(
@@ -214,7 +214,7 @@ def test_fine_tuning_takes_over_what_fits_and_says_so(
 
 
 @pytest.fixture(scope="module")
-def predicted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def predicted_folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fields of the two pairs of the test set."""
     out = tmp_path_factory.mktemp("predicted")
     assert predict.main([*prediction(home), "-o", str(out)]) == 0
@@ -226,43 +226,47 @@ def prediction(home: Path) -> list[str]:
     return ["-i", str(home / "raw" / NAME / "imagesTs"), "-m", str(model(home)), "-f", "0"]
 
 
-def test_parts_of_a_prediction_need_not_know_of_each_other(environment: Path, predicted: Path, tmp_path: Path) -> None:
+def test_parts_of_a_prediction_need_not_know_of_each_other(
+    environment: Path, predicted_folder: Path, tmp_path: Path
+) -> None:
     arguments = [*prediction(environment), "-o", str(tmp_path), "--num_parts", "2"]
     assert predict.main([*arguments, "--part_id", "1"]) == 0
     assert not (tmp_path / "predict.json").exists()
     assert len(list(tmp_path.glob("disp_*"))) == 1
     assert predict.main([*arguments, "--part_id", "0"]) == 0
-    rows, other_rows = (json.loads((folder / "predict.json").read_text())["pairs"] for folder in (predicted, tmp_path))
+    rows, other_rows = (
+        json.loads((folder / "predict.json").read_text())["pairs"] for folder in (predicted_folder, tmp_path)
+    )
     assert [row["pair_id"] for row in rows] == [row["pair_id"] for row in other_rows]
     for row in rows:
-        assert (predicted / row["field"]).read_bytes() == (tmp_path / row["field"]).read_bytes()
+        assert (predicted_folder / row["field"]).read_bytes() == (tmp_path / row["field"]).read_bytes()
 
 
 def test_a_prediction_goes_on_with_the_pairs_that_are_missing(
-    environment: Path, predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    environment: Path, predicted_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = shutil.copytree(predicted, tmp_path / "out")
+    out = shutil.copytree(predicted_folder, tmp_path / "out")
     arguments = [*prediction(environment), "-o", str(out)]
     rows = json.loads((out / "predict.json").read_text())["pairs"]
-    kept, lost = (out / row["field"] for row in rows)
-    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
-    lost.unlink()
+    kept_field, lost_field = (out / row["field"] for row in rows)
+    before, content = kept_field.stat().st_mtime_ns, lost_field.read_bytes()
+    lost_field.unlink()
     (out / "predict.json").unlink()
     assert predict.main([*arguments, "--continue"]) == 0
-    assert kept.stat().st_mtime_ns == before
-    assert lost.read_bytes() == content
+    assert kept_field.stat().st_mtime_ns == before
+    assert lost_field.read_bytes() == content
     assert [row["pair_id"] for row in json.loads((out / "predict.json").read_text())["pairs"]] == [
         row["pair_id"] for row in rows
     ]
     capsys.readouterr()
     assert predict.main(arguments) == 2
-    refused(capsys, "--continue")
+    check_refusal(capsys, "--continue")
     record = next((out / ".pairs").glob("*.json"))
     record.write_text(record.read_text().replace("llm_morph__tiny", "llm_morph__other"))
     assert predict.main([*arguments, "--continue"]) == 2
-    refused(capsys, "llm_morph__other", "--overwrite")
+    check_refusal(capsys, "llm_morph__other", "--overwrite")
     assert predict.main([*arguments, "--num_parts", "2", "--part_id", "2"]) == 2
-    refused(capsys, "counted from 0")
+    check_refusal(capsys, "counted from 0")
 
 
 def test_the_best_configuration_is_found_and_how_to_use_it_is_said(
@@ -280,4 +284,4 @@ def test_the_best_configuration_is_found_and_how_to_use_it_is_said(
     }
     assert f"llmreg_predict -i in/ -o out/ -d 999 -p {content['best'].split('__')[1]} -c half" in printed
     assert find_best_configuration.main(["999", "-f", "7"]) == 2
-    refused(capsys, "No fold was trained by all models")
+    check_refusal(capsys, "No fold was trained by all models")

@@ -34,7 +34,6 @@ def dataset(tmp_path: Path) -> Dataset:
     pairs = tuple(Pair(f"Toy_{s}_0000", f"Toy_{s}_0001") for s in ("0001", "0003"))
     mixed = Pair("Toy_0001_0000", "Toy_0003_0001")
     return Dataset(
-        1,
         "Dataset001_Toy",
         tmp_path,
         {0: "MR", 1: "CT"},

@@ -21,7 +21,7 @@ from llmreg.comparison import classical_methods
 from llmreg.comparison.classical_methods import CLASSICAL
 from llmreg.comparison.classical_runs import register_pairs, run_limited
 from llmreg.comparison.pair_tables import ClassicalPair
-from llmreg.data.dataset import Pair
+from llmreg.data.dataset import Case
 from llmreg.errors import Interrupted, MissingPackage
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
@@ -45,15 +45,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> ClassicalPair:
     moved = sitk.TranslationTransform(3, (-6.0, -6.0, -6.0))
     elsewhere = Grid(GRID.size, GRID.spacing, tuple(np.add(GRID.origin, ELSEWHERE.GetOffset())), GRID.direction)
     files = {"fixed": image, "fixed_label": label}
-    for name, source, how in (("moving", image, "linear"), ("moving_label", label, "nearest")):
-        shifted = resample_image(source, GRID, moved, how)
+    for name, source, interpolator in (("moving", image, "linear"), ("moving_label", label, "nearest")):
+        shifted = resample_image(source, GRID, moved, interpolator)
         shifted.SetOrigin(elsewhere.origin)
         files[name] = shifted
     paths = {name: folder / f"{name}.nii.gz" for name in files}
     for name, path in paths.items():
         sitk.WriteImage(files[name], str(path))
     return ClassicalPair(
-        "A_B", Pair("A", "B"), paths["fixed"], paths["moving"], paths["fixed_label"], paths["moving_label"], ELSEWHERE
+        Case("A", "0001", 0, paths["fixed"], paths["fixed_label"]),
+        Case("B", "0002", 1, paths["moving"], paths["moving_label"]),
+        ELSEWHERE,
     )
 
 
@@ -82,17 +84,17 @@ def test_the_fixed_and_the_moving_image_are_given_in_that_order(
     replace_programs(monkeypatch, code)
     content = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
     (row,) = content["pairs"]
-    assert (row["fixed_path"], row["moving_path"]) == (str(pair.fixed), str(pair.moving))
-    assert (row["fixed_label"], row["moving_label"]) == (str(pair.fixed_label), str(pair.moving_label))
+    assert (row["fixed_path"], row["moving_path"]) == (str(pair.fixed.image), str(pair.moving.image))
+    assert (row["fixed_label"], row["moving_label"]) == (str(pair.fixed.label), str(pair.moving.label))
 
 
 def test_what_is_there_is_kept_and_what_failed_is_tried_again(
     pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_programs(monkeypatch, "raise SystemExit('no luck today')")
-    failed = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
-    assert failed["pairs"] == []
-    assert "ended with exit code 1: no luck today" in failed["failed"][0]["failed"]
+    record = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
+    assert record["pairs"] == []
+    assert "ended with exit code 1: no luck today" in record["failed"][0]["failed"]
     replace_programs(monkeypatch, SHIFT)
     assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
     replace_programs(monkeypatch, "raise SystemExit('not called')")
@@ -100,10 +102,10 @@ def test_what_is_there_is_kept_and_what_failed_is_tried_again(
 
 
 def test_memory_is_the_programs_own(tmp_path: Path) -> None:
-    """Not that of the process that starts it."""
+    """The memory of the process that starts the program does not count."""
     ballast = np.ones(2**29, np.uint8)
-    failed, memory = run_limited([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 60)
-    assert failed is None
+    failure, memory = run_limited([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 60)
+    assert failure is None
     assert 0.002 < memory < 0.2 < ballast.nbytes / 2**30
     _, memory = run_limited([sys.executable, "-c", "import time; x = b'x' * 2**29; time.sleep(0.2)"], tmp_path, 60)
     assert 0.5 < memory < 0.7
@@ -113,20 +115,20 @@ def test_a_pair_that_fails_is_the_last_and_a_field_that_is_gone_is_made_again(
     pair: ClassicalPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_programs(monkeypatch, "open(__import__('sys').argv[3], 'w').write('no field')")
-    pairs = [pair, replace(pair, name="B_A")]
-    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
-    assert listed["pairs"] == []
-    (row,) = listed["failed"]
+    pairs = [pair, replace(pair, fixed=replace(pair.fixed, name="C"))]
+    record = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert record["pairs"] == []
+    (row,) = record["failed"]
     assert row["pair_id"] == "A_B"
     assert row["failed"].startswith("ants: its field")
     replace_programs(monkeypatch, SHIFT)
-    listed = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
-    assert len(listed["pairs"]) == 2
-    (tmp_path / listed["pairs"][1]["field"]).unlink()
-    kept = (tmp_path / listed["pairs"][0]["field"]).stat().st_mtime_ns
-    again = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())["pairs"]
-    assert all((tmp_path / row["field"]).exists() for row in again)
-    assert (tmp_path / again[0]["field"]).stat().st_mtime_ns == kept
+    record = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())
+    assert len(record["pairs"]) == 2
+    (tmp_path / record["pairs"][1]["field"]).unlink()
+    written_at = (tmp_path / record["pairs"][0]["field"]).stat().st_mtime_ns
+    rows = json.loads(register_pairs("ants", pairs, tmp_path, 60).read_text())["pairs"]
+    assert all((tmp_path / row["field"]).exists() for row in rows)
+    assert (tmp_path / rows[0]["field"]).stat().st_mtime_ns == written_at
 
 
 def processes_with(argument: Path) -> list[str]:
@@ -180,12 +182,12 @@ def test_a_method_that_is_not_installed_is_named_with_its_package(
 
 @pytest.mark.parametrize("method", CLASSICAL)
 def test_a_method_that_is_installed_finds_a_shift(method: str, pair: ClassicalPair, tmp_path: Path) -> None:
-    """Which way its field points, in which units, and where it lies."""
+    """The field of a known shift tells its direction, its units and its place."""
     if find_spec(CLASSICAL[method].module) is None:
         pytest.skip(f"{CLASSICAL[method].package} is not installed")
-    listed = json.loads(register_pairs(method, [pair], tmp_path, 300).read_text())
-    assert "failed" not in listed
-    field = read_field(tmp_path / listed["pairs"][0]["field"])
-    inside = image_to_array(sitk.ReadImage(str(pair.fixed_label))) == 2
+    record = json.loads(register_pairs(method, [pair], tmp_path, 300).read_text())
+    assert "failed" not in record
+    field = read_field(tmp_path / record["pairs"][0]["field"])
+    inside = image_to_array(sitk.ReadImage(str(pair.fixed.label))) == 2
     error = field.vectors[inside] - np.add(ELSEWHERE.GetOffset(), 6)
     assert np.linalg.norm(error.mean(axis=0)) < 1.5

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from llmreg.comparison.benchmark_settings import TEST, BenchmarkSettings
-from llmreg.comparison.judged_pairs import all_judged_pairs, judged_pairs, registered_from, scored_from
+from llmreg.comparison.judged_pairs import (
+    all_judged_pairs,
+    digest_registration_inputs,
+    digest_scoring_inputs,
+    judged_pairs,
+)
 from llmreg.data.dataset import Dataset, Pair
 from llmreg.data.splits import Split, write_splits
 from llmreg.errors import BadArgument
@@ -45,20 +50,23 @@ def test_a_fold_is_judged_by_its_annotated_validation_pairs(
 
 
 def test_fields_depend_on_images_and_their_roles_and_not_on_annotation(dataset: Dataset) -> None:
-    digest = registered_from(PAIRS, dataset)
-    assert registered_from([Pair(pair.moving, pair.fixed) for pair in PAIRS], dataset) != digest
+    digest = digest_registration_inputs(PAIRS, dataset)
+    assert digest_registration_inputs([Pair(pair.moving, pair.fixed) for pair in PAIRS], dataset) != digest
     label = dataset.case("Toy_0001_0000").label
     assert label is not None
     label.write_text("other labels")
-    assert registered_from(PAIRS, dataset) == digest
+    assert digest_registration_inputs(PAIRS, dataset) == digest
     dataset.case("Toy_0001_0000").image.write_text("another image")
-    assert registered_from(PAIRS, dataset) != digest
+    assert digest_registration_inputs(PAIRS, dataset) != digest
 
 
 def test_scores_depend_on_annotation_and_on_the_label_table(dataset: Dataset) -> None:
     pairs = [*PAIRS, Pair("Toy_0003_0000", "Toy_0003_0001")]
-    digests = {scored_from(pairs, dataset), scored_from(pairs, replace(dataset, labels={1: "another organ"}))}
+    digests = {
+        digest_scoring_inputs(pairs, dataset),
+        digest_scoring_inputs(pairs, replace(dataset, labels={1: "another organ"})),
+    }
     for case, kind in (("Toy_0001_0000", "label"), ("Toy_0003_0001", "keypoints")):
         getattr(dataset.case(case), kind).write_text("changed")
-        digests.add(scored_from(pairs, dataset))
+        digests.add(digest_scoring_inputs(pairs, dataset))
     assert len(digests) == 4

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from llmreg.comparison import command_lines, learned_runs
-from llmreg.comparison.benchmark_errors import MethodFailed, OtherTraining
-from llmreg.comparison.benchmark_record import read_prediction_run
+from llmreg.comparison.benchmark_record import PredictionRun
 from llmreg.comparison.benchmark_settings import BenchmarkSettings
 from llmreg.comparison.learned_runs import train_and_predict
 from llmreg.comparison.methods import Method
 from llmreg.data.dataset import Dataset, Pair, pairs_digest
+from llmreg.errors import UserError
 from llmreg.predictions import PredictedPair, Predictions, write_predictions
 
 PAIRS = (Pair("Toy_0001_0000", "Toy_0001_0001"),)
@@ -40,7 +40,7 @@ def commands(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("llmreg_home", str(tmp_path / "home"))
     for kind in ("raw", "preprocessed"):
         (tmp_path / "home" / kind / dataset.name).mkdir(parents=True)
-    monkeypatch.setattr(learned_runs, "choose_plans", lambda folder, choice: Plans())
+    monkeypatch.setattr(learned_runs.experiment, "choose_plans", lambda folder, choice: Plans())
     monkeypatch.setattr(learned_runs, "read_state", lambda path: state)
     monkeypatch.setattr(learned_runs.experiment, "fetch_weights", lambda plans: plans)
     monkeypatch.setattr(learned_runs.experiment, "find_fold", lambda *_: ("0", None))
@@ -77,20 +77,20 @@ def test_what_is_done_is_kept_and_what_is_missing_is_done(
     run()
     run()
     assert names(commands) == ["train", "predict"]
-    spent = read_prediction_run(tmp_path / "out")
+    spent = PredictionRun.read(tmp_path / "out")
     assert spent is not None
     # A field that was deleted is predicted again, and its time does not count.
     (tmp_path / "out" / "field.nii.gz").unlink()
     run()
     assert names(commands) == ["train", "predict", "predict"]
-    assert read_prediction_run(tmp_path / "out") == spent
-    # Of another training, nothing is kept.
+    assert PredictionRun.read(tmp_path / "out") == spent
+    # Nothing is kept of another training.
     (tmp_path / "out" / "notes.txt").touch()
     (tmp_path / "model" / "fold_0" / "checkpoint_final.safetensors").write_text("other weights")
     run()
     assert names(commands) == ["train", "predict", "predict", "predict"]
     assert not (tmp_path / "out" / "notes.txt").exists()
-    # Nor of other images.
+    # Nothing is kept of other images either.
     dataset.case("Toy_0001_0001").image.write_text("another image")
     run()
     assert len(commands) == 5
@@ -99,12 +99,12 @@ def test_what_is_done_is_kept_and_what_is_missing_is_done(
 def test_a_model_of_other_plans_or_pairs_is_refused(
     commands: list[list[str]], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for change in ({"plans_digest": "other"}, {"pairs_sha256": "other"}):
+    changes = ({"plans_digest": "other"}, {"pairs_sha256": "other"})
+    for change, difference in zip(changes, ("with other plans", "on other pairs than fold 0"), strict=True):
         state = SimpleNamespace(**({"plans_digest": "digest", "pairs_sha256": None, "epochs": 2} | change))
         monkeypatch.setattr(learned_runs, "read_state", lambda path, state=state: state)
-        with pytest.raises(OtherTraining) as error:
+        with pytest.raises(UserError, match=f"{tmp_path / 'model'} was trained {difference}"):
             train_and_predict(BenchmarkSettings("1"), METHOD, "0", PAIRS, dataset, tmp_path / "out")
-        assert error.value.folder == tmp_path / "model"
     assert names(commands) == ["train"]
 
 
@@ -115,13 +115,13 @@ def test_a_prediction_that_crashes_is_an_error_and_its_time_is_known(
 
     def crash(words: Sequence[str]) -> None:
         if words[0] == "predict":
-            raise MethodFailed("llmreg_predict", "ended with exit code 1")
+            raise UserError("llmreg_predict: ended with exit code 1")
         train(words)
 
     monkeypatch.setattr(command_lines, "run_command", crash)
-    with pytest.raises(MethodFailed):
+    with pytest.raises(UserError, match="exit code 1"):
         train_and_predict(BenchmarkSettings("1"), METHOD, "0", PAIRS, dataset, tmp_path / "out")
-    run = read_prediction_run(tmp_path / "out")
+    run = PredictionRun.read(tmp_path / "out")
     assert run is not None
     assert run.spent is not None
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["about"]["flags"] == []

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from llmreg.comparison.method_plots import draw_structures, plot_layers, plot_structures
+from llmreg.comparison.method_plots import draw_layers, draw_structures, save_figure
 
 
 def rows(dice: dict[str, list[float]]) -> pd.DataFrame:
@@ -34,8 +34,10 @@ def test_many_structures_take_several_rows() -> None:
 def test_layers_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> None:
     index = pd.Index(["a", "b", "c"])
     dice = {"0/1": pd.Series([0.5, 0.6, 0.1], index), "1/2": pd.Series([0.7, 0.8, np.nan], index)}
-    plot_layers(dice, tmp_path / "layers.png")
-    plot_structures({"A": rows({"liver": [0.5, 0.7]})}, tmp_path / "structures.png")
+    figure = draw_layers(dice)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["55.00", "75.00"]
+    save_figure(figure, tmp_path / "layers.png")
+    save_figure(draw_structures({"A": rows({"liver": [0.5, 0.7]})}), tmp_path / "structures.png")
     for name in ("layers", "structures"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 1

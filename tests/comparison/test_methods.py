@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from llmreg.comparison import methods as module
 from llmreg.comparison.methods import GROUPS, Method, find_method, first_layers, list_group, select_methods
 from llmreg.errors import BadArgument, UnknownName, UserError
 from llmreg.networks.language_models import loading
@@ -17,7 +18,7 @@ def names(*arguments, **options) -> dict[str, list[str]]:
 
 
 def test_groups_keep_their_tables_and_other_names_share_one() -> None:
-    tables = names(["table2", "convexadam", "llm_morph", "convexadam"], SETTINGS, 30)
+    tables = names(["table2", "convexadam", "llm_morph", "convexadam"], SETTINGS)
     assert tables["comparison"] == ["convexadam", "llm_morph"]
     assert tables["table2"][0] == "initial"
     assert tables["table2"][-1] == "llm_morph"
@@ -33,10 +34,10 @@ def test_groups_keep_their_tables_and_other_names_share_one() -> None:
 
 def test_an_ablation_that_changes_nothing_is_not_a_row() -> None:
     """Without cost volumes, LLM-Morph and its ablation are one network."""
-    assert "no-cost-volume" not in names(["table2"], SETTINGS, 30)["table2"]
-    assert "no-cost-volume" in names(["table2"], network_settings("llm_morph", cost_volume=1), 30)["table2"]
+    assert "no-cost-volume" not in names(["table2"], SETTINGS)["table2"]
+    assert "no-cost-volume" in names(["table2"], network_settings("llm_morph", cost_volume=1))["table2"]
     with pytest.raises(UserError):
-        select_methods(["llm_morph", "no-cost-volume"], SETTINGS, 30)
+        select_methods(["llm_morph", "no-cost-volume"], SETTINGS)
 
 
 def test_the_first_table_has_every_registered_network() -> None:
@@ -48,41 +49,43 @@ def test_the_first_table_has_every_registered_network() -> None:
     assert find_method("transmorph-3", SETTINGS).changes == ("network.stages=3",)
 
 
-def test_pairs_of_layers_are_where_the_paper_took_them() -> None:
+def test_pairs_of_layers_are_where_the_paper_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_layers(32) == [0, 7, 15, 23, 30]
     assert first_layers(30)[0] == 0
     assert first_layers(30)[-1] == 28
     assert first_layers(2) == [0]
-    (table,) = select_methods(["figure4"], SETTINGS, 32).values()
+    monkeypatch.setattr(module, "count_layers", lambda network: 32)
+    (table,) = select_methods(["figure4"], SETTINGS).values()
     assert [method.name for method in table[1:]] == [f"layers-{k}-{k + 1}-no-lora" for k in (0, 7, 15, 23, 30)]
     assert set(table[1].changes) == {"network.llm.layers=[0,1]", "network.llm.lora=null"}
 
 
 @pytest.fixture
-def middle(monkeypatch: pytest.MonkeyPatch) -> None:
+def middle_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model has 28 layers."""
     monkeypatch.setattr(
         loading, "select_layers", lambda source, layers, llm: llm.model_copy(update={"layers": (13, 14)})
     )
 
 
-def test_language_models_are_compared_without_lora_under_short_names(middle: None) -> None:
-    (table,) = select_methods(["table3"], SETTINGS, 0, ["/models/Llama-3-8B/", "Qwen/Qwen2-7B"]).values()
+def test_language_models_are_compared_without_lora_under_short_names(middle_layers: None) -> None:
+    (table,) = select_methods(["table3"], SETTINGS, ["/models/Llama-3-8B/", "Qwen/Qwen2-7B"]).values()
     assert [m.name for m in table] == ["initial", "no-lora", "llm-llama-3-8b-no-lora", "llm-qwen2-7b-no-lora"]
     expected = ("network.llm.source=Qwen/Qwen2-7B", "network.llm.layers=[13,14]", "network.llm.lora=null")
     assert table[-1].changes == expected
     assert find_method("llm=Qwen/Qwen2-7B+refine", SETTINGS).name == "llm-qwen2-7b-no-lora+refine"
 
 
-def test_language_models_that_cannot_be_told_apart_or_belong_to_no_table_are_refused(middle: None) -> None:
+def test_language_models_that_cannot_be_told_apart_or_belong_to_no_table_are_refused(middle_layers: None) -> None:
     for tables, models in ((["table3"], ["/a/7b", "/b/7b"]), (["table1"], ["/a/7b"])):
         with pytest.raises(BadArgument) as error:
-            select_methods(tables, SETTINGS, 0, models)
+            select_methods(tables, SETTINGS, models)
         assert error.value.argument == "llms"
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_method_of_a_group_is_known(group: str) -> None:
+def test_every_method_of_a_group_is_known(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "count_layers", lambda network: 30)
     settings = network_settings("llm_morph", cost_volume=1)
     for name in list_group(group, settings):
         assert find_method(name, settings).name == name
@@ -90,14 +93,14 @@ def test_every_method_of_a_group_is_known(group: str) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownName) as error:
-        select_methods(["demons"], SETTINGS, 0)
+        select_methods(["demons"], SETTINGS)
     assert {"table1", "convexadam", "vit", "voxelmorph"} <= set(error.value.known)
 
 
 def test_a_refined_method_is_the_same_training_predicted_otherwise() -> None:
     plain, refined = (find_method(name, SETTINGS) for name in ("no-lora", "no-lora+refine"))
     assert isinstance(plain, Method)
-    assert (refined.changes, refined.trained_as) == (plain.changes, plain.trained_as)
+    assert (refined.changes, refined.training_name) == (plain.changes, plain.training_name)
     assert (plain.refinement_steps, refined.refinement_steps) == (0, 50)
     with pytest.raises(UnknownName):
         find_method("ants+refine", SETTINGS)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from tiny_predictions import write_predictions
 
-from llmreg.comparison.benchmark_record import PredictionRun, write_prediction_run
+from llmreg.comparison.benchmark_record import PredictionRun
 from llmreg.comparison.score_tables import (
     is_prealigned,
     read_pair_scores,
@@ -39,7 +39,7 @@ def test_scores_of_a_pair_are_means_over_its_labels(folder: Path) -> None:
 
 def test_seconds_of_a_comparison_are_the_programs_shared_among_its_pairs(folder: Path) -> None:
     for spent, expected in ((7.0, 3.5), (0.0, 0.0), (None, np.nan)):
-        write_prediction_run(folder, PredictionRun(about={}, spent=spent))
+        PredictionRun(about={}, spent=spent).write(folder)
         np.testing.assert_array_equal(read_pair_scores(folder)["seconds"], expected)
     (folder / "benchmark.json").unlink()
 
@@ -54,12 +54,12 @@ def test_a_structure_without_distance_is_lost(folder: Path) -> None:
     file.write_text(text)
 
 
-def scored(**columns: list[float]) -> pd.DataFrame:
+def make_scores(**columns: list[float]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(["a", "b"], name="pair_id"))
 
 
 def test_earlier_stages_come_from_any_method_that_has_the_pair() -> None:
-    first = scored(dice=[0.8, 0.9], initial_dice=[0.1, 0.2], prealigned_dice=[0.3, 0.2])
+    first = make_scores(dice=[0.8, 0.9], initial_dice=[0.1, 0.2], prealigned_dice=[0.3, 0.2])
     other = first.assign(dice=0.5).rename(index={"b": "c"})
     stages = scores_before_registration([first, other])
     assert list(stages) == ["Initial", "Pre-aligned"]
@@ -69,9 +69,9 @@ def test_earlier_stages_come_from_any_method_that_has_the_pair() -> None:
 
 
 def test_a_prealignment_that_moves_nothing_is_no_stage() -> None:
-    same = scored(dice=[0.8, 0.9], initial_dice=[0.1, 0.2], prealigned_dice=[0.1, 0.2])
-    assert not is_prealigned(same)
-    assert list(scores_before_registration([same])) == ["Initial"]
-    landmarks = same.assign(initial_tre_mm=[5.0, 6.0], prealigned_tre_mm=[5.0, 4.0])
+    scores = make_scores(dice=[0.8, 0.9], initial_dice=[0.1, 0.2], prealigned_dice=[0.1, 0.2])
+    assert not is_prealigned(scores)
+    assert list(scores_before_registration([scores])) == ["Initial"]
+    landmarks = scores.assign(initial_tre_mm=[5.0, 6.0], prealigned_tre_mm=[5.0, 4.0])
     assert is_prealigned(landmarks)
     assert not is_prealigned(landmarks, ["dice"])

@@ -11,7 +11,7 @@ from llmreg.errors import BadArgument
 PAIRS = [f"pair {k}" for k in range(12)]
 
 
-def scored(dice: float, hd95: float, seed: int, pairs: list[str] = PAIRS, **more: float) -> pd.DataFrame:
+def make_scores(dice: float, hd95: float, seed: int, pairs: list[str] = PAIRS, **more: float) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     figures = {"dice": dice + 0.01 * rng.normal(size=len(pairs)), "hd95_mm": hd95 + 0.1 * rng.normal(size=len(pairs))}
     return pd.DataFrame(figures | more, index=pd.Index(pairs, name="pair_id"))
@@ -20,11 +20,11 @@ def scored(dice: float, hd95: float, seed: int, pairs: list[str] = PAIRS, **more
 @pytest.fixture
 def scores() -> dict[str, pd.DataFrame]:
     return {
-        "Initial": scored(0.9, 1.0, 0, folding_percent=0.0, seconds=1.0),
-        "first": scored(0.80, 3.0, 1, folding_percent=0.1),
-        "like first": scored(0.80, 2.0, 2, folding_percent=0.0),
-        "worse": scored(0.70, 4.0, 3, folding_percent=0.2),
-        "worst": scored(0.60, 5.0, 4, folding_percent=0.3),
+        "Initial": make_scores(0.9, 1.0, 0, folding_percent=0.0, seconds=1.0),
+        "first": make_scores(0.80, 3.0, 1, folding_percent=0.1),
+        "like first": make_scores(0.80, 2.0, 2, folding_percent=0.0),
+        "worse": make_scores(0.70, 4.0, 3, folding_percent=0.2),
+        "worst": make_scores(0.60, 5.0, 4, folding_percent=0.3),
     }
 
 
@@ -32,10 +32,10 @@ def test_means_and_sds_are_those_over_shared_pairs(scores: dict[str, pd.DataFram
     scores["worse"] = scores["worse"].iloc[::-1].drop("pair 3")
     table = build_table("A", scores)
     assert table.pairs == 11
-    for method, own in scores.items():
-        kept = own.drop(index="pair 3", errors="ignore")
-        assert table.rows[method]["dice"].mean == pytest.approx(kept["dice"].mean())
-        assert table.rows[method]["dice"].sd == pytest.approx(np.std(kept["dice"], ddof=1))
+    for method, method_scores in scores.items():
+        shared_scores = method_scores.drop(index="pair 3", errors="ignore")
+        assert table.rows[method]["dice"].mean == pytest.approx(shared_scores["dice"].mean())
+        assert table.rows[method]["dice"].sd == pytest.approx(np.std(shared_scores["dice"], ddof=1))
 
 
 def test_the_best_is_no_initial_value_and_each_column_has_its_own(scores: dict[str, pd.DataFrame]) -> None:
@@ -55,7 +55,7 @@ def test_p_values_are_holms_of_wilcoxons(scores: dict[str, pd.DataFrame]) -> Non
     best = scores["like first"]["hd95_mm"]
     raw = {m: wilcoxon(scores[m]["hd95_mm"], best).pvalue for m in ("first", "worse", "worst")}
     for method, p in raw.items():
-        # By its definition: of the tests with p values up to this one's, the largest corrected.
+        # Holm's definition: the largest corrected value of all tests whose p values are no larger than this one.
         smaller = [other for other in raw.values() if other <= p]
         expected = max(min(1.0, sum(again >= other for again in raw.values()) * other) for other in smaller)
         assert rows[method]["hd95_mm"].p == pytest.approx(expected)
@@ -65,9 +65,9 @@ def test_p_values_are_holms_of_wilcoxons(scores: dict[str, pd.DataFrame]) -> Non
 
 
 def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores: dict[str, pd.DataFrame]) -> None:
-    """Lost in the six hardest pairs, and half a millimetre worse in the others."""
+    """One method loses structures in the six hardest pairs, and is half a millimetre worse in the others."""
     hard = np.repeat([16.0, 0.0], 6)
-    good = scored(0.8, 4.0, 1, lost=0).assign(hd95_mm=lambda table: table["hd95_mm"] + hard)
+    good = make_scores(0.8, 4.0, 1, lost=0).assign(hd95_mm=lambda table: table["hd95_mm"] + hard)
     losing = good.assign(lost=hard / 16, hd95_mm=np.where(hard > 0, np.nan, good["hd95_mm"] + 0.5))
     table = build_table("A", {"good": good, "losing": losing})
     cell, other = (table.rows[method]["hd95_mm"] for method in ("good", "losing"))
@@ -79,32 +79,32 @@ def test_who_loses_structures_is_not_best_in_the_distances_of_the_others(scores:
     assert ")\N{DAGGER} |" in row
     assert "without structures that are outside or were lost" in as_markdown(table)
     assert r"$\dagger$" in as_latex(table)
-    # Where nobody loses any, nothing is said of it.
+    # Where no method loses structures, the table does not mention them.
     assert "lost" not in as_markdown(build_table("A", {"good": good, "other": good}))
 
 
 def test_structures_outside_before_registration_flatter_the_start_too() -> None:
-    good = scored(0.8, 4.0, 1, lost=0)
-    start = scored(0.3, 9.0, 2, lost=1)
+    good = make_scores(0.8, 4.0, 1, lost=0)
+    start = make_scores(0.3, 9.0, 2, lost=1)
     table = build_table("A", {"Initial": start, "good": good})
     assert (table.rows["Initial"]["hd95_mm"].partial, table.rows["good"]["hd95_mm"].partial) == (True, False)
     assert table.rows["good"]["hd95_mm"].best
 
 
-def test_methods_that_share_no_pair_are_not_build_table() -> None:
+def test_methods_that_share_no_pair_have_no_table() -> None:
     with pytest.raises(BadArgument, match="one, other") as error:
-        build_table("A", {"one": scored(0.8, 3.0, 1, ["a", "b"]), "other": scored(0.8, 3.0, 1, ["c"])})
+        build_table("A", {"one": make_scores(0.8, 3.0, 1, ["a", "b"]), "other": make_scores(0.8, 3.0, 1, ["c"])})
     assert error.value.argument == "methods"
 
 
 def test_equal_methods_do_not_differ() -> None:
-    same = scored(0.8, 3.0, 1)
-    rows = build_table("A", {"one": same, "other": same.copy()}).rows
+    method_scores = make_scores(0.8, 3.0, 1)
+    rows = build_table("A", {"one": method_scores, "other": method_scores.copy()}).rows
     assert rows["other"]["dice"].p == 1.0
 
 
 def test_a_single_pair_has_no_sd() -> None:
-    table = build_table("A", {"one": scored(0.8, 3.0, 1, PAIRS[:1]), "other": scored(0.7, 3.5, 2, PAIRS[:1])})
+    table = build_table("A", {"one": make_scores(0.8, 3.0, 1, PAIRS[:1]), "other": make_scores(0.7, 3.5, 2, PAIRS[:1])})
     assert "nan" not in as_markdown(table)
     assert table.rows["other"]["dice"].p == 1.0
 
@@ -129,7 +129,7 @@ def test_latex_compiles_in_principle(scores: dict[str, pd.DataFrame]) -> None:
     assert r"broken\_one & \multicolumn{3}{l}{100\% wrong}" in text
     assert r"\textbf{" in text
     assert text.count("{") == text.count("}")
-    # In text, plain LaTeX sets these as other signs.
+    # Outside of formulas, plain LaTeX sets these as other signs.
     assert not set("<>|") & set("".join(text.split("$")[::2]))
     assert "$<$ 0.05" in text
 

@@ -1,4 +1,4 @@
-"""What users' files are like when they are not as they should be, and the sentence that each gets."""
+"""Users' files that are not as they should be, and the sentence that each gets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmreg.errors import UserError
 
 LABELS = {1: "liver", 2: "spleen"}
 SPACING = (1.0, 1.5, 2.0)
-# Where a NIfTI header has what, and in which format.
+# Format and offset of some fields of a NIfTI header.
 DIM, PIXDIM, SLOPE, UNITS = ("8h", 40), ("8f", 76), ("2f", 112), ("b", 123)
 CODES, QFORM, SFORM = ("2h", 252), ("6f", 256), ("12f", 280)
 
@@ -75,7 +75,7 @@ def label_of(case: Case) -> Path:
     return case.label
 
 
-def with_value(value: float) -> np.ndarray:
+def noise_with_value(value: float) -> np.ndarray:
     values = noise()
     values[1, 2, 3] = value
     return values
@@ -145,8 +145,8 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "complex": (lambda p: save(p, noise().astype(np.complex64)), "holds complex numbers.*: save their magnitude"),
     "one value": (lambda p: save(p, noise() * 0 + 7), r"is empty, every voxel is 7\.0: export the image again"),
-    "NaN": (lambda p: save(p, with_value(np.nan)), NAN),
-    "infinite": (lambda p: save(p, with_value(-np.inf)), NAN),
+    "NaN": (lambda p: save(p, noise_with_value(np.nan)), NAN),
+    "infinite": (lambda p: save(p, noise_with_value(-np.inf)), NAN),
     "infinite once scaled": (lambda p: edit(p, (SLOPE, (1e38, 0))), NAN),
     "CT in unsigned numbers": (lambda p: save(p, ct().astype(np.uint16)), f"holds values from 64.*{UNSIGNED}"),
     "CT that was unsigned once": (lambda p: save(p, ct().astype(np.uint16).astype(np.float32)), UNSIGNED),
@@ -158,7 +158,7 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: save(p, ct().astype(np.uint32)),
         r"holds values up to 4\.29e\+09, beyond what scans measure: export the image again",
     ),
-    "lowest float for padding": (lambda p: save(p, with_value(-3e38)), r"holds values up to 3e\+38, beyond"),
+    "lowest float for padding": (lambda p: save(p, noise_with_value(-3e38)), r"holds values up to 3e\+38, beyond"),
     "spacing 1000": (lambda p: save(p, noise(), (1000,) * 3), f"has voxels of 1000x1000x1000 mm.*{UNITS_WRONG}"),
     "spacing 0.001": (
         lambda p: save(p, noise(), (0.001,) * 3),
@@ -197,7 +197,7 @@ NEAREST = "resample it onto the image's grid with nearest neighbours"
 HEADER = "give it the image's header if it was drawn on this image, else"
 MAPS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda p: p.unlink(), "does not exist: add the file or take it out of dataset.json"),
-    "NaN": (lambda p: save(p, with_value(np.nan)), NAN),
+    "NaN": (lambda p: save(p, noise_with_value(np.nan)), NAN),
     "a part of the image": (
         lambda p: save(p, structures()[1:]),
         rf"{GRID} \(size 11x10x8 instead of 11x10x9\): {NEAREST}",
@@ -244,8 +244,8 @@ def assert_matches(sentence: str, problem: str) -> None:
     assert re.search(sentence, problem), problem
 
 
-def said_of(path: Path, case: Case) -> str:
-    """The one sentence about a case, which is as every sentence must be: the file, what is wrong, what to do."""
+def sentence_of(path: Path, case: Case) -> str:
+    """Return the one sentence about a case, which must name the file, what is wrong and what to do."""
     (problem,) = check_case(case, LABELS)
     with pytest.raises(UserError) as raised:
         read_case(case, LABELS)
@@ -263,14 +263,14 @@ def said_of(path: Path, case: Case) -> str:
 def test_an_image_that_cannot_be_used(case: Case, mistake: str) -> None:
     spoil, sentence = IMAGES[mistake]
     spoil(case.image)
-    assert_matches(sentence, said_of(case.image, case))
+    assert_matches(sentence, sentence_of(case.image, case))
 
 
 @pytest.mark.parametrize("mistake", MAPS | LABEL_MAPS)
 def test_a_label_map_that_cannot_be_used(case: Case, mistake: str) -> None:
     spoil, sentence = (MAPS | LABEL_MAPS)[mistake]
     spoil(label_of(case))
-    assert_matches(sentence, said_of(label_of(case), case))
+    assert_matches(sentence, sentence_of(label_of(case), case))
 
 
 @pytest.mark.parametrize("mistake", MAPS)
@@ -279,7 +279,7 @@ def test_a_mask_that_cannot_be_used(case: Case, tmp_path: Path, mistake: str) ->
     mask = tmp_path / "masksTr/Toy_0001_0000.nii.gz"
     save(mask, structures())
     spoil(mask)
-    assert_matches(sentence, said_of(mask, replace(case, mask=mask)))
+    assert_matches(sentence, sentence_of(mask, replace(case, mask=mask)))
 
 
 def bright_corner(values: np.ndarray, value: int) -> np.ndarray:
@@ -338,7 +338,7 @@ def test_labels_outside_those_announced(case: Case) -> None:
     assert check_case(replace(case, annotated_labels=(1, 2)), LABELS) == []
     assert_matches(
         "holds the label 2, which is not among its 'annotated_labels' in dataset.json: add it there or clear it",
-        said_of(label_of(case), replace(case, annotated_labels=(1,))),
+        sentence_of(label_of(case), replace(case, annotated_labels=(1,))),
     )
 
 
@@ -365,9 +365,9 @@ def test_a_header_without_direction_is_named_once(case: Case, caplog: pytest.Log
         images = read_case(case, LABELS)
     # ITK's identity is what the sentence says: left, posterior, superior.
     assert sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images.image.GetDirection()) == "LPS"
-    said = warnings(caplog)
-    assert len(said) == 2
-    for path, sentence in zip((case.image, label_of(case)), said, strict=True):
+    sentences = warnings(caplog)
+    assert len(sentences) == 2
+    for path, sentence in zip((case.image, label_of(case)), sentences, strict=True):
         assert_matches(f"^{path} does not say how it lies in the body .*{UNPLACED}", sentence)
 
 
@@ -403,9 +403,9 @@ def test_an_sform_that_is_not_followed_is_named(
 ) -> None:
     edit(case.image, *edits)
     read_case(replace(case, label=None), {})
-    (said,) = warnings(caplog)
+    (sentence,) = warnings(caplog)
     assert_matches(
-        f"^{case.image} is not placed as its sform says .*up to {apart} mm apart.*: write its geometry", said
+        f"^{case.image} is not placed as its sform says .*up to {apart} mm apart.*: write its geometry", sentence
     )
 
 
@@ -417,15 +417,15 @@ def test_an_empty_label_map_is_named_unless_its_labels_are_announced(
     assert not caplog.records
     for _ in range(2):
         read_case(case, LABELS)
-    (said,) = warnings(caplog)
-    assert_matches(f"^{label_of(case)} holds no label, every voxel is 0: remove it if nothing was annotated", said)
+    (sentence,) = warnings(caplog)
+    assert_matches(f"^{label_of(case)} holds no label, every voxel is 0: remove it if nothing was annotated", sentence)
 
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def dataset_of(folder: Path, number: int) -> Dataset:
-    """People with noise for an image and one structure; what is wrong with single cases is in test_cases.py."""
+    """Write a dataset of people, each with noise for an image and one structure."""
     cases = []
     for subject in range(number):
         name = f"Toy_{subject:04d}_0000"
@@ -433,7 +433,7 @@ def dataset_of(folder: Path, number: int) -> Dataset:
         save(image, np.random.default_rng(subject).normal(size=(9, 10, 11)).astype(np.float32))
         save(label, np.pad(np.ones((3, 4, 5), np.uint8), 3))
         cases.append(Case(name, f"{subject:04d}", 0, image, label))
-    return Dataset(9, "Dataset009_Toy", folder, {0: "MR"}, {1: "liver"}, 0, 0, "inter_subject", tuple(cases))
+    return Dataset("Dataset009_Toy", folder, {0: "MR"}, {1: "liver"}, 0, 0, "inter_subject", tuple(cases))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -18,7 +18,7 @@ def names_of(subjects: int, modalities: int = 2, first: int = 1) -> list[str]:
 
 
 def write(folder: Path, names: list[str], file: str = "dataset.json", labelled: bool = True, **keys: Any) -> Path:
-    """A dataset of empty files; load_dataset reads no image."""
+    """Write a dataset of empty files, which suffice because load_dataset reads no image."""
     for kind in ["imagesTr", "labelsTr"] if labelled else ["imagesTr"]:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -41,8 +41,8 @@ def test_the_first_modality_is_fixed_where_nothing_is_said(
     tmp_path: Path, modalities: tuple[int, ...], direction: tuple[int, int]
 ) -> None:
     names = [f"Toy_{subject:04d}_{modality:04d}" for subject in (1, 2) for modality in modalities]
-    written = write(tmp_path / "Dataset009_Toy", names, modality={str(m): f"contrast {m}" for m in modalities})
-    dataset = load_dataset(written)
+    folder = write(tmp_path / "Dataset009_Toy", names, modality={str(m): f"contrast {m}" for m in modalities})
+    dataset = load_dataset(folder)
     assert (dataset.fixed_modality, dataset.moving_modality) == direction
 
 
@@ -51,18 +51,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "Dataset007_Toy"
 
 
-def everything(dataset: Dataset) -> list[Pair]:
+def all_pairs(dataset: Dataset) -> list[Pair]:
     return pairs_among(dataset, [case.name for case in dataset.cases])
 
 
 def test_list_of_all_modalities_with_found_labels(folder: Path) -> None:
     dataset = load_dataset(write(folder, names_of(2)))
-    assert (dataset.id, dataset.name) == (7, "Dataset007_Toy")
+    assert dataset.name == "Dataset007_Toy"
     assert dataset.modalities == {0: "MR", 1: "CT"}
     assert dataset.labels == {1: "liver", 2: "spleen"}
     assert (dataset.fixed_modality, dataset.moving_modality) == (0, 1)
     assert [case.name for case in dataset.of_modality(1)] == ["Toy_0001_0001", "Toy_0002_0001"]
-    assert dataset.subjects == ("0001", "0002")
+    assert {case.subject for case in dataset.cases} == {"0001", "0002"}
     assert dataset.case("Toy_0001_0001").label == folder / "labelsTr/Toy_0001_0001.nii.gz"
     assert not dataset.held_out
 
@@ -95,7 +95,7 @@ def test_learn2reg_dict_and_prefixed_file(folder: Path) -> None:
     assert (dataset.fixed_modality, dataset.moving_modality) == (1, 0)
     assert dataset.labels == {1: "liver", 3: "kidney"}
     assert dataset.case("Toy_0001_0001").annotated_labels == (1, 3)
-    assert everything(dataset) == [Pair("Toy_0001_0001", "Toy_0001_0000"), Pair("Toy_0002_0001", "Toy_0001_0000")]
+    assert all_pairs(dataset) == [Pair("Toy_0001_0001", "Toy_0001_0000"), Pair("Toy_0002_0001", "Toy_0001_0000")]
 
 
 @pytest.mark.parametrize("labels", [{"0": "background", "1": "liver"}, {"background": 0, "liver": 1}])
@@ -116,7 +116,7 @@ def test_label_tables(folder: Path, labels: dict[str, Any]) -> None:
 )
 def test_pairings(folder: Path, pairings: Any, meaning: str, number: int) -> None:
     dataset = load_dataset(write(folder, names_of(3), pairings=pairings))
-    pairs = everything(dataset)
+    pairs = all_pairs(dataset)
     assert (dataset.pairing, len(pairs)) == (meaning, number)
     assert pairs_among(dataset, [case.name for case in reversed(dataset.cases)]) == pairs
 
@@ -124,7 +124,7 @@ def test_pairings(folder: Path, pairings: Any, meaning: str, number: int) -> Non
 def test_one_modality_is_its_own_partner(folder: Path) -> None:
     dataset = load_dataset(write(folder, names_of(3, 1), modality={"0": "MR"}, pairings=None))
     assert (dataset.fixed_modality, dataset.moving_modality, dataset.pairing) == (0, 0, "inter_subject")
-    assert len(everything(dataset)) == 6
+    assert len(all_pairs(dataset)) == 6
 
 
 @pytest.mark.parametrize("keys", [("fixed", "moving"), ("0", "1")])
@@ -133,16 +133,19 @@ def test_training_paired_images(folder: Path, keys: tuple[str, str]) -> None:
     paired = [dict(zip(keys, paths, strict=True))]
     dataset = load_dataset(write(folder, names_of(2), pairings="paired", training_paired_images=paired))
     assert dataset.pairing == "explicit"  # different subjects
-    assert everything(dataset) == [Pair("Toy_0001_0000", "Toy_0002_0001")]
+    assert all_pairs(dataset) == [Pair("Toy_0001_0000", "Toy_0002_0001")]
 
 
 def test_listed_pairs_of_one_subject_in_another_direction_are_kept(folder: Path) -> None:
     paired = [
-        {"fixed": f"./imagesTr/Toy_0001_000{one}.nii.gz", "moving": f"./imagesTr/Toy_0001_000{1 - one}.nii.gz"}
-        for one in (0, 1)
+        {
+            "fixed": f"./imagesTr/Toy_0001_000{modality}.nii.gz",
+            "moving": f"./imagesTr/Toy_0001_000{1 - modality}.nii.gz",
+        }
+        for modality in (0, 1)
     ]
     dataset = load_dataset(write(folder, names_of(1), pairings="paired", training_paired_images=paired))
-    assert len(everything(dataset)) == 2
+    assert len(all_pairs(dataset)) == 2
     dataset = load_dataset(write(folder, names_of(1), pairings="paired", training_paired_images=paired[:1]))
     assert dataset.pairing == "intra_subject"
 
@@ -198,10 +201,10 @@ def test_mistakes_are_one_sentence(folder: Path, keys: dict[str, Any], sentence:
     content = json.loads((folder / "dataset.json").read_text()) | keys
     content = {key: value for key, value in content.items() if value is not None}
     (folder / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as refusal:
         load_dataset(folder)
-    assert str(folder / "dataset.json") in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(folder / "dataset.json") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_named_label_must_exist(folder: Path) -> None:
@@ -235,5 +238,5 @@ def test_real_datasets(name: str, cases: int, pairs: int) -> None:
         pytest.skip(f"{SHARED / 'data' / name} is missing")
     dataset = load_dataset(SHARED / "data" / name)
     assert len(dataset.cases) == cases
-    assert len(everything(dataset)) == pairs
+    assert len(all_pairs(dataset)) == pairs
     assert all(case.label is not None for case in dataset.cases)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from llmreg.data.dataset_json import (
     RawCase,
@@ -73,20 +72,20 @@ def test_there_may_be_no_labels() -> None:
     ],
 )
 def test_the_first_wrong_key_is_named(content: Any, named: str) -> None:
-    with pytest.raises(UserError, match=named) as refused:
-        validate(TypeAdapter(RawDataset), content, FILE)
-    assert str(FILE) in str(refused.value)
+    with pytest.raises(UserError, match=named) as refusal:
+        validate(RawDataset, content, FILE)
+    assert str(FILE) in str(refusal.value)
 
 
 def test_a_long_wrong_value_is_cut() -> None:
-    with pytest.raises(UserError) as refused:
-        validate(TypeAdapter(RawCase), {"image": list(range(1000))}, FILE, "training", 3)
-    assert "training.3.image" in str(refused.value)
-    assert len(str(refused.value)) < 250
+    with pytest.raises(UserError) as refusal:
+        validate(RawCase, {"image": list(range(1000))}, FILE, "training", 3)
+    assert "training.3.image" in str(refusal.value)
+    assert len(str(refusal.value)) < 250
 
 
 def test_a_case_may_be_a_path() -> None:
-    assert validate(TypeAdapter(RawCase), "imagesTr/a.nii.gz", FILE) == RawCase(image="imagesTr/a.nii.gz")
+    assert validate(RawCase, "imagesTr/a.nii.gz", FILE) == RawCase(image="imagesTr/a.nii.gz")
 
 
 def test_the_description_is_the_only_one(tmp_path: Path) -> None:

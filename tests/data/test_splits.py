@@ -19,7 +19,7 @@ from llmreg.data.splits import (
     split_all,
     write_splits,
 )
-from llmreg.errors import BadSplits, UnknownName, UnreadableFile, UserError
+from llmreg.errors import UnknownName, UnreadableFile, UserError
 from llmreg.files import write_json
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[3] / "shared"))
@@ -32,7 +32,7 @@ def toy(
     held_out: frozenset[str] = frozenset(),
     explicit: tuple[Pair, ...] = (),
 ) -> Dataset:
-    """Subject i owns the modalities ``subjects[i]``."""
+    """Make a dataset in which subject i has images of the modalities ``subjects[i]``."""
     folder = Path("Dataset009_Toy")
     cases = []
     for number, modalities in enumerate(subjects):
@@ -41,7 +41,6 @@ def toy(
             label = None if name in unlabelled else folder / f"labelsTr/{name}.nii.gz"
             cases.append(Case(name, f"{number:04d}", modality, folder / f"imagesTr/{name}.nii.gz", label))
     return Dataset(
-        9,
         folder.name,
         folder,
         {0: "MR", 1: "CT"},
@@ -66,17 +65,18 @@ def subjects_of(dataset: Dataset, names: tuple[str, ...]) -> set[str]:
     st.integers(2, 6),
     st.integers(0, 3),
 )
-def test_no_subject_is_on_both_sides(owned: list[set[int]], pairing: Pairing, folds: int, seed: int) -> None:
-    dataset = toy(owned, pairing)
+def test_no_subject_is_on_both_sides(subjects: list[set[int]], pairing: Pairing, folds: int, seed: int) -> None:
+    dataset = toy(subjects, pairing)
     try:
         splits = make_splits(dataset, folds, seed)
     except UserError:
         return
     assert make_splits(dataset, folds, seed) == splits
     if not splits:
-        # Nobody can be held out: of one modality, or of both at once, there is one subject at most.
-        both, fewest = owned.count({0, 1}), min(sum(modality in one for one in owned) for modality in (0, 1))
-        assert (both if pairing == "intra_subject" else fewest) < 2
+        # Nobody can be held out, because one subject at most has one of the modalities, or both of them.
+        paired = subjects.count({0, 1})
+        fewest = min(sum(modality in modalities for modalities in subjects) for modality in (0, 1))
+        assert (paired if pairing == "intra_subject" else fewest) < 2
         return
     assert 2 <= len(splits) <= folds
     everyone = {case.name for case in dataset.cases}
@@ -124,7 +124,8 @@ def test_few_subjects_make_fewer_folds(caplog: pytest.LogCaptureFixture) -> None
         splits = make_splits(toy([{0, 1}] * 3))
     assert len(splits) == 3
     assert "3 are made" in caplog.text
-    for split in splits:  # one subject has no partner but those of training
+    for split in splits:
+        # The only validated subject has partners in training alone.
         assert len(split.validation_pairs) == 4
     assert make_splits(toy([{0, 1}])) == ()
     assert "too few subjects" in caplog.text
@@ -142,17 +143,17 @@ def test_intra_subject_counts_paired_subjects() -> None:
 def test_explicit_pairs() -> None:
     pairs = tuple(Pair(f"Toy_{i:04d}_0000", f"Toy_{i:04d}_0001") for i in range(6))
     splits = make_splits(toy([{0, 1}] * 6, "explicit", explicit=pairs), folds=3)
-    found = sorted((pair.fixed, pair.moving) for split in splits for pair in split.validation_pairs)
-    assert found == [(pair.fixed, pair.moving) for pair in pairs]
+    validation_pairs = sorted((pair.fixed, pair.moving) for split in splits for pair in split.validation_pairs)
+    assert validation_pairs == [(pair.fixed, pair.moving) for pair in pairs]
 
 
 def test_pairs_are_thinned_reproducibly_and_in_order() -> None:
     dataset = toy([{0, 1}] * 30)
     split = make_splits(dataset, folds=2)[0]
-    every = pairs_among(dataset, split.validation)
-    assert len(every) == 15 * 14
+    candidates = pairs_among(dataset, split.validation)
+    assert len(candidates) == 15 * 14
     assert len(split.validation_pairs) == MOST_VALIDATION_PAIRS
-    positions = [every.index(pair) for pair in split.validation_pairs]
+    positions = [candidates.index(pair) for pair in split.validation_pairs]
     assert positions == sorted(set(positions))
     assert make_splits(dataset, folds=2, seed=1)[0].validation_pairs != split.validation_pairs
 
@@ -162,8 +163,8 @@ def test_unlabelled_cases_are_not_validated_on() -> None:
     for split in make_splits(toy([{0, 1}] * 10, unlabelled=unlabelled), folds=2):
         assert not unlabelled & {name for p in split.validation_pairs for name in (p.fixed, p.moving)}
         assert unlabelled & {*split.train, *split.validation}
-    every = frozenset(f"Toy_{i:04d}_{m:04d}" for i in range(10) for m in (0, 1))
-    assert all(split.validation_pairs for split in make_splits(toy([{0, 1}] * 10, unlabelled=every), folds=2))
+    all_names = frozenset(f"Toy_{i:04d}_{m:04d}" for i in range(10) for m in (0, 1))
+    assert all(split.validation_pairs for split in make_splits(toy([{0, 1}] * 10, unlabelled=all_names), folds=2))
 
 
 def test_held_out_subjects_are_never_used() -> None:
@@ -175,7 +176,7 @@ def test_held_out_subjects_are_never_used() -> None:
 
 
 def test_no_image_of_a_tested_person_is_used(tmp_path: Path) -> None:
-    """Nor a third one, which ``registration_val`` does not name."""
+    """A person's third image is left out too, which ``registration_val`` does not name."""
     folder = tmp_path / "Dataset009_Toy"
     (folder / "imagesTr").mkdir(parents=True)
     names = [f"imagesTr/Toy_{subject:04d}_{modality:04d}.nii.gz" for subject in range(5) for modality in (0, 1, 2)]
@@ -221,10 +222,10 @@ def test_fold_is_parsed(text: str | int) -> None:
 @pytest.mark.parametrize("text", ["5", "fold_9", "-1", "first", ""])
 def test_fold_that_does_not_exist(text: str) -> None:
     assert parse_fold("all", range(5)) == "all"
-    with pytest.raises(UnknownName) as refused:
+    with pytest.raises(UnknownName) as refusal:
         parse_fold(text, range(5))
-    assert (refused.value.kind, refused.value.name) == ("fold", text)
-    assert refused.value.known == ("0", "1", "2", "3", "4", "all")
+    assert (refusal.value.kind, refusal.value.name) == ("fold", text)
+    assert refusal.value.known == ("0", "1", "2", "3", "4", "all")
 
 
 def test_real_datasets() -> None:
@@ -247,12 +248,12 @@ def test_splits_that_no_longer_fit_are_refused(tmp_path: Path, caplog: pytest.Lo
     dataset = toy([{0, 1}] * 6)
     path, splits = tmp_path / "splits.json", make_splits(dataset)
     check_splits(path, splits, dataset)
-    with pytest.raises(BadSplits, match=dataset.cases[-1].name) as refused:
+    with pytest.raises(UnreadableFile, match=dataset.cases[-1].name) as refusal:
         check_splits(path, splits, replace(dataset, cases=dataset.cases[:-1]))
-    assert refused.value.path == path
-    with pytest.raises(BadSplits, match=splits[0].train[0]):
+    assert refusal.value.path == path
+    with pytest.raises(UnreadableFile, match=splits[0].train[0]):
         check_splits(path, splits, replace(dataset, held_out=frozenset({splits[0].train[0]})))
-    with pytest.raises(BadSplits, match="both sides"):
+    with pytest.raises(UnreadableFile, match="both sides"):
         check_splits(path, [replace(splits[0], train=splits[0].train + splits[0].validation)], dataset)
     caplog.clear()
     check_splits(path, splits, toy([{0, 1}] * 7))

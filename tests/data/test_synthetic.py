@@ -28,8 +28,8 @@ def _centroids(labels: sitk.Image) -> np.ndarray:
 
 def test_reads_as_a_dataset_without_the_held_out_subjects(folder):
     dataset = load_dataset(folder)
-    assert dataset.id == 999
-    assert dataset.subjects == ("0001", "0002")
+    assert dataset.name == "Dataset999_Demo"
+    assert {case.subject for case in dataset.cases} == {"0001", "0002"}
     assert len(dataset.labels) == 6
     assert [(p.fixed, p.moving) for p in pairs_among(dataset, [c.name for c in dataset.cases])] == [
         ("Demo_0001_0000", "Demo_0002_0001"),

@@ -40,7 +40,7 @@ HOME = WORK / "home"
 NAME = "Dataset901_Stored"
 RAW, RESULTS = HOME / "raw" / NAME, HOME / "results" / NAME
 LLM, GGUF = WORK / "language_models" / "tiny_llama", WORK / "language_models" / "tiny.gguf"
-# What nobody reads again: pictures, pages, and what was true of the files' places on that computer's disk.
+# Files that nobody reads again: pictures, pages, and a record of files on that computer's disk.
 LEFT_OUT = ("plan_report.html", "checked.json", "progress.png")
 
 # The plans that all others are changed copies of. Types of float32 give the same fields, up to rounding, on hardware
@@ -94,11 +94,11 @@ DEFAULT_HEAD = 0.07
 
 
 def run(command: str, *arguments: object, code: int = 0) -> None:
-    """A command of llmreg, in this process; the exit code must be ``code``."""
+    """Run a command of llmreg in this process; its exit code must be ``code``."""
     words = [str(argument) for argument in arguments]
     sys.argv = [f"llmreg_{command}", *words]
-    returned = importlib.import_module(f"llmreg.commands.{command}").main(words)
-    assert returned == code, (command, words, returned)
+    exit_code = importlib.import_module(f"llmreg.commands.{command}").main(words)
+    assert exit_code == code, (command, words, exit_code)
 
 
 def main(target: Path) -> None:
@@ -132,7 +132,7 @@ def write_language_model() -> None:
 
 
 def write_gguf() -> None:
-    """A language model with one layer, quantised as the built-in one is."""
+    """Write a language model with one layer, quantised as the built-in one is."""
     kind, generator = gguf.GGMLQuantizationType.Q8_0, np.random.RandomState(0)
     writer = gguf.GGUFWriter(GGUF, "llama")
     writer.add_block_count(1)
@@ -175,14 +175,14 @@ PARTLY_ANNOTATED = "Stored_0003_0001"
 LANDMARKS = ((-13.0, -4.0, 6.0), (14.0, 6.0, -6.0), (0.0, 20.0, 10.0))
 
 
-def turned(degrees: float) -> np.ndarray:
+def rotation(degrees: float) -> np.ndarray:
     """A rotation about the third axis."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
 
 def write_raw_dataset() -> None:
-    """Four made-up people, of whom the fourth is held out; each is seen in an MR-like and a CT-like image."""
+    """Write four made-up people, each in an MR-like and a CT-like image; the fourth is held out."""
     training: dict[str, list[dict[str, object]]] = {"0": [], "1": []}
     for subject in range(1, 5):
         generator = np.random.RandomState(subject)
@@ -207,18 +207,18 @@ def write_raw_dataset() -> None:
         "training": training,
     }
     (RAW / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-    columns = ["pair_id"] + [f"{role}{what}" for what in ("", "_label", "_points") for role in ("fixed", "moving")]
+    columns = ["pair_id"] + [f"{role}{suffix}" for suffix in ("", "_label", "_points") for role in ("fixed", "moving")]
     rows = [
-        ["same", *of("Stored_0004_0000", "Ts", "Stored_0004_0001", "Ts")],
-        ["other", *of("Stored_0004_0000", "Ts", "Stored_0001_0001", "Tr")],
+        ["same", *pair_files("Stored_0004_0000", "Ts", "Stored_0004_0001", "Ts")],
+        ["other", *pair_files("Stored_0004_0000", "Ts", "Stored_0001_0001", "Tr")],
     ]
     for name, chosen in (("pairs.csv", rows), ("one_pair.csv", rows[:1])):
         with (RAW / "imagesTs" / name).open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *chosen])
 
 
-def of(fixed: str, fixed_part: str, moving: str, moving_part: str) -> list[str]:
-    """The files of a pair, as seen from imagesTs."""
+def pair_files(fixed: str, fixed_part: str, moving: str, moving_part: str) -> list[str]:
+    """List the files of a pair, as seen from imagesTs."""
     return [
         f"../{kind}{part}/{case}{suffix}"
         for kind, suffix in (("images", ".nii.gz"), ("labels", ".nii.gz"), ("keypoints", ".csv"))
@@ -231,7 +231,7 @@ def write_case(name: str, part: str, subject: int, modality: int, shift, scale, 
     direction = np.diag([-1.0, -1.0, 1.0]) if modality == 1 else np.eye(3)
     if subject in (2, 4) and modality == 0:
         # Oblique, and the second axis flipped.
-        direction = turned(12.0) @ np.diag([1.0, -1.0, 1.0])
+        direction = rotation(12.0) @ np.diag([1.0, -1.0, 1.0])
     image = sitk.Image(size, sitk.sitkInt16)
     image.SetSpacing(spacing)
     image.SetDirection(direction.ravel().tolist())
@@ -249,11 +249,11 @@ def write_case(name: str, part: str, subject: int, modality: int, shift, scale, 
     if name == PARTLY_ANNOTATED:
         labels[labels == 2] = 0
     for kind, array in (("images", values.astype(np.int16)), ("labels", labels)):
-        written = sitk.GetImageFromArray(array.transpose(2, 1, 0))
-        written.CopyInformation(image)
+        volume = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+        volume.CopyInformation(image)
         path = RAW / f"{kind}{part}" / f"{name}.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sitk.WriteImage(written, str(path), True)
+        sitk.WriteImage(volume, str(path), True)
     voxels = [image.TransformPhysicalPointToContinuousIndex((np.array(p) * scale + shift).tolist()) for p in LANDMARKS]
     table = RAW / f"keypoints{part}" / f"{name}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def write_case(name: str, part: str, subject: int, modality: int, shift, scale, 
 
 
 def shorten_splits() -> None:
-    """Two validation pairs for each fold, as somebody may have edited the file."""
+    """Leave two validation pairs in each fold, as somebody may edit the file."""
     file = HOME / "preprocessed" / NAME / "splits.json"
     folds = json.loads(file.read_text())
     for fold in folds:
@@ -287,10 +287,10 @@ def run_training(
     name: str, plans: str, fold: int, configuration: str, changes: Sequence[str], network: str | None = None,
     validate: bool = False, seed: int = 0,
 ) -> None:  # fmt: skip
-    """Two epochs, weights of our own in place of those that were learned, and the end of the training anew.
+    """Train two epochs, replace the learned weights by our own, and end the training anew.
 
-    Gone on with, a training that has done its epochs writes its final checkpoint again and validates: what it wrote is
-    of the new weights.
+    A training that has done its epochs and is continued writes its final checkpoint again and validates, so that both
+    are of the new weights.
     """
     arguments = [901, f"fold{fold}", "-p", plans, "-c", configuration, "--workers", 0, "--device", "cpu"]
     arguments += ["--set", *changes, "--as", name] if changes else []
@@ -314,7 +314,7 @@ def rewrite(checkpoint: Path, head: float, seed: int) -> None:
     """
     with safe_open(checkpoint, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = file.metadata()
+        metadata = file.metadata()
     for number, (name, tensor) in enumerate(sorted(tensors.items())):
         if not tensor.is_floating_point():
             continue
@@ -328,21 +328,21 @@ def rewrite(checkpoint: Path, head: float, seed: int) -> None:
             elif "lora_B" in name:
                 std = 0.6
             elif name.startswith("network.adapters."):
-                # So that the field depends on what comes out of the language model.
+                # With larger weights, the field depends on what comes out of the language model.
                 std *= 3
-            tensors[name] = repeated(tensor.shape, std, 1000 * seed + number)
+            tensors[name] = repeat_numbers(tensor.shape, std, 1000 * seed + number)
         else:
             tensors[name] = tensor.bfloat16().to(tensor.dtype)
-    save_file(tensors, checkpoint, about)
+    save_file(tensors, checkpoint, metadata)
 
 
-def repeated(shape: Sequence[int], std: float, seed: int) -> Tensor:
+def repeat_numbers(shape: Sequence[int], std: float, seed: int) -> Tensor:
     numbers = np.round(np.random.RandomState(seed).standard_normal(31), 2) * std
     return torch.from_numpy(np.resize(numbers.astype(np.float32), tuple(shape)))
 
 
 def write_interrupted_training() -> None:
-    """A training that was told to stop in the middle of its second epoch."""
+    """Run a training that is told to stop in the middle of its second epoch."""
     from llmreg.training.learner import Learner
 
     steps: list[int] = []
@@ -359,7 +359,7 @@ def write_interrupted_training() -> None:
             "train", 901, 0, "-p", "small", "-c", "full", "--network", "dual_pyramid", "--set", "network.width=1",
             "training.learning_rate=0.001", "--as", "interrupted", "--workers", 0, "--device", "cpu", code=143,
         )  # fmt: skip
-    # A loss of 1000 in the step before, which the epoch's mean must then tell of.
+    # The step before gets a loss of 1000, which the epoch's mean must show.
     checkpoint = model("interrupted") / "fold_0" / "checkpoint_latest.safetensors"
     with safe_open(checkpoint, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -382,7 +382,7 @@ def write_zips() -> None:
 
 @contextmanager
 def lora(merged: bool) -> Iterator[None]:
-    """Whether LoRA is merged into the frozen weights.
+    """Decide whether LoRA is merged into the frozen weights.
 
     Version 0.1.0 tries it for the first pair that a single fold predicts, and keeps it where the field changes by less
     than ``MERGED_CHANGE`` voxels.
@@ -409,26 +409,26 @@ def write_predictions() -> None:
     for name in ("small", "lora_of_all", "velocity"):
         with lora(merged=True):
             predict(f"merged/{name}", name)
-    # But for the transform, a file of ITK's with hundreds of kilobytes.
-    every = ("field", "inverse", "warped", "labels", "seen", "jacobian", "uncertainty", "prealignment")
+    # All outputs but the transform, whose file has hundreds of kilobytes.
+    outputs = ("field", "inverse", "warped", "labels", "seen", "jacobian", "uncertainty", "prealignment")
     # Folds that are averaged are never merged.
-    predict("ensemble", "small", "--save", *every, "--uncertainty", folds=(0, 1))
+    predict("ensemble", "small", "--save", *outputs, "--uncertainty", folds=(0, 1))
     for name in ("learn2reg", "nifti-ras", "npz"):
         predict(f"formats/{name}", "dual_pyramid", "--format", name)
-    done = ("--save", "field", "prealignment", "warped")
-    predict("whole", "dual_pyramid", *done, pairs="pairs.csv")
-    predict("interrupted", "dual_pyramid", *done, "--num_parts", 2, "--part_id", 0, pairs="pairs.csv")
+    save_options = ("--save", "field", "prealignment", "warped")
+    predict("whole", "dual_pyramid", *save_options, pairs="pairs.csv")
+    predict("interrupted", "dual_pyramid", *save_options, "--num_parts", 2, "--part_id", 0, pairs="pairs.csv")
     run("evaluate", "-i", WORK / "predictions" / "whole", "--convention", "voxel", "--num_processes", 1)
     run("report", WORK / "predictions" / "whole", "--num_processes", 1, "-o", WORK / "page.html")
 
 
 def write_comparison() -> None:
-    """A comparison with LLM-Morph, a baseline, and a program that is not there but moves everything by 6 mm."""
+    """Compare LLM-Morph with a stand-in for ANTs that moves everything by 6 mm, and with a program that is missing."""
     from llmreg.benchmark import learned, peers
 
     def in_this_process(arguments: Sequence[str]) -> None:
-        command, *rest = arguments
-        run(command, *rest)
+        command, *words = arguments
+        run(command, *words)
 
     code = (
         "import sys, numpy, SimpleITK as sitk\n"
@@ -450,7 +450,7 @@ def write_comparison() -> None:
 
 
 def write_points() -> None:
-    """Landmarks in the three formats that are written, moved through a field."""
+    """Write landmarks in three formats, and move them through a field."""
     field = WORK / "predictions" / "unmerged" / "small" / "disp_Stored_0004_0000_Stored_0004_0001.nii.gz"
     points = WORK / "points"
     points.mkdir()

@@ -16,17 +16,17 @@ from llmreg.similarity.terms import gradient_l2
 
 
 def test_the_best_values_are_kept_even_if_later_ones_are_worse() -> None:
-    heights, met = iter((3.0, 1.0, 2.0, 4.0)), []
+    heights, means = iter((3.0, 1.0, 2.0, 4.0)), []
 
     def objective(values: Tensor) -> Tensor:
-        met.append(float(values.detach().mean()))
-        # The height that is asked for, with a slope that moves every value on.
+        means.append(float(values.detach().mean()))
+        # The value is the next height; the slope moves all values on.
         return next(heights) + values.sum() - values.sum().detach()
 
     best, steps = descend(objective, torch.zeros(4), 3)
     assert steps == 3
-    assert met[0] > met[1] > met[2] > met[3]
-    assert float(best.mean()) == pytest.approx(met[1])
+    assert means[0] > means[1] > means[2] > means[3]
+    assert float(best.mean()) == pytest.approx(means[1])
 
 
 def test_a_parabola_ends_at_its_bottom_before_the_limit() -> None:
@@ -72,38 +72,38 @@ def pair() -> tuple[Tensor, Tensor, Tensor]:
 def test_a_known_deformation_is_found_from_nothing(pair) -> None:
     fixed, moving, true = pair
     zero = torch.zeros_like(true)
-    found = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
-    assert found.after < found.before
-    assert 0 < found.iterations <= 80
-    assert error(found.flow, true) < 0.5 * error(zero, true)
-    assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < 5e-4
-    again = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
-    assert torch.equal(found.flow, again.flow)
+    refinement = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
+    assert refinement.after < refinement.before
+    assert 0 < refinement.iterations <= 80
+    assert error(refinement.flow, true) < 0.5 * error(zero, true)
+    assert (warping.jacobian_determinant(refinement.flow) <= 0).float().mean() < 5e-4
+    repetition = refine(zero, fixed, moving, *EVERYTHING, LossSettings(), 80)
+    assert torch.equal(refinement.flow, repetition.flow)
 
 
 def test_a_good_field_hardly_moves_and_is_never_worse(pair) -> None:
     fixed, moving, true = pair
-    found = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 30)
-    assert found.after <= found.before
-    assert error(found.flow, true) < 0.3
-    zero = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 0)
-    assert torch.equal(zero.flow, true)
-    assert zero.after == zero.before
-    assert zero.iterations == 0
+    refinement = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 30)
+    assert refinement.after <= refinement.before
+    assert error(refinement.flow, true) < 0.3
+    unchanged = refine(true, fixed, moving, *EVERYTHING, LossSettings(), 0)
+    assert torch.equal(unchanged.flow, true)
+    assert unchanged.after == unchanged.before
+    assert unchanged.iterations == 0
 
 
 def test_what_is_not_seen_does_not_pull(pair) -> None:
     fixed, moving, true = pair
-    seen = torch.ones(1, *SHAPE)
-    seen[:, :12] = 0
+    fixed_mask = torch.ones(1, *SHAPE)
+    fixed_mask[:, :12] = 0
     spoilt = fixed.clone()
     spoilt[:, :, :12] = torch.rand(fixed[:, :, :12].shape, generator=torch.Generator().manual_seed(0))
     zero = torch.zeros_like(true)
-    one = refine(zero, fixed, moving, seen, EVERYTHING[1], LossSettings(), 20)
-    other = refine(zero, spoilt, moving, seen, EVERYTHING[1], LossSettings(), 20)
-    torch.testing.assert_close(one.flow, other.flow, atol=1e-4, rtol=0)
-    nothing = refine(zero, fixed, moving, torch.zeros(1, *SHAPE), EVERYTHING[1], LossSettings(), 5)
-    assert torch.equal(nothing.flow, zero)
+    expected = refine(zero, fixed, moving, fixed_mask, EVERYTHING[1], LossSettings(), 20)
+    actual = refine(zero, spoilt, moving, fixed_mask, EVERYTHING[1], LossSettings(), 20)
+    torch.testing.assert_close(expected.flow, actual.flow, atol=1e-4, rtol=0)
+    unseen = refine(zero, fixed, moving, torch.zeros(1, *SHAPE), EVERYTHING[1], LossSettings(), 5)
+    assert torch.equal(unseen.flow, zero)
 
 
 def test_a_folding_field_folds_less_afterwards(pair) -> None:
@@ -112,16 +112,16 @@ def test_a_folding_field_folds_less_afterwards(pair) -> None:
     folded = true + torch.from_numpy(np.stack([5 * smooth_noise(rng, SHAPE, 2.5) for _ in range(3)]).astype(np.float32))
     before = (warping.jacobian_determinant(folded) <= 0).float().mean()
     assert before > 0.001
-    found = refine(folded, fixed, moving, *EVERYTHING, LossSettings(), 60)
-    assert (warping.jacobian_determinant(found.flow) <= 0).float().mean() < before
-    assert found.after < found.before
+    refinement = refine(folded, fixed, moving, *EVERYTHING, LossSettings(), 60)
+    assert (warping.jacobian_determinant(refinement.flow) <= 0).float().mean() < before
+    assert refinement.after < refinement.before
 
 
 def test_it_works_where_gradients_are_switched_off(pair) -> None:
     fixed, moving, true = pair
     with torch.inference_mode():
-        found = refine(torch.zeros_like(true), fixed.clone(), moving.clone(), *EVERYTHING, LossSettings(), 20)
-    assert found.after < found.before
+        refinement = refine(torch.zeros_like(true), fixed.clone(), moving.clone(), *EVERYTHING, LossSettings(), 20)
+    assert refinement.after < refinement.before
 
 
 def test_shapes_that_do_not_belong_together_are_refused(pair) -> None:
@@ -137,42 +137,42 @@ def part(pair: tuple[Tensor, Tensor, Tensor], *size: int) -> tuple[Tensor, ...]:
 
 
 def test_the_objective_is_that_of_descriptors_in_blocks(pair: tuple[Tensor, Tensor, Tensor]) -> None:
-    fixed, moving, true, *seen = part(pair, 12, 16, 20)
+    fixed, moving, true, *masks = part(pair, 12, 16, 20)
     means = (mind_ssc(image)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6)) for image in (fixed, moving))
     expected = torch.sub(*means).square().mean()
-    found = refine(torch.zeros_like(true), fixed, moving, *seen, LossSettings(), 0)
-    assert found.before == pytest.approx(float(expected), rel=1e-5)
+    refinement = refine(torch.zeros_like(true), fixed, moving, *masks, LossSettings(), 0)
+    assert refinement.before == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_field_has_the_objective_that_is_reported(pair: tuple[Tensor, Tensor, Tensor]) -> None:
-    """That of the field as a given one, and the price of the correction."""
-    fixed, moving, true, *seen = part(pair, 16, 20, 24)
+    """It is the objective of the refined field as a start, plus the smoothness term of the correction."""
+    fixed, moving, true, *masks = part(pair, 16, 20, 24)
     start = 0.5 * true
-    found = refine(start, fixed, moving, *seen, LossSettings(), 20)
-    correction = (found.flow - start).reshape(1, 3, 8, 2, 10, 2, 12, 2).mean(dim=(3, 5, 7)) / 2
-    again = refine(found.flow, fixed, moving, *seen, LossSettings(), 0)
-    assert found.after == pytest.approx(again.before + float(gradient_l2(correction)), rel=1e-4)
+    refinement = refine(start, fixed, moving, *masks, LossSettings(), 20)
+    correction = (refinement.flow - start).reshape(1, 3, 8, 2, 10, 2, 12, 2).mean(dim=(3, 5, 7)) / 2
+    restart = refine(refinement.flow, fixed, moving, *masks, LossSettings(), 0)
+    assert refinement.after == pytest.approx(restart.before + float(gradient_l2(correction)), rel=1e-4)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 7])
 @pytest.mark.parametrize("factor", [-1.0, 0.0, 0.9, 1.0])
 def test_it_is_never_worse(pair: tuple[Tensor, Tensor, Tensor], factor: float, iterations: int) -> None:
-    fixed, moving, true, *seen = part(pair, 16, 14, 20)
-    found = refine(factor * true, fixed, moving, *seen, LossSettings(), iterations)
-    assert found.after < found.before or torch.equal(found.flow, factor * true)
-    assert found.iterations <= iterations
+    fixed, moving, true, *masks = part(pair, 16, 14, 20)
+    refinement = refine(factor * true, fixed, moving, *masks, LossSettings(), iterations)
+    assert refinement.after < refinement.before or torch.equal(refinement.flow, factor * true)
+    assert refinement.iterations <= iterations
 
 
 def test_it_stops_when_nothing_is_left_to_gain(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     fixed, *_ = pair
     zero = torch.zeros(1, 3, *SHAPE)
-    found = refine(zero, fixed, fixed, *EVERYTHING, LossSettings(), 1000)
-    assert found.iterations < 100
-    assert torch.equal(found.flow, zero)
+    refinement = refine(zero, fixed, fixed, *EVERYTHING, LossSettings(), 1000)
+    assert refinement.iterations < 100
+    assert torch.equal(refinement.flow, zero)
 
 
 def fields_of_view() -> tuple[Tensor, Tensor]:
-    """The fixed one ends at y = 27, the moving one begins at x = 9."""
+    """The fixed field of view ends at y = 27, the moving one begins at x = 9."""
     fixed, moving = torch.ones(2, 1, *SHAPE)
     fixed[:, :, 28:] = 0
     moving[..., :9] = 0
@@ -182,21 +182,21 @@ def fields_of_view() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_nothing_outside_fields_of_view_matters(pair: tuple[Tensor, Tensor, Tensor], value: float) -> None:
     fixed, moving, true = pair
-    seen = fields_of_view()
-    filled = (image.where(mask[:, None] > 0, value) for image, mask in zip((fixed, moving), seen, strict=True))
-    one = refine(0.5 * true, fixed, moving, *seen, LossSettings(), 10)
-    other = refine(0.5 * true, *filled, *seen, LossSettings(), 10)
-    assert torch.equal(one.flow, other.flow)
+    masks = fields_of_view()
+    filled = (image.where(mask[:, None] > 0, value) for image, mask in zip((fixed, moving), masks, strict=True))
+    expected = refine(0.5 * true, fixed, moving, *masks, LossSettings(), 10)
+    actual = refine(0.5 * true, *filled, *masks, LossSettings(), 10)
+    assert torch.equal(expected.flow, actual.flow)
 
 
-@pytest.mark.parametrize("off", [0.0, 0.5])
-def test_edges_of_fields_of_view_hardly_pull(pair: tuple[Tensor, Tensor, Tensor], off: float) -> None:
-    """One image twice, cut in two ways: that its parts end elsewhere moves nothing far from there."""
+@pytest.mark.parametrize("displacement", [0.0, 0.5])
+def test_edges_of_fields_of_view_hardly_pull(pair: tuple[Tensor, Tensor, Tensor], displacement: float) -> None:
+    """One image with two fields of view: far from where they end, nothing moves."""
     fixed, *_ = pair
-    seen = fields_of_view()
-    found = refine(torch.full((1, 3, *SHAPE), off), fixed, fixed, *seen, LossSettings(), 40).flow
-    assert float(found.abs().mean()) < 0.1
-    inner = found[:, :, :, :18, 19:]
+    masks = fields_of_view()
+    flow = refine(torch.full((1, 3, *SHAPE), displacement), fixed, fixed, *masks, LossSettings(), 40).flow
+    assert float(flow.abs().mean()) < 0.1
+    inner = flow[:, :, :, :18, 19:]
     assert float(inner.abs().max()) < 0.5
 
 
@@ -233,29 +233,29 @@ def test_folding_goes_as_far_as_possible(
     fixed, moving, true = pair
     noise = np.stack([smooth_noise(np.random.default_rng(seed), SHAPE, 2.5) for seed in range(3)])
     start = true + amplitude * torch.from_numpy(noise).float()
-    found = refine(start, fixed, moving, *EVERYTHING, LossSettings(), 60)
-    first, last = ((warping.jacobian_determinant(u) <= 0).float().mean() for u in (start, found.flow))
+    refinement = refine(start, fixed, moving, *EVERYTHING, LossSettings(), 60)
+    first, last = ((warping.jacobian_determinant(u) <= 0).float().mean() for u in (start, refinement.flow))
     assert first > before
     assert last < share * first
 
 
 def test_looking_out_of_the_moving_image_does_not_pay(pair: tuple[Tensor, Tensor, Tensor]) -> None:
-    """What is seen without the field counts, as unlike anything."""
+    """A voxel that both images show without the field counts as unlike anything once the field leads it outside."""
     fixed, *_ = part(pair, 12, 16, 20)
     everything, half = torch.ones(2, 1, 12, 16, 20)
     half[..., 10:] = 0
-    away = torch.zeros(1, 3, 12, 16, 20)
-    away[:, 0] = 10
+    shift = torch.zeros(1, 3, 12, 16, 20)
+    shift[:, 0] = 10
     blocks = mind_ssc(fixed)[0].reshape(12, 6, 2, 8, 2, 10, 2).mean(dim=(2, 4, 6))[..., :5]
-    found = refine(away, fixed, fixed, everything, half, LossSettings(), 0)
-    assert found.before == pytest.approx(float(blocks.square().mean()), rel=1e-5)
+    refinement = refine(shift, fixed, fixed, everything, half, LossSettings(), 0)
+    assert refinement.before == pytest.approx(float(blocks.square().mean()), rel=1e-5)
 
 
 def test_the_images_cannot_be_swapped(pair: tuple[Tensor, Tensor, Tensor]) -> None:
     """The field leads from fixed to moving: for the swapped images it points the wrong way."""
-    fixed, moving, true, *seen = part(pair, 16, 20, 24)
+    fixed, moving, true, *masks = part(pair, 16, 20, 24)
     right, wrong = (
-        refine(true, *images, *seen, LossSettings(), 0).before for images in ((fixed, moving), (moving, fixed))
+        refine(true, *images, *masks, LossSettings(), 0).before for images in ((fixed, moving), (moving, fixed))
     )
     assert right < 0.7 * wrong
 
@@ -264,13 +264,13 @@ def test_fields_of_view_belong_to_their_images(pair: tuple[Tensor, Tensor, Tenso
     """A voxel that leads out of the moving field of view may count; one outside the fixed field of view never does."""
     fixed, *_ = part(pair, 12, 16, 20)
     zero, everything, nothing = torch.zeros(1, 3, 12, 16, 20), torch.ones(1, 12, 16, 20), torch.zeros(1, 12, 16, 20)
-    left, right = everything.clone(), everything.clone()
-    left[..., 10:], right[..., :10] = 0, 0
-    away = zero.clone()
-    away[:, 0] = 10
+    left_half, right_half = everything.clone(), everything.clone()
+    left_half[..., 10:], right_half[..., :10] = 0, 0
+    shift = zero.clone()
+    shift[:, 0] = 10
     # All of the fixed image's left half leads into the moving image's right half.
-    met = refine(away, fixed, fixed, left, right, LossSettings(), 0).before
-    unmet = refine(away, fixed, fixed, right, left, LossSettings(), 0).before
-    assert met > 0
-    assert unmet == 0
-    assert refine(away, fixed, fixed, nothing, everything, LossSettings(), 0).before == 0
+    left_to_right = refine(shift, fixed, fixed, left_half, right_half, LossSettings(), 0).before
+    right_to_left = refine(shift, fixed, fixed, right_half, left_half, LossSettings(), 0).before
+    assert left_to_right > 0
+    assert right_to_left == 0
+    assert refine(shift, fixed, fixed, nothing, everything, LossSettings(), 0).before == 0

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from labelled_boxes import SHIFT, label_image
-from tiny_study import refused
+from tiny_study import check_refusal
 
 from llmreg.commands import report
 from llmreg.commands.evaluate import main
@@ -92,15 +92,15 @@ def test_folder(folders: tuple[Path, Path], tmp_path: Path, num_processes: int) 
 def test_pairs_without_landmarks_or_prealignment(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     """The first pair has landmarks and a pre-alignment that finds them, the second neither."""
     predictions, dataset = folders
-    listed = json.loads((predictions / "predict.json").read_text())
+    record = json.loads((predictions / "predict.json").read_text())
     for role, shift in (("fixed", 0 * SHIFT), ("moving", SHIFT)):
         np.savetxt(predictions / f"{role}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
-        listed["pairs"][0][f"{role}_points"] = f"{role}.csv"
-    (predictions / "predict.json").write_text(json.dumps(listed))
+        record["pairs"][0][f"{role}_points"] = f"{role}.csv"
+    (predictions / "predict.json").write_text(json.dumps(record))
     summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
-    whole = np.linalg.norm(SHIFT)
-    for column, value in {"initial_tre_mm": whole, "prealigned_tre_mm": 0, "tre_mm": 0, "tre_l2r": 0}.items():
+    distance = np.linalg.norm(SHIFT)
+    for column, value in {"initial_tre_mm": distance, "prealigned_tre_mm": 0, "tre_mm": 0, "tre_l2r": 0}.items():
         assert table[column].tolist() == pytest.approx([value, value, np.nan], abs=0.05, nan_ok=True)
         assert summary["metrics"][column]["num_pairs"] == 1
     for column in ("assd_mm", "hd95_l2r"):
@@ -115,12 +115,12 @@ def test_pairs_without_landmarks_or_prealignment(folders: tuple[Path, Path], tmp
 
 
 def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without label maps; of the second pair, whose points were to be moved, there are the fixed landmarks only."""
+    """No pair has label maps, and the second pair has landmarks of the fixed image alone."""
     predictions, dataset = folders
-    listed = json.loads((predictions / "predict.json").read_text())
-    for pair in listed["pairs"]:
+    record = json.loads((predictions / "predict.json").read_text())
+    for pair in record["pairs"]:
         pair |= {f"{role}_path": str(dataset / "imagesTr" / f"{pair[role]}.nii.gz") for role in ("fixed", "moving")}
-    (predictions / "predict.json").write_text(json.dumps(listed))
+    (predictions / "predict.json").write_text(json.dumps(record))
     landmarks = tmp_path / "landmarks"
     landmarks.mkdir()
     for name, shift in (("Boxes_0001_0000", 0 * SHIFT), ("Boxes_0001_0001", SHIFT)):
@@ -129,12 +129,12 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
     assert main(command) == 2
     assert "Boxes_0001_0000 has no label map in predict.json" in capsys.readouterr().err
 
-    listed["pairs"][1]["fixed_points"] = str(landmarks / "Boxes_0001_0000.csv")
-    (predictions / "predict.json").write_text(json.dumps({"pairs": listed["pairs"][:1]}))
+    record["pairs"][1]["fixed_points"] = str(landmarks / "Boxes_0001_0000.csv")
+    (predictions / "predict.json").write_text(json.dumps({"pairs": record["pairs"][:1]}))
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "TRE (mm)" in told
-    assert "Dice" not in told.split("metrics.csv")[0]
+    printed = capsys.readouterr().out
+    assert "TRE (mm)" in printed
+    assert "Dice" not in printed.split("metrics.csv")[0]
     table = pd.read_csv(predictions / "metrics.csv")
     assert table["tre_mm"].tolist() == pytest.approx([0], abs=1e-5)
     assert table["initial_tre_mm"].tolist() == pytest.approx([np.linalg.norm(SHIFT)])
@@ -143,14 +143,14 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
     (case,) = json.loads((predictions / "learn2reg.json").read_text())["cases"].values()
     assert sorted(case) == ["sdlogj", "tre"]
     # The report says what pre-alignment brought, as far as landmarks tell.
-    stages = {title: one["tre_mm"].tolist() for title, one in read_source(predictions).by_pair.items()}
+    stages = {title: scores["tre_mm"].tolist() for title, scores in read_source(predictions).by_pair.items()}
     assert stages.keys() == {"Initial", "Pre-aligned", "Registered"}
     assert stages["Pre-aligned"] == pytest.approx([0], abs=1e-5)
 
-    # Beside a pair with label maps.
+    # The second pair gets label maps.
     for role in ("fixed", "moving"):
-        listed["pairs"][1][f"{role}_label"] = str(dataset / "labelsTr" / f"{listed['pairs'][1][role]}.nii.gz")
-    (predictions / "predict.json").write_text(json.dumps(listed))
+        record["pairs"][1][f"{role}_label"] = str(dataset / "labelsTr" / f"{record['pairs'][1][role]}.nii.gz")
+    (predictions / "predict.json").write_text(json.dumps(record))
     assert main(command) == 0
     assert "no TRE, because Boxes_0002_0001 has no landmarks" in capsys.readouterr().err
     text = (predictions / "metrics.csv").read_text()
@@ -165,18 +165,18 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
 def test_dataset_folder_and_paths_in_predict_json_serve_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, dataset = folders
     first = evaluate_folder(predictions, dataset, tmp_path / "a", 1)
-    listed = json.loads((predictions / "predict.json").read_text())
-    for pair in listed["pairs"]:
+    record = json.loads((predictions / "predict.json").read_text())
+    for pair in record["pairs"]:
         pair["fixed_label"] = str(dataset / "labelsTr" / f"{pair['fixed']}.nii.gz")
         pair["moving_label"] = f"../{dataset.name}/labelsTr/{pair['moving']}.nii.gz"
-    (predictions / "predict.json").write_text(json.dumps(listed))
+    (predictions / "predict.json").write_text(json.dumps(record))
     again = evaluate_folder(predictions, None, tmp_path / "b", 1)
     assert again.pop("predictions_sha256") != first.pop("predictions_sha256")
     assert again == first
-    # What is asked for counts, whatever was known when the pairs were predicted.
-    for pair in listed["pairs"]:
+    # The folder that is asked for comes before the label maps that predict.json names.
+    for pair in record["pairs"]:
         pair["fixed_label"] = str(dataset / "labelsTr" / "Boxes_0002_0001.nii.gz")
-    (predictions / "predict.json").write_text(json.dumps(listed))
+    (predictions / "predict.json").write_text(json.dumps(record))
     assert evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "c", 1)["metrics"] == first["metrics"]
 
 
@@ -200,10 +200,10 @@ def test_a_link_to_a_dataset_leads_to_its_label_table(folders: tuple[Path, Path]
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "data"
     link.symlink_to(dataset / target)
-    found = evaluate_folder(predictions, link, tmp_path / "out", 1)
-    assert {label: own["name"] for label, own in found["labels"].items()} == {"1": "box", "4": "other"}
-    # Of the second moving image the other alone is annotated.
-    assert found["labels"]["1"]["num_pairs"] == 1
+    summary = evaluate_folder(predictions, link, tmp_path / "out", 1)
+    assert {label: scores["name"] for label, scores in summary["labels"].items()} == {"1": "box", "4": "other"}
+    # In the second moving image, label 4 alone is annotated.
+    assert summary["labels"]["1"]["num_pairs"] == 1
 
 
 def test_a_datasets_own_landmarks_are_in_voxels(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_datasets_own_landmarks_are_in_voxels(folders: tuple[Path, Path], tmp_
 
 def test_pairs_that_failed_are_named(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     predictions, dataset = folders
-    listed = json.loads((predictions / "predict.json").read_text())
-    listed["failed"] = [{"pair_id": "the third", "failed": "it was broken"}]
-    (predictions / "predict.json").write_text(json.dumps(listed))
+    record = json.loads((predictions / "predict.json").read_text())
+    record["failed"] = [{"pair_id": "the third", "failed": "it was broken"}]
+    (predictions / "predict.json").write_text(json.dumps(record))
     assert main(["-i", str(predictions), "-l", str(dataset), "--num_processes", "1"]) == 0
     assert "the third" in capsys.readouterr().out
     assert json.loads((predictions / "summary.json").read_text())["failed"] == ["the third"]
@@ -235,7 +235,7 @@ def test_without_a_dataset_the_ids_found_are_used(folders: tuple[Path, Path], tm
     predictions, dataset = folders
     (dataset / "dataset.json").unlink()
     summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
-    assert {label: found["name"] for label, found in summary["labels"].items()} == {"1": "1", "4": "4"}
+    assert {label: scores["name"] for label, scores in summary["labels"].items()} == {"1": "1", "4": "4"}
 
 
 def test_a_dataset_json_of_another_kind_leaves_the_ids_found(
@@ -244,7 +244,7 @@ def test_a_dataset_json_of_another_kind_leaves_the_ids_found(
     predictions, dataset = folders
     (dataset / "dataset.json").write_text('{"channel_names": {"0": "MR"}, "numTraining": 3}')
     summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
-    assert {label: found["name"] for label, found in summary["labels"].items()} == {"1": "1", "4": "4"}
+    assert {label: scores["name"] for label, scores in summary["labels"].items()} == {"1": "1", "4": "4"}
     assert "Label names are unknown" in caplog.text
 
 
@@ -302,6 +302,6 @@ def test_bad_input_gives_one_sentence_and_no_scores(
     predictions, dataset = folders
     more = spoil(predictions, dataset)
     assert main(["-i", str(predictions), "-l", str(dataset / "labelsTr"), "--num_processes", "1", *more]) == 2
-    refused(capsys)
+    check_refusal(capsys)
     assert not (predictions / "metrics.csv").exists()
     assert not (predictions / "summary.json").exists()

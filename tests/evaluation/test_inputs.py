@@ -41,9 +41,11 @@ def test_label_maps_and_landmarks_are_found_by_the_names_of_the_cases(tmp_path: 
     assert pair.frames == (labels / f"{FIXED}.nii.gz", labels / f"{MOVING}.nii.gz")
     assert pair.keypoints == (labels / f"{FIXED}.csv", labels / f"{MOVING}.csv")
     assert (pair.field, pair.prealignment) == (folder / "disp.nii.gz", None)
-    assert (pair.fixed, pair.moving, pair.seconds, pair.format) == (FIXED, MOVING, 2.0, "nifti-ras")
+    prediction = pair.prediction
+    assert (prediction.fixed, prediction.moving) == (FIXED, MOVING)
+    assert (prediction.seconds, prediction.format) == (2.0, "nifti-ras")
     assert (pair.labelled, pair.labels, pair.annotated, pair.convention) == (True, None, None, None)
-    assert (inputs.name, inputs.peak_memory) == ("out", {"peak_memory_gb": 1.5})
+    assert (inputs.name, inputs.predictions.peak_memory_gb) == ("out", 1.5)
 
 
 def test_recorded_files_are_relative_to_the_folder_or_absolute(tmp_path: Path, labels: Path) -> None:
@@ -85,7 +87,7 @@ def test_landmarks_are_enough_and_need_the_images(tmp_path: Path, labels: Path) 
 
 def test_failed_pairs_are_listed(tmp_path: Path, labels: Path) -> None:
     folder = write(tmp_path / "out", {}, failed=[{"pair_id": "q", "failed": "broken"}])
-    assert find_inputs(folder, labels).failed == ("q",)
+    assert [pair.pair_id for pair in find_inputs(folder, labels).predictions.failed] == ["q"]
 
 
 def test_missing_files_are_named(tmp_path: Path, labels: Path) -> None:

@@ -30,13 +30,13 @@ def one_hot(array: np.ndarray, labels: int) -> torch.Tensor:
 def test_dice_equals_a_plain_loop_and_monai(seed: int, labels: int) -> None:
     a, b = blobs(seed, labels, (8, 9, 10)), blobs(seed + 1, labels, (8, 9, 10))
     ids = range(1, labels + 1)
-    found = dice_per_label(a, b, ids)
+    dice = dice_per_label(a, b, ids)
     for i in ids:
-        both, either = np.sum((a == i) & (b == i)), np.sum(a == i) + np.sum(b == i)
-        expected = 2 * both / either if (b == i).any() else np.nan
-        assert found[i] == pytest.approx(expected, nan_ok=True)
+        shared, total = np.sum((a == i) & (b == i)), np.sum(a == i) + np.sum(b == i)
+        expected = 2 * shared / total if (b == i).any() else np.nan
+        assert dice[i] == pytest.approx(expected, nan_ok=True)
     monai = compute_dice(one_hot(a, labels), one_hot(b, labels), include_background=False)[0].numpy()
-    np.testing.assert_allclose(list(found.values()), monai, rtol=1e-6)
+    np.testing.assert_allclose(list(dice.values()), monai, rtol=1e-6)
 
 
 def test_absent_labels() -> None:

@@ -72,12 +72,18 @@ def test_a_structure_that_the_field_loses_scores_zero_but_one_out_of_view_is_not
 def test_linear_interpolation_is_of_labels_alone() -> None:
     fixed = label_image()
     half = constant_field(fixed, np.array([0.4, 0.9, 0.45]))
-    nearest, linear = (evaluate_pair(fixed, fixed, half, interpolation=how) for how in ("nearest", "linear"))
+    nearest, linear = (
+        evaluate_pair(fixed, fixed, half, interpolation=interpolation) for interpolation in ("nearest", "linear")
+    )
     warped = sitk.GetArrayFromImage(resample_labels(fixed, half.grid, half, "linear"))
-    for one, other in zip(nearest, linear, strict=True):
-        assert other["dice"] == pytest.approx(plain_dice(warped, sitk.GetArrayFromImage(fixed), one["label"]))
-        assert other["dice"] != one["dice"]
-        assert {k: v for k, v in one.items() if "l2r" in k} == {k: v for k, v in other.items() if "l2r" in k}
+    for nearest_row, linear_row in zip(nearest, linear, strict=True):
+        assert linear_row["dice"] == pytest.approx(
+            plain_dice(warped, sitk.GetArrayFromImage(fixed), nearest_row["label"])
+        )
+        assert linear_row["dice"] != nearest_row["dice"]
+        assert {k: v for k, v in nearest_row.items() if "l2r" in k} == {
+            k: v for k, v in linear_row.items() if "l2r" in k
+        }
 
 
 def test_folding_of_the_interior_leaves_out_two_layers() -> None:
@@ -133,7 +139,7 @@ LANDMARK_SHIFT = np.array([3.0, -2.0, 4.0])
 
 
 def points(seed: int, grid: Grid, count: int = 20) -> np.ndarray:
-    """Off the voxels and away from the border."""
+    """Draw points (mm) between voxels and away from the border."""
     return grid.index_to_physical(np.random.default_rng(seed).uniform(2, np.array(grid.size) - 3, (count, 3)))
 
 
@@ -142,8 +148,8 @@ def test_a_shift_that_is_right_leaves_nothing() -> None:
     field = DisplacementField(np.broadcast_to(LANDMARK_SHIFT, (*FIXED.shape, 3)).astype(np.float32), FIXED)
     initial = sitk.TranslationTransform(3, (LANDMARK_SHIFT / 2).tolist())
     errors = landmark_errors(fixed, fixed + LANDMARK_SHIFT, field, MOVING, initial)
-    whole = np.linalg.norm(LANDMARK_SHIFT)
-    for name, expected in (("initial_tre_mm", whole), ("prealigned_tre_mm", whole / 2), ("tre_mm", 0)):
+    distance = np.linalg.norm(LANDMARK_SHIFT)
+    for name, expected in (("initial_tre_mm", distance), ("prealigned_tre_mm", distance / 2), ("tre_mm", 0)):
         np.testing.assert_allclose(errors[name], expected, atol=1e-4)
     # From voxels to other voxels the steps grow across the image, and a spline bends them at its end.
     np.testing.assert_allclose(errors["tre_l2r"], 0, atol=0.05)

@@ -1,4 +1,4 @@
-"""The table of scores, its summary, and that as text."""
+"""The table of scores, its summary, and the summary as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmreg.evaluation.summary import format_summary, is_lost, make_table, summa
 
 
 def test_rows_without_a_label_do_not_make_the_others_fractions() -> None:
-    """And known columns come first, in their order."""
+    """Known columns come first, in their order."""
     table = make_table([{"extra": 1, "tre_mm": 2.0, "label": None, "pair_id": "p"}, {"pair_id": "q", "label": 4}])
     assert list(table.columns) == ["pair_id", "label", "tre_mm", "extra"]
     assert table["label"].isna().tolist() == [True, False]

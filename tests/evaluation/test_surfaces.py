@@ -30,9 +30,9 @@ def one_hot(array: np.ndarray, ids: list[int]) -> torch.Tensor:
 
 
 def monai(a: np.ndarray, b: np.ndarray, ids: list[int], spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    both = {"include_background": True, "spacing": spacing[::-1]}
-    hd95 = compute_hausdorff_distance(one_hot(a, ids), one_hot(b, ids), percentile=95, **both)
-    assd = compute_average_surface_distance(one_hot(a, ids), one_hot(b, ids), symmetric=True, **both)
+    options = {"include_background": True, "spacing": spacing[::-1]}
+    hd95 = compute_hausdorff_distance(one_hot(a, ids), one_hot(b, ids), percentile=95, **options)
+    assd = compute_average_surface_distance(one_hot(a, ids), one_hot(b, ids), symmetric=True, **options)
     return hd95[0].numpy(), assd[0].numpy()
 
 
@@ -44,48 +44,50 @@ def maps(shapes: st.SearchStrategy, dtype: type = np.uint8) -> st.SearchStrategy
 
 
 def test_element_areas_are_those_of_the_published_table() -> None:
-    # Bits count the other way there; turning the cube about leaves areas as they are.
+    # The published table counts bits the other way round, which turns the cube about and changes no area.
     np.testing.assert_allclose(element_areas(), [AREAS[int(place, 16)] for place in TABLE], rtol=1e-15)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_smooth_labels_as_in_monai(spacing: tuple[float, float, float]) -> None:
     a, b = blobs(3, 4), blobs(4, 4)
-    found = surface_distances_per_label(a, b, range(1, 5), spacing, threads=2)
+    distances = surface_distances_per_label(a, b, range(1, 5), spacing, threads=2)
     hd95, assd = monai(a, b, [1, 2, 3, 4], spacing)
-    np.testing.assert_allclose([one.hd95 for one in found.values()], hd95, rtol=1e-5)
-    np.testing.assert_allclose([one.assd for one in found.values()], assd, rtol=1e-5)
+    np.testing.assert_allclose([d.hd95 for d in distances.values()], hd95, rtol=1e-5)
+    np.testing.assert_allclose([d.assd for d in distances.values()], assd, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
-@given(both=maps(SHAPES, np.int32), spacing=st.sampled_from(SPACINGS))
-def test_any_labels_as_by_plain_loops(both: tuple[np.ndarray, np.ndarray], spacing: tuple[float, float, float]) -> None:
-    a, b = both
-    found = surface_distances_per_label(a, b, [2, 3, 200], spacing)
+@given(label_maps=maps(SHAPES, np.int32), spacing=st.sampled_from(SPACINGS))
+def test_any_labels_as_by_plain_loops(
+    label_maps: tuple[np.ndarray, np.ndarray], spacing: tuple[float, float, float]
+) -> None:
+    a, b = label_maps
+    distances = surface_distances_per_label(a, b, [2, 3, 200], spacing)
     for i in (2, 3, 200):
         if not (a == i).any() or not (b == i).any():
-            assert np.isnan([found[i].hd95, found[i].assd]).all()
+            assert np.isnan([distances[i].hd95, distances[i].assd]).all()
             continue
         on_a, on_b = (plain_surface(array == i) * spacing[::-1] for array in (a, b))
-        there, back = plain_distances(on_a, on_b), plain_distances(on_b, on_a)
-        assert found[i].hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
-        assert found[i].assd == pytest.approx(np.concatenate((there, back)).mean())
+        forward, backward = plain_distances(on_a, on_b), plain_distances(on_b, on_a)
+        assert distances[i].hd95 == pytest.approx(max(np.percentile(forward, 95), np.percentile(backward, 95)))
+        assert distances[i].assd == pytest.approx(np.concatenate((forward, backward)).mean())
 
 
 @settings(max_examples=30, deadline=None)
-@given(both=maps(SHAPES))
-def test_learn2regs_hd95_of_any_labels_as_by_plain_loops(both: tuple[np.ndarray, np.ndarray]) -> None:
-    warped, fixed = both
+@given(label_maps=maps(SHAPES))
+def test_learn2regs_hd95_of_any_labels_as_by_plain_loops(label_maps: tuple[np.ndarray, np.ndarray]) -> None:
+    warped, fixed = label_maps
     unwarped = np.array([[[2, 200]]], np.uint8)
-    found = hd95_learn2reg_per_label(warped, fixed, [2, 3, 200], unwarped)
-    assert np.isnan(found[3])
+    hd95 = hd95_learn2reg_per_label(warped, fixed, [2, 3, 200], unwarped)
+    assert np.isnan(hd95[3])
     for i in (2, 200):
         if not (fixed == i).any():
-            assert np.isnan(found[i])
+            assert np.isnan(hd95[i])
         elif not (warped == i).any():
-            assert found[i] == np.inf
+            assert hd95[i] == np.inf
         else:
-            assert found[i] == pytest.approx(plain_hd95_learn2reg(warped == i, fixed == i))
+            assert hd95[i] == pytest.approx(plain_hd95_learn2reg(warped == i, fixed == i))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -97,11 +99,11 @@ def test_learn2regs_hd95_is_googles_to_the_last_digit() -> None:
         a, b = blobs(seed, 2, shape), blobs(seed + 1, 2, shape)
         if seed % 2:
             a, b = random.integers(0, 3, (2, *shape))
-        found = hd95_learn2reg_per_label(a, b, [1, 2], b)
+        hd95 = hd95_learn2reg_per_label(a, b, [1, 2], b)
         for i in (1, 2):
             if (a == i).any() and (b == i).any():
-                theirs = package.compute_surface_distances(b == i, a == i, np.ones(3))
-                assert found[i] == package.compute_robust_hausdorff(theirs, 95.0)
+                google_distances = package.compute_surface_distances(b == i, a == i, np.ones(3))
+                assert hd95[i] == package.compute_robust_hausdorff(google_distances, 95.0)
 
 
 def test_single_voxels_along_each_axis() -> None:
@@ -109,8 +111,8 @@ def test_single_voxels_along_each_axis() -> None:
         a = np.zeros((9, 9, 9), np.uint8)
         a[4, 4, 4] = 1
         b = np.roll(a, 3, axis)
-        found = surface_distances_per_label(a, b, [1], (2.0, 7.0, 9.0))[1]
-        assert (found.hd95, found.assd) == (expected, expected)
+        distances = surface_distances_per_label(a, b, [1], (2.0, 7.0, 9.0))[1]
+        assert (distances.hd95, distances.assd) == (expected, expected)
         assert hd95_learn2reg_per_label(a, b, [1], a)[1] == 3
 
 
@@ -118,18 +120,18 @@ def test_hd95_counts_the_larger_direction() -> None:
     a = np.zeros((1, 1, 30), np.uint8)
     b = a.copy()
     a[0, 0, 0], b[0, 0, [0, 20]] = 1, 1
-    # Of b's two points one lies 20 away; a's only point lies on b.
-    for one, other in ((a, b), (b, a)):
-        found = surface_distances_per_label(one, other, [1], (1, 1, 1))[1]
-        assert found.hd95 == pytest.approx(np.percentile([0, 20], 95))
-        assert found.assd == pytest.approx(20 / 3)
+    # One of b's two points lies 20 away from a; a's only point lies on b.
+    for first, second in ((a, b), (b, a)):
+        distances = surface_distances_per_label(first, second, [1], (1, 1, 1))[1]
+        assert distances.hd95 == pytest.approx(np.percentile([0, 20], 95))
+        assert distances.assd == pytest.approx(20 / 3)
 
 
 def test_labels_that_fill_the_image_or_are_nowhere() -> None:
     full, empty = np.full((3, 3, 3), 2, np.int16), np.zeros((3, 3, 3), np.int16)
     for a, b in itertools.product((full, empty), repeat=2):
-        found = surface_distances_per_label(a, b, [2], (1, 1, 1))[2]
-        assert (found.hd95, found.assd) == (0, 0) if a.any() and b.any() else np.isnan(found.hd95)
+        distances = surface_distances_per_label(a, b, [2], (1, 1, 1))[2]
+        assert (distances.hd95, distances.assd) == (0, 0) if a.any() and b.any() else np.isnan(distances.hd95)
     assert hd95_learn2reg_per_label(full, full, [2], full) == {2: 0}
     assert hd95_learn2reg_per_label(empty, full, [2], full) == {2: np.inf}
     assert np.isnan(hd95_learn2reg_per_label(full, full, [2], empty)[2])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_fields import grids, random_field
 from scipy.ndimage import map_coordinates
+from scipy.signal.windows import tukey
 
 from llmreg.geometry import warping
 from llmreg.geometry.field import (
@@ -58,10 +59,10 @@ def test_four_ways_to_look_up_a_coordinate_agree(grid, seed, tmp_path_factory):
 def test_a_field_after_its_inverse_is_the_identity(grid, seed):
     field = random_field(grid, seed, voxels=1.5)
     inverse = invert_field(field)
-    both = sitk.CompositeTransform([field.to_transform(), inverse.to_transform()])
+    composite = sitk.CompositeTransform([field.to_transform(), inverse.to_transform()])
     # Near the border the path leaves the grid, where ITK knows no displacement.
     inner = grid.pad((-3, -3, -3), (-3, -3, -3))
-    error = DisplacementField.from_transform(both, inner).to_flow()
+    error = DisplacementField.from_transform(composite, inner).to_flow()
     assert np.linalg.norm(error, axis=0).max() < 0.05
 
 
@@ -105,6 +106,18 @@ def test_fading_keeps_the_inside_and_ends_near_zero(oblique):
     np.testing.assert_allclose(
         faded.grid.index_to_physical((6, 6, 6)), field.grid.index_to_physical((0, 0, 0)), atol=1e-9
     )
+
+
+def test_fading_is_scipys_window_on_the_continued_edge(oblique):
+    margin = 5
+    field = random_field(oblique, 4, 2.0)
+    faded = fade_outside(field, margin)
+    continued = field.vectors[np.ix_(*[np.arange(-margin, n + margin).clip(0, n - 1) for n in oblique.shape])]
+    # A Tukey window ends at zero, a voxel beyond the padding.
+    lengths = [n + 2 * (margin + 1) for n in oblique.shape]
+    windows = [tukey(length, 2 * (margin + 1) / (length - 1))[1:-1] for length in lengths]
+    np.testing.assert_allclose(faded.vectors, np.einsum("zyxc,z,y,x->zyxc", continued, *windows), atol=1e-6)
+    np.testing.assert_array_equal(fade_outside(field, 0).vectors, field.vectors)
 
 
 def test_resampling_keeps_the_edge_and_the_millimetres(oblique):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_fields import grids, random_field
 
@@ -48,6 +48,8 @@ def test_points_go_where_itk_takes_them(grid, seed):
 
 @settings(max_examples=15)
 @given(grid=grids(), seed=st.integers(0, 1000))
+# One of these points needs more than 50 iterations.
+@example(grid=Grid((14, 18, 12), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)), seed=75)
 def test_points_come_back_through_a_field_with_a_large_affine_part(grid, seed):
     deformation = random_field(grid, seed, 1.5)
     placed = affine()
@@ -98,12 +100,12 @@ def test_one_slice_has_an_inverse(oblique):
 def test_many_points_are_looked_up_as_few_are(oblique, monkeypatch):
     field = random_field(oblique, 4, 1.5)
     points = oblique.index_to_physical(np.random.default_rng(0).uniform(-2, np.array(oblique.size) + 1, (500, 3)))
-    few = transform_points(points, field), inverse_transform_points(points, field)
+    expected = transform_points(points, field), inverse_transform_points(points, field)
     monkeypatch.setattr("llmreg.geometry.points.TORCH_FROM_POINTS", 0)
-    many = transform_points(points, field), inverse_transform_points(points, field)
-    np.testing.assert_allclose(many[0], few[0], atol=1e-4)
-    # To a thousandth of a voxel.
-    np.testing.assert_allclose(many[1], few[1], atol=5e-3)
+    actual = transform_points(points, field), inverse_transform_points(points, field)
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-4)
+    # Both inverses are right to a thousandth of a voxel.
+    np.testing.assert_allclose(actual[1], expected[1], atol=5e-3)
 
 
 def turn() -> sitk.Euler3DTransform:
@@ -111,7 +113,7 @@ def turn() -> sitk.Euler3DTransform:
 
 
 def by_itk(*transforms: sitk.Transform) -> sitk.Transform:
-    """ITK's composite applies the last added first."""
+    """ITK's composite applies first what was added last."""
     composite = sitk.CompositeTransform(3)
     for transform in reversed(transforms):
         composite.AddTransform(transform)
@@ -185,19 +187,21 @@ def test_an_inverse_that_does_not_lead_back_is_told(oblique):
     points = oblique.points_inside(6)
     inverse, is_defined = map_points(points, (InverseField(field),))
     transform = field.to_transform()
-    error = np.array([transform.TransformPoint(point) for point in inverse.tolist()]) - points
-    leads_back = np.linalg.norm(error, axis=1) <= 0.1 * min(oblique.spacing)
+    offsets = np.array([transform.TransformPoint(point) for point in inverse.tolist()]) - points
+    error, limit = np.linalg.norm(offsets, axis=1), 0.1 * min(oblique.spacing)
     inside = oblique.contains(inverse)
-    assert (inside & ~leads_back).sum() > 10
-    assert is_defined[inside].tolist() == leads_back[inside].tolist()
+    assert (inside & (error > limit)).sum() > 10
+    # Rounding decides about an error that is the limit.
+    clear = inside & ~np.isclose(error, limit)
+    np.testing.assert_array_equal(is_defined[clear], error[clear] < limit)
     assert not is_defined[~inside].any()
 
 
 def test_merged_steps_need_no_more_than_they_must(oblique):
     field = random_field(oblique, 4, 1.0)
-    same = merge_steps((field,), oblique)
-    assert isinstance(same, DisplacementField)
-    assert same.vectors is field.vectors
+    merged = merge_steps((field,), oblique)
+    assert isinstance(merged, DisplacementField)
+    assert merged.vectors is field.vectors
     assert isinstance(merge_steps((turn(), turn()), oblique), sitk.Transform)
     part = oblique.pad((-2, -2, -2), (-2, -2, -2))
     np.testing.assert_allclose(merge_steps((field,), part).vectors, field.vectors[2:-2, 2:-2, 2:-2], atol=1e-5)

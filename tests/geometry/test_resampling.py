@@ -95,11 +95,11 @@ def test_linear_is_the_arg_max_of_one_hot_maps(grid, source, seed, count):
     maps = one_hot(labels, grid, field.to_transform())
     largest = np.sort(maps, axis=0)
     clear = largest[-1] - largest[-2] > 1e-4
-    seen = largest[-1] > 0
-    assert clear[seen].mean() > 0.9
-    assert not result[~seen].any()
+    inside = largest[-1] > 0
+    assert clear[inside].mean() > 0.9
+    assert not result[~inside].any()
     np.testing.assert_array_equal(result[clear], maps.argmax(axis=0)[clear])
-    # Elsewhere one of those that are level.
+    # Elsewhere the label is one of those whose maps are equally large.
     np.testing.assert_allclose(np.take_along_axis(maps, result[None].astype(int), 0)[0], largest[-1], atol=1e-4)
 
 

@@ -48,6 +48,16 @@ def test_warp_stays_in_float32_under_autocast_and_has_a_gradient():
     assert flow.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", ["upsample", "exponential", "invert", "jacobian_determinant"])
+def test_flows_stay_in_float32_under_autocast(name):
+    flow = random_flow(1, 1.5).bfloat16()
+    expected = getattr(warping, name)(flow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = getattr(warping, name)(flow)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
+
+
 def test_warp_refuses_differing_shapes():
     with pytest.raises(ValueError, match="shape"):
         warping.warp(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 3, 4, 4, 5))
@@ -69,6 +79,83 @@ def test_inverses_are_found_where_fixed_points_are_not(component):
     # Newton's method needs few iterations, but only with the derivatives along the right axes.
     result = warping.invert(flow, iterations=12)
     torch.testing.assert_close(result, -0.25 * flow, atol=1e-3, rtol=0)
+
+
+def apply_matrix(matrix: np.ndarray, points: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("ij,bjzyx->bizyx", torch.from_numpy(matrix).float(), points)
+
+
+def test_one_newton_step_inverts_an_affine_flow():
+    """Interpolation and differences are exact for it, so that the oracle is the inverse of its matrix."""
+    matrix = np.array([[0.3, 0.1, -0.05], [-0.1, 0.4, 0.05], [0.05, -0.06, 0.35]])
+    centred = warping.identity_grid(SHAPE) - (torch.tensor(SHAPE[::-1]).view(1, 3, 1, 1, 1) - 1) / 2
+    expected = apply_matrix(np.linalg.inv(np.eye(3) + matrix) - np.eye(3), centred)
+    start = expected + torch.rand(expected.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    result = warping.invert(apply_matrix(matrix, centred), start, iterations=1)
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("component", [0, 1, 2])
+def test_newtons_step_has_the_derivative_from_where_the_flow_is_looked_up(component):
+    """A flow that grows with the square, whose central differences are exact, looked up a voxel further on."""
+    places = warping.identity_grid((9, 11, 13))
+    flow, start = torch.zeros_like(places), torch.zeros_like(places)
+    flow[:, component] = 0.02 * places[:, component] ** 2
+    start[:, component] = 1
+    result = warping.invert(flow, start, iterations=1)
+    ends = places[:, component] + 1
+    expected = 1 - (1 + 0.02 * ends**2) / (1 + 0.04 * ends)
+    inner = (..., *(slice(1, -2),) * 3)
+    torch.testing.assert_close(result[:, component][inner], expected[inner], atol=1e-5, rtol=0)
+
+
+def test_a_voxel_stays_once_no_component_is_off_by_more_than_the_tolerance():
+    """Where nothing is displaced, the start itself is the error."""
+    start = torch.zeros(1, 3, 4, 5, 6)
+    start[0, :, 0, 1, 2] = torch.tensor([0.125, -0.125, 0.125])
+    expected = start.clone()
+    start[0, 1, 3, 4, 5] = -0.1875
+    start[0, 2, 1, 0, 0] = 0.1875
+    assert torch.equal(warping.invert(torch.zeros_like(start), start, tolerance=0.125), expected)
+
+
+@pytest.mark.parametrize("component", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("start", "iterations", "expected"),
+    [
+        (2.5, 1, 0),
+        (-2.5, 1, 0),
+        # A step of three voxels or more is not taken, but half of the error.
+        (3, 1, 1.5),
+        (3.5, 1, 1.75),
+        (-3.5, 1, -1.75),
+        # After eleven halvings the twelfth iteration may take Newton's step, and the thirteenth may not.
+        (5000, 12, 0),
+        (10000, 12, 10000 / 2**12),
+        (10000, 13, 10000 / 2**13),
+        (10000, 50, 10000 / 2**24),
+    ],
+)
+def test_long_and_late_newton_steps_are_not_taken(component, start, iterations, expected):
+    """Where nothing is displaced, Newton's step leads to zero at once."""
+    flow = torch.zeros(1, 3, 4, 5, 6)
+    flow[:, component] = start
+    result = warping.invert(torch.zeros_like(flow), flow, iterations=iterations)
+    flow[:, component] = expected
+    assert torch.equal(result, flow)
+
+
+@pytest.mark.parametrize("component", [0, 1, 2])
+@pytest.mark.parametrize(("determinant", "expected"), [(0.15, 0), (0.05, 0.4875), (-1, 0.75)])
+def test_no_newton_step_is_taken_next_to_a_fold(component, determinant, expected):
+    """A flow that grows by determinant - 1 a voxel, looked up half a voxel from its zero in the middle."""
+    middle = (4, 5, 6)
+    places = warping.identity_grid((9, 11, 13))
+    flow, start = torch.zeros_like(places), torch.zeros_like(places)
+    flow[:, component] = (determinant - 1) * (places[:, component] - middle[2 - component])
+    start[:, component] = 0.5
+    result = warping.invert(flow, start, iterations=1)
+    assert result[(0, component, *middle)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_each_of_a_batch_is_inverted_on_its_own():

@@ -66,7 +66,7 @@ def empty(path, grid):
     path.write_bytes(b"")
 
 
-def truncated(path, grid):
+def truncated_field(path, grid):
     format = "npz" if path.suffix == ".npz" else "itk"
     write_field(random_field(grid, 1, 1.0), path, format)
     path.write_bytes(path.read_bytes()[:-300])
@@ -101,7 +101,7 @@ def arrays(**content):
     return write
 
 
-def pickled(path, grid):
+def pickled_array(path, grid):
     np.savez(path, vectors=np.array([{"a": 1}], dtype=object))
 
 
@@ -138,7 +138,7 @@ BAD = [
     ("itk", "a.nii.gz", learn2reg_field, "size 14x12x10x3 instead.*: convert it"),
     ("itk", "a.nii.gz", text, "cannot be read as a displacement field"),
     ("itk", "a.mha", empty, "empty"),
-    ("itk", "a.nii.gz", truncated, "truncated"),
+    ("itk", "a.nii.gz", truncated_field, "truncated"),
     ("itk", "a.nii.gz", nan, "NaN"),
     ("itk", "a.nrrd", nan, "NaN"),
     ("itk", "a.mha", nan, "NaN"),
@@ -154,14 +154,14 @@ BAD = [
     ("learn2reg", "a.npz", arrays(a=np.zeros(3), b=np.zeros(3)), "arrays a, b"),
     ("learn2reg", "a.npz", arrays(arr_0=lambda grid: np.zeros((*grid.size, 3), np.int32)), "type int32"),
     ("learn2reg", "a.npz", nan_in_voxels, "NaN"),
-    ("learn2reg", "a.npz", pickled, "Python objects"),
-    ("npz", "a.npz", pickled, "Python objects"),
+    ("learn2reg", "a.npz", pickled_array, "Python objects"),
+    ("npz", "a.npz", pickled_array, "Python objects"),
     ("npz", "a.npz", raw_pickle, "Python objects|damaged"),
     ("npz", "a.npz", single_array, "damaged or no .npz"),
     ("npz", "a.npz", other_zip, "damaged or no .npz"),
     ("npz", "a.npz", text, "damaged or no .npz|Python objects"),
     ("npz", "a.npz", empty, "damaged or no .npz"),
-    ("npz", "a.npz", truncated, "damaged or no .npz"),
+    ("npz", "a.npz", truncated_field, "damaged or no .npz"),
     ("npz", "a.npz", nan, "NaN"),
     ("npz", "a.npz", npz_with(direction=None), "no array 'direction'"),
     ("npz", "a.npz", npz_with(spacing=np.array([1.0, 0.0, 1.0])), "a grid that is none"),

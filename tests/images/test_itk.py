@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from llmreg.errors import BadImage
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.images.image_files import read_image, write_image
-from llmreg.images.itk import check_storage, describe_doubt, is_complete, read_with_itk, write_nifti, write_with_itk
+from llmreg.images.itk import check_storage, describe_doubt, is_complete, write_nifti, write_with_itk
 
 SHEARED = np.array([[1, 0.6, 0, 0], [0, 1.5, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1.0]])
 
@@ -98,7 +98,7 @@ def test_a_position_that_the_header_leaves_open_is_described(image, tmp_path):
 
 def test_images_and_transforms_are_written(image, tmp_path):
     write_with_itk(image, tmp_path / "a.nrrd")
-    np.testing.assert_array_equal(image_to_array(read_with_itk(tmp_path / "a.nrrd")), image_to_array(image))
+    np.testing.assert_array_equal(image_to_array(sitk.ReadImage(tmp_path / "a.nrrd")), image_to_array(image))
     shift = sitk.TranslationTransform(3, (1.0, 2.0, 3.0))
     write_with_itk(shift, tmp_path / "a.tfm")
     assert sitk.ReadTransform(str(tmp_path / "a.tfm")).TransformPoint((0.0, 0.0, 0.0)) == (1, 2, 3)

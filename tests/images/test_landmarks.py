@@ -32,17 +32,17 @@ def test_tables_keep_what_is_not_a_coordinate(name, tmp_path):
     table, points = read_landmarks(source)
     np.testing.assert_array_equal(points, EXPECTED)
     write_landmarks(table, points + 100, tmp_path / "out.csv")
-    rewritten, moved = read_landmarks(tmp_path / "out.csv")
-    np.testing.assert_allclose(moved, EXPECTED + 100)
+    rewritten, moved_points = read_landmarks(tmp_path / "out.csv")
+    np.testing.assert_allclose(moved_points, EXPECTED + 100)
     for before, after in zip(table.rows, rewritten.rows, strict=True):
-        others = [k for k in range(len(before)) if k not in table.columns]
-        assert [before[k] for k in others] == [after[k] for k in others]
+        other_columns = [k for k in range(len(before)) if k not in table.columns]
+        assert [before[k] for k in other_columns] == [after[k] for k in other_columns]
     assert (rewritten.header, rewritten.preamble, rewritten.delimiter) == (
         table.header,
         table.preamble,
         table.delimiter,
     )
-    # Written again with its own coordinates it says the same.
+    # A table that is written with its own coordinates keeps its values.
     write_landmarks(table, points, tmp_path / "same.csv")
     values = [line.split(table.delimiter) for line in (tmp_path / "same.csv").read_text().splitlines()]
     assert values[-1][table.columns[0]] == "4.000000"

@@ -46,14 +46,14 @@ def test_files_images_and_arrays_are_read_alike(reader: CaseReader, files: tuple
 def test_a_rewritten_file_is_read_again_and_a_kept_one_stays_as_it_is(
     reader: CaseReader, files: tuple[Path, Path]
 ) -> None:
-    first, case = reader.read(ImageInput(files[0], 0), "")
-    first.SetOrigin((1000.0, 0.0, 0.0))
-    again, same = reader.read(ImageInput(files[0], 0), "")
-    assert same is case
-    assert again.GetOrigin() != first.GetOrigin()
+    first_image, case = reader.read(ImageInput(files[0], 0), "")
+    first_image.SetOrigin((1000.0, 0.0, 0.0))
+    second_image, second_case = reader.read(ImageInput(files[0], 0), "")
+    assert second_case is case
+    assert second_image.GetOrigin() != first_image.GetOrigin()
     shutil.copy(files[1], files[0])
-    _, other = reader.read(ImageInput(files[0], 0), "")
-    assert not np.array_equal(other.image, case.image)
+    _, other_case = reader.read(ImageInput(files[0], 0), "")
+    assert not np.array_equal(other_case.image, case.image)
 
 
 def test_a_mask_places_the_image(reader: CaseReader, files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -74,7 +74,8 @@ def test_a_mask_places_the_image(reader: CaseReader, files: tuple[Path, Path], t
 
 def test_modalities_are_numbers_where_the_model_knows_them(reader: CaseReader, sentences: list[str]) -> None:
     resolved = {
-        given: reader.complete(ImageInput("x", given), 1).modality for given in (None, 0, "0", "mr", "CT", "PET")
+        modality: reader.complete(ImageInput("x", modality), 1).modality
+        for modality in (None, 0, "0", "mr", "CT", "PET")
     }
     assert resolved == {None: 1, 0: 0, "0": 0, "mr": 0, "CT": 1, "PET": "PET"}
     assert vars(reader.complete("x", 0)) == vars(ImageInput("x", 0))

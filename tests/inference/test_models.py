@@ -45,11 +45,11 @@ def test_a_model_is_found_by_the_datasets_id_or_name_and_its_plans(results: Path
 
 
 def test_the_network_tells_models_of_the_same_plans_apart(results: Path) -> None:
-    other = results / "Dataset001_A" / "voxelmorph__paper__half"
-    write_fold(other, "0")
+    other_model = results / "Dataset001_A" / "voxelmorph__paper__half"
+    write_fold(other_model, "0")
     with pytest.raises(Ambiguous):
         find_model("1", plans="paper")
-    assert find_model("1", plans="paper", network="voxelmorph").folder == other
+    assert find_model("1", plans="paper", network="voxelmorph").folder == other_model
 
 
 def test_several_models_are_listed(results: Path) -> None:

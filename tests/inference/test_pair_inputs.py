@@ -93,7 +93,7 @@ ROW = "A_0001_0000.nii.gz,A_0002_0001.nii.gz"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("fixed\nA_0001_0000.nii.gz\n", "'moving'"),
         ("fixed,moving,colour\n", "'colour'"),
@@ -105,8 +105,8 @@ ROW = "A_0001_0000.nii.gz,A_0002_0001.nii.gz"
         *((f"fixed,moving,{column}\n{ROW},gone\n", "gone in line 2") for column in OPTIONAL_FILES),
     ],
 )
-def test_a_table_that_is_wrong_is_refused(folder, text, said):
-    with pytest.raises(UserError, match=said):
+def test_a_table_that_is_wrong_is_refused(folder, text, message):
+    with pytest.raises(UserError, match=message):
         find_pairs(write(folder, text), plans())
 
 

@@ -118,7 +118,7 @@ def test_a_full_disk_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_large_pair_is_worked_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other pair is read before the one before is written, around a large one."""
+    """Around a large pair, no pair is read before the previous one is written."""
     predictor = RecordingPredictor()
     save = Registration.save
 
@@ -143,7 +143,7 @@ def test_figures_are_of_the_frame_alone() -> None:
     vectors = np.zeros((*PADDED_FRAME.shape, 3), np.float32)
     vectors[...] = (3.0, 4.0, 0.0)
     vectors[FADE + 4, FADE + 4, FADE + 4] = (3.0, 4.0, 12.0)
-    # Outside the frame, longer ones fold.
+    # Outside the frame the vectors are longer and fold.
     vectors[0] = (0.0, 0.0, 100.0)
     place = CaseTransform(np.eye(3), np.zeros(3), "centre")
     spread = array_to_image(np.full(PLAIN_FRAME.shape, 1.234, np.float32), PLAIN_FRAME)

@@ -116,10 +116,10 @@ def test_resuming_predicts_what_is_missing_or_has_changed(source: Path, out: Pat
     assert times(out)[second.name] == before[second.name]
     before = times(out)
     # The moving image of the second pair becomes another, whose time of change is the same.
-    changed = source / "Tiny_0002_0001.nii.gz"
-    stamp = changed.stat()
-    shutil.copy(source / "Tiny_0001_0001.nii.gz", changed)
-    os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    changed_image = source / "Tiny_0002_0001.nii.gz"
+    stamp = changed_image.stat()
+    shutil.copy(source / "Tiny_0001_0001.nii.gz", changed_image)
+    os.utime(changed_image, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     predict(source, out, model, resume=True)
     assert times(out)[first.name] == before[first.name]
     assert times(out)[second.name] != before[second.name]
@@ -153,15 +153,15 @@ def test_parts_are_put_together_by_the_last_one(source: Path, out: Path, model: 
     assert predict(source, out / "parts", model, part=0, parts=2) is None
     assert not (out / "parts" / "predict.json").exists()
     assert predict(source, out / "parts", model, part=1, parts=2) is not None
-    whole, parts = (read_predictions(out / name) for name in ("whole", "parts"))
-    for one, other in zip(whole.pairs, parts.pairs, strict=True):
-        assert one.to_json() | {"seconds": 0} == other.to_json() | {"seconds": 0}
+    expected, actual = (read_predictions(out / name) for name in ("whole", "parts"))
+    for expected_pair, actual_pair in zip(expected.pairs, actual.pairs, strict=True):
+        assert expected_pair.to_json() | {"seconds": 0} == actual_pair.to_json() | {"seconds": 0}
 
 
 def test_a_failed_pair_is_recorded_and_tried_again(source: Path, out: Path, model: Model) -> None:
-    broken = source / "Tiny_0001_0001.nii.gz"
-    content = broken.read_bytes()
-    broken.write_bytes(content[:100])
+    broken_image = source / "Tiny_0001_0001.nii.gz"
+    content = broken_image.read_bytes()
+    broken_image.write_bytes(content[:100])
     with pytest.raises(UserError):
         predict(source, out, model)
     record = read_record(out, pair_name(1))
@@ -173,7 +173,7 @@ def test_a_failed_pair_is_recorded_and_tried_again(source: Path, out: Path, mode
     # A launcher would start the process anew if it raised an error.
     assert predict(source, out, model, overwrite=True, launched=True) is not None
     before = times(out)
-    broken.write_bytes(content)
+    broken_image.write_bytes(content)
     predict(source, out, model, resume=True)
     assert times(out)[f"disp_{pair_name(2)}.nii.gz"] == before[f"disp_{pair_name(2)}.nii.gz"]
     assert not read_predictions(out).failed
@@ -238,8 +238,8 @@ def test_a_predicted_pair_is_not_pending(pair: PairInput, tmp_path: Path) -> Non
 
 
 def test_pairs_without_record_or_output_and_failed_ones_are_pending(pair: PairInput, tmp_path: Path) -> None:
-    other = replace(pair, name="other")
-    assert find_pending([pair, other], tmp_path, PROVENANCE, ["field"]) == [other]
+    other_pair = replace(pair, name="other")
+    assert find_pending([pair, other_pair], tmp_path, PROVENANCE, ["field"]) == [other_pair]
     assert find_pending([pair], tmp_path, PROVENANCE, ["field", "warped"]) == [pair]
     (tmp_path / "disp.nii.gz").unlink()
     assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == [pair]
@@ -248,10 +248,10 @@ def test_pairs_without_record_or_output_and_failed_ones_are_pending(pair: PairIn
 
 
 def test_changed_images_and_modalities_are_pending(pair: PairInput, tmp_path: Path) -> None:
-    other = replace(pair, fixed_modality=1)
-    assert find_pending([other], tmp_path, PROVENANCE, ["field"]) == [other]
-    swapped = replace(pair, fixed=pair.moving, moving=pair.fixed)
-    assert find_pending([swapped], tmp_path, PROVENANCE, ["field"]) == [swapped]
+    other_pair = replace(pair, fixed_modality=1)
+    assert find_pending([other_pair], tmp_path, PROVENANCE, ["field"]) == [other_pair]
+    swapped_pair = replace(pair, fixed=pair.moving, moving=pair.fixed)
+    assert find_pending([swapped_pair], tmp_path, PROVENANCE, ["field"]) == [swapped_pair]
     pair.moving.write_bytes(b"other")
     assert find_pending([pair], tmp_path, PROVENANCE, ["field"]) == [pair]
 
@@ -262,12 +262,12 @@ def test_touched_images_are_not(pair: PairInput, tmp_path: Path) -> None:
 
 
 def test_predictions_of_another_model_are_neither_resumed_nor_counted(pair: PairInput, tmp_path: Path) -> None:
-    other = PROVENANCE.model_copy(update={"checkpoints": ["x"]})
+    other_provenance = PROVENANCE.model_copy(update={"checkpoints": ["x"]})
     with pytest.raises(OtherPredictions, match="checkpoints"):
-        find_pending([pair], tmp_path, other, ["field"])
-    record = make_record(pair, OUTCOME, other, {})
+        find_pending([pair], tmp_path, other_provenance, ["field"])
+    record = make_record(pair, OUTCOME, other_provenance, {})
     assert not is_current(pair, record, tmp_path, PROVENANCE, ["field"])
-    assert is_current(pair, record, tmp_path, other, ["field"])
+    assert is_current(pair, record, tmp_path, other_provenance, ["field"])
 
 
 def test_sources_are_paths_with_digests_and_text(pair: PairInput) -> None:
@@ -285,13 +285,13 @@ def test_removing_leaves_nothing_of_the_pair(pair: PairInput, tmp_path: Path) ->
 
 
 def test_columns_without_a_value_are_left_out() -> None:
-    place = [Placement(matrix=[[1.0]], translation=[0.0], stage=stage) for stage in ("rigid", "centre")]
+    placements = [Placement(matrix=[[1.0]], translation=[0.0], stage=stage) for stage in ("rigid", "centre")]
     pair = PredictedPair(
         pair_id="p",
         fixed="f",
         moving="m",
-        fixed_transform=place[0],
-        moving_transform=place[1],
+        fixed_transform=placements[0],
+        moving_transform=placements[1],
         mean_mm=1.26,
         seconds=2.0,
     )
@@ -302,9 +302,9 @@ def test_columns_without_a_value_are_left_out() -> None:
 
 def test_failures_are_counted_and_the_first_ones_told() -> None:
     assert format_failures([], 4) == ""
-    failed = [FailedPair(pair_id=f"p{number}", failed=f"reason {number}") for number in range(4)]
-    assert format_failures(failed[:1], 4) == "reason 0"
-    sentence = format_failures(failed, 9)
+    failed_pairs = [FailedPair(pair_id=f"p{number}", failed=f"reason {number}") for number in range(4)]
+    assert format_failures(failed_pairs[:1], 4) == "reason 0"
+    sentence = format_failures(failed_pairs, 9)
     assert "4 of 9" in sentence
     assert all(f"p{number}: reason {number}" in sentence for number in range(3))
     assert "reason 3" not in sentence

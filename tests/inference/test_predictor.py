@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ from llmreg.inference.case_reader import ImageInput
 from llmreg.inference.models import load_model
 from llmreg.inference.predictor import Ensemble, Predictor, RegistrationOptions, deviation
 from llmreg.inference.registration import FADE, Registration
-from llmreg.networks.registration_network import pad_to_shape
+from llmreg.networks.registration_network import RegistrationNetwork, pad_to_shape
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import FramedCase, PlacementHints, bring_into_frame
+from llmreg.preprocessing.common_frame import FramedCase, bring_into_frame
 
 CPU = torch.device("cpu")
 FRAME = (slice(FADE, -FADE),) * 3
@@ -45,7 +47,7 @@ def predict(folder: Path, images: tuple[Path, Path], *folds: str, **options: boo
 def frame_cases(plans: Plans, images: tuple[Path, Path]) -> list[FramedCase]:
     """The fixed and the moving image in the frame."""
     return [
-        bring_into_frame(sitk.ReadImage(str(path)), plans.normalization[modality], plans, PlacementHints(), path)
+        bring_into_frame(sitk.ReadImage(str(path)), plans.normalization[modality], plans, path)
         for path, modality in zip(images, (plans.fixed_modality, plans.moving_modality), strict=True)
     ]
 
@@ -91,9 +93,9 @@ def test_points_go_through_frame_and_field_into_the_moving_image(folder: Path, i
 
 def test_folds_are_averaged(folder: Path, images: tuple[Path, Path]) -> None:
     single = [predict(folder, images, fold).deformation.vectors for fold in ("0", "1")]
-    both = predict(folder, images, "0", "1").deformation.vectors
+    ensemble = predict(folder, images, "0", "1").deformation.vectors
     assert not np.allclose(single[0], single[1], atol=0.5)
-    np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-4)
+    np.testing.assert_allclose(ensemble, np.mean(single, axis=0), atol=1e-4)
 
 
 def test_velocities_are_averaged_and_followed_both_ways(tmp_path: Path, images: tuple[Path, Path]) -> None:
@@ -137,8 +139,8 @@ def test_a_given_start_leads_from_the_fixed_to_the_moving_image(tmp_path: Path, 
     folder = write_model(tmp_path, make_plans(), strength=0.0)
     initial = sitk.Euler3DTransform((5.0, -8.0, 11.0), 0.1, 0.05, -0.1, (-24.0, 10.0, 28.0))
     sitk.WriteTransform(initial, str(tmp_path / "initial.tfm"))
-    for given in (initial, tmp_path / "initial.tfm"):
-        registration = Predictor.from_folder(folder, device="cpu").predict(*images, given)
+    for start in (initial, tmp_path / "initial.tfm"):
+        registration = Predictor.from_folder(folder, device="cpu").predict(*images, start)
         point = (7.0, -6.0, 13.0)
         assert registration.moving_transform.stage == "given"
         np.testing.assert_allclose(
@@ -154,8 +156,10 @@ def test_refinement_moves_the_moving_image(tmp_path: Path) -> None:
     moving = sitk.Image(fixed)
     moving.SetOrigin(np.add(fixed.GetOrigin(), (4.0, 0.0, 0.0)).tolist())
     options = RegistrationOptions(refine=15)
-    same = ImageInput(moving, modality="MR")
-    registration = Predictor.from_folder(folder, None, CPU, options).predict(ImageInput(fixed, modality="MR"), same)
+    moving_input = ImageInput(moving, modality="MR")
+    registration = Predictor.from_folder(folder, None, CPU, options).predict(
+        ImageInput(fixed, modality="MR"), moving_input
+    )
     assert registration.refined is not None
     assert registration.refined[1] < registration.refined[0]
     shift = registration.deformation.vectors[FRAME][4:8, 6:10, 5:9].mean(axis=(0, 1, 2))
@@ -179,10 +183,10 @@ def test_refinement_knows_what_each_image_shows(folder: Path, images: tuple[Path
 
 
 def test_a_diffeomorphic_field_is_near_the_free_one_and_folds_nowhere(folder: Path, images: tuple[Path, Path]) -> None:
-    free, smooth = (predict(folder, images, "0", diffeomorphic=wanted) for wanted in (False, True))
+    free, smooth = (predict(folder, images, "0", diffeomorphic=diffeomorphic) for diffeomorphic in (False, True))
     assert jacobian_determinant(smooth.deformation).min() > 0
-    apart = np.linalg.norm(free.deformation.vectors - smooth.deformation.vectors, axis=-1)
-    assert apart.mean() < 0.3 * np.linalg.norm(free.deformation.vectors, axis=-1).mean()
+    distances = np.linalg.norm(free.deformation.vectors - smooth.deformation.vectors, axis=-1)
+    assert distances.mean() < 0.3 * np.linalg.norm(free.deformation.vectors, axis=-1).mean()
 
 
 def test_modalities_are_resolved_and_warned_of(
@@ -191,8 +195,8 @@ def test_modalities_are_resolved_and_warned_of(
     predictor = Predictor.from_folder(folder, ["0"], "cpu")
     expected = predictor.predict(*images).field.vectors
     for fixed, moving in (("mr", "CT"), ("0", "1"), (0, 1)):
-        found = predictor.predict(ImageInput(images[0], fixed), ImageInput(images[1], moving))
-        np.testing.assert_array_equal(found.field.vectors, expected)
+        registration = predictor.predict(ImageInput(images[0], fixed), ImageInput(images[1], moving))
+        np.testing.assert_array_equal(registration.field.vectors, expected)
     assert not caplog.text
     predictor.predict(ImageInput(images[0], 1), ImageInput(images[1], 0))
     assert caplog.text.count("trained to warp CT onto MR, not MR onto CT") == 1
@@ -213,8 +217,8 @@ def test_a_bidirectional_model_takes_both_directions(
 
 def test_checkpoints_of_other_plans_are_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path, make_plans())
-    other = write_model(tmp_path / "other", make_plans("velocity"))
-    (folder / "plans.json").write_bytes((other / "plans.json").read_bytes())
+    other_folder = write_model(tmp_path / "other", make_plans("velocity"))
+    (folder / "plans.json").write_bytes((other_folder / "plans.json").read_bytes())
     with pytest.raises(UserError, match=r"checkpoint_final\.safetensors was trained with plans other"):
         Predictor.from_folder(folder, device="cpu")
 
@@ -235,9 +239,51 @@ def test_each_fold_predicts_with_its_own_weights_time_and_again(tmp_path: Path) 
         expected = [make_network(plans, seed).raw(moving, fixed) for seed in (0, 1)]
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
     for _ in range(2):
-        for flow, other in zip(ensemble.flows(moving, fixed), expected, strict=True):
-            torch.testing.assert_close(flow, other, atol=1e-5, rtol=1e-4)
+        for flow, expected_flow in zip(ensemble.flows(moving, fixed), expected, strict=True):
+            torch.testing.assert_close(flow, expected_flow, atol=1e-5, rtol=1e-4)
     assert not ensemble.velocity
+
+
+LIMIT = 2**-7
+
+
+def predict_with_lora(tmp_path: Path, change: float, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """The flow along x of a network of zeros, in which merging LoRA adds ``change`` voxels, exactly, everywhere."""
+
+    def merge_lora(network: Any) -> Callable[[], None]:
+        bias = network.head.bias.detach()
+        bias[0] += change
+        return lambda: bias[0].sub_(change)
+
+    monkeypatch.setattr(RegistrationNetwork, "merge_lora", merge_lora)
+    monkeypatch.setattr("llmreg.inference.predictor.MERGED_CHANGE", LIMIT)
+    plans = make_plans()
+    (flow,) = Ensemble(load_model(write_model(tmp_path, plans, strength=0.0)), plans, CPU).flows(*random_pair())
+    return flow[:, 0]
+
+
+@pytest.mark.parametrize("change", [0.0, LIMIT / 2, -LIMIT / 2])
+def test_lora_is_merged_where_that_changes_the_field_by_less_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    assert predict_with_lora(tmp_path, change, monkeypatch).unique().tolist() == [change]
+
+
+@pytest.mark.parametrize("change", [LIMIT, 2 * LIMIT, -2 * LIMIT])
+def test_lora_is_taken_out_again_where_it_changes_the_field_by_the_limit_or_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    assert predict_with_lora(tmp_path, change, monkeypatch).unique().tolist() == [0.0]
+
+
+def test_no_lora_is_merged_where_folds_share_the_frozen_weights_or_nobody_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = make_plans()
+    folder = write_model(tmp_path, plans, ("0", "1"))
+    monkeypatch.setattr(RegistrationNetwork, "merge_lora", lambda network: pytest.fail("LoRA was merged"))
+    Ensemble(load_model(folder), plans, CPU)
+    Ensemble(load_model(folder, ["0"]), plans, CPU, merge_lora=False)
 
 
 def test_the_images_keep_their_roles(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llmreg.inference.registration import DEFAULT_OUTPUTS, OUTPUTS
 FRAME = Grid.from_centre((20, 18, 16), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
 
 
-def turned(size: tuple[int, ...], spacing: tuple[float, ...], angle: float) -> Grid:
+def oblique_grid(size: tuple[int, ...], spacing: tuple[float, ...], angle: float) -> Grid:
     """An oblique grid about the origin, one of whose axes is flipped."""
     direction = Rotation.from_euler("xyz", [angle, -angle / 2, angle / 3], degrees=True).as_matrix() @ np.diag(
         [1, -1, 1]
@@ -42,12 +42,14 @@ def pair() -> Registration:
     """Both images oblique, anisotropic and flipped, each placed in the frame by an affine transform."""
     rng = np.random.default_rng(1)
     fixed, moving = (
-        image_on(turned((24, 20, 12), (2.0, 2.5, 4.0), 20), 2),
-        image_on(turned((22, 26, 14), (2.5, 2.0, 3.5), -15), 3),
+        image_on(oblique_grid((24, 20, 12), (2.0, 2.5, 4.0), 20), 2),
+        image_on(oblique_grid((22, 26, 14), (2.5, 2.0, 3.5), -15), 3),
     )
     vectors = np.stack([2.5 * smooth_noise(rng, FRAME.shape, 3.0) for _ in range(3)], axis=-1).astype(np.float32)
-    placed = [CaseTransform(np.eye(3) + 0.05 * rng.normal(size=(3, 3)), rng.normal(size=3), "affine") for _ in range(2)]
-    return Registration(fixed, moving, *placed, fade_outside(DisplacementField(vectors, FRAME), 6))
+    placements = [
+        CaseTransform(np.eye(3) + 0.05 * rng.normal(size=(3, 3)), rng.normal(size=3), "affine") for _ in range(2)
+    ]
+    return Registration(fixed, moving, *placements, fade_outside(DisplacementField(vectors, FRAME), 6))
 
 
 def test_warping_is_simpleitk_with_the_written_field(pair: Registration, tmp_path: Path) -> None:
@@ -55,26 +57,26 @@ def test_warping_is_simpleitk_with_the_written_field(pair: Registration, tmp_pat
     assert set(files) == set(DEFAULT_OUTPUTS)
     field = sitk.ReadImage(str(tmp_path / files["field"]), sitk.sitkVectorFloat64)
     expected = image_to_array(sitk.Resample(pair.moving, pair.fixed, sitk.DisplacementFieldTransform(field)))
-    scale = np.ptp(image_to_array(pair.moving))
+    value_range = np.ptp(image_to_array(pair.moving))
     # Where the border of the image is looked up, rounding decides between a value and none.
-    unlike = np.abs(image_to_array(read_image(tmp_path / files["warped"])) - expected) > 1e-3 * scale
-    assert unlike.mean() < 1e-3
+    differs = np.abs(image_to_array(read_image(tmp_path / files["warped"])) - expected) > 1e-3 * value_range
+    assert differs.mean() < 1e-3
     affine = sitk.ReadTransform(str(tmp_path / files["prealignment"]))
     point = (4.0, -3.0, 5.0)
-    between = pair.fixed_transform.to_sitk().GetInverse().TransformPoint(point)
-    assert np.allclose(affine.TransformPoint(point), pair.moving_transform.to_sitk().TransformPoint(between))
+    frame_point = pair.fixed_transform.to_sitk().GetInverse().TransformPoint(point)
+    assert np.allclose(affine.TransformPoint(point), pair.moving_transform.to_sitk().TransformPoint(frame_point))
 
 
 def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tmp_path: Path) -> None:
     label = sitk.Cast(pair.moving > 0, sitk.sitkUInt8)
     spread = array_to_image(np.full(FRAME.shape, 1.5, np.float32), FRAME)
-    whole = Registration(*list(vars(pair).values())[:5], spread=spread)
-    files = whole.save(tmp_path, "pair", OUTPUTS, label=label)
+    registration = Registration(*list(vars(pair).values())[:5], spread=spread)
+    files = registration.save(tmp_path, "pair", OUTPUTS, label=label)
     assert set(files) == set(OUTPUTS)
     for output, file in files.items():
         if file.endswith(".nii.gz"):
-            where = Grid.from_image(pair.moving if output == "inverse" else pair.fixed)
-            assert Grid.from_image(sitk.ReadImage(str(tmp_path / file))).same_as(where)
+            grid = Grid.from_image(pair.moving if output == "inverse" else pair.fixed)
+            assert Grid.from_image(sitk.ReadImage(str(tmp_path / file))).same_as(grid)
     expected = sitk.Resample(
         label, pair.fixed, sitk.ReadTransform(str(tmp_path / files["transform"])), sitk.sitkNearestNeighbor
     )
@@ -86,8 +88,8 @@ def test_every_output_is_written_and_lies_where_it_should(pair: Registration, tm
 
 
 def test_what_the_field_looks_at_in_the_moving_image_is_seen(pair: Registration) -> None:
-    """Points whose lookup lies inside or outside the moving image by more than rounding."""
-    seen = image_to_array(pair.seen)
+    """Points that are looked up inside or outside the moving image, by more than rounding, are seen or not."""
+    seen_mask = image_to_array(pair.seen)
     grid, moving = Grid.from_image(pair.fixed), Grid.from_image(pair.moving)
     points = pair.warp_points(grid.physical_points().reshape(-1, 3))
     index = moving.physical_to_index(points).reshape(*grid.shape, 3)
@@ -95,22 +97,22 @@ def test_what_the_field_looks_at_in_the_moving_image_is_seen(pair: Registration)
     depth = np.minimum(index + 0.5, np.array(moving.size) - 0.5 - index).min(axis=-1)
     assert (depth > 0.1).any()
     assert (depth < -0.1).any()
-    assert (seen[depth > 0.1] == 1).all()
-    assert (seen[depth < -0.1] == 0).all()
+    assert (seen_mask[depth > 0.1] == 1).all()
+    assert (seen_mask[depth < -0.1] == 0).all()
 
 
 def test_landmarks_come_back_by_the_inverse(pair: Registration) -> None:
     points = FRAME.points_inside(4) / 2
-    there = pair.warp_points(points)
-    assert np.linalg.norm(there - points, axis=1).max() > 2
-    back = pair.inverse().warp_points(there)
-    assert np.linalg.norm(back - points, axis=1).max() < 0.1
-    one = pair.transform.TransformPoint(points[3].tolist())
-    np.testing.assert_allclose(there[3], one, atol=1e-4)
-    # By the two fields that are written, on the grids of the two images, too.
-    forth, again = pair.field.to_transform(), pair.inverse().field.to_transform()
+    moved_points = pair.warp_points(points)
+    assert np.linalg.norm(moved_points - points, axis=1).max() > 2
+    returned_points = pair.inverse().warp_points(moved_points)
+    assert np.linalg.norm(returned_points - points, axis=1).max() < 0.1
+    moved_point = pair.transform.TransformPoint(points[3].tolist())
+    np.testing.assert_allclose(moved_points[3], moved_point, atol=1e-4)
+    # The two fields that are written, on the grids of the two images, bring points back, too.
+    forward, backward = pair.field.to_transform(), pair.inverse().field.to_transform()
     for point in points:
-        assert np.linalg.norm(np.subtract(again.TransformPoint(forth.TransformPoint(point.tolist())), point)) < 0.1
+        assert np.linalg.norm(np.subtract(backward.TransformPoint(forward.TransformPoint(point.tolist())), point)) < 0.1
 
 
 @pytest.mark.parametrize("format", FIELD_FORMATS.names)

@@ -15,7 +15,7 @@ from llmreg.networks.layers import FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.registry import NETWORKS, network_settings, plugin_of
 
-# Of no multiple of anything.
+# No edge is a multiple of 4.
 SHAPE = (18, 15, 10)
 SMALL = {"voxelmorph": {"size": "small"}, "transmorph": {"stages": 3}, "mambamorph": {"features": False}}
 BASELINES = [name for name in NETWORKS.names if name != "llm_morph"]

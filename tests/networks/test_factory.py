@@ -29,7 +29,7 @@ class Small(RegistrationNetwork):
 def test_a_compiled_network_gives_the_same_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own tracing runs, without a compiler behind it, which takes minutes."""
     compile_whole: Callable[..., nn.Module] = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network, **how: compile_whole(network, backend="eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda network, **options: compile_whole(network, backend="eager", **options))
     small = Small()
     network = GridNetwork(small, 2)
     compiled = compile_or_keep(network, CPU, "none")

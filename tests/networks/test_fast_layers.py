@@ -27,10 +27,10 @@ def test_it_is_pytorchs_convolution(shape: tuple[int, ...], options: dict) -> No
     ours, plain = _pair(shape[1], **options)
     image = torch.randn(shape, requires_grad=True)
     torch.testing.assert_close(ours(image), plain(image), rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(
+    for actual, expected in zip(
         _gradients(ours(image), ours, [image]), _gradients(plain(image), plain, [image]), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_under_autocast_it_computes_in_bfloat16() -> None:
@@ -65,10 +65,12 @@ def test_the_memory_format_changes_no_number() -> None:
 def test_parts_are_convolved_as_their_concatenation() -> None:
     ours, plain = _pair(7)
     parts = [torch.randn(1, channels, 4, 5, 6, requires_grad=True) for channels in (4, 2, 1)]
-    apart, whole = ours.sum_over(parts), plain(torch.cat(parts, dim=1))
-    torch.testing.assert_close(apart, whole, rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(_gradients(apart, ours, parts), _gradients(whole, plain, parts), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    sum_of_parts, convolution = ours.sum_over(parts), plain(torch.cat(parts, dim=1))
+    torch.testing.assert_close(sum_of_parts, convolution, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(
+        _gradients(sum_of_parts, ours, parts), _gradients(convolution, plain, parts), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("when", [True, False])

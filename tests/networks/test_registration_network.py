@@ -82,4 +82,6 @@ def test_padding_lies_on_all_sides_and_is_cut_off_again(shape: tuple[int, ...]) 
     assert np.array_equal(padded[crop], array)
     assert padded.sum() == pytest.approx(array.sum(), rel=1e-6)
     # An odd voxel lies behind the array.
-    assert [part.start for part in crop] == [(size - old) // 2 for size, old in zip(shape, array.shape, strict=True)]
+    assert [part.start for part in crop] == [
+        (size - length) // 2 for size, length in zip(shape, array.shape, strict=True)
+    ]

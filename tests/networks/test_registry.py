@@ -273,22 +273,22 @@ def run_beside(folder: Path, code: str, *arguments: str) -> subprocess.Completed
 
 def test_a_network_of_another_package_is_planned_trained_and_predicts(tmp_path: Path) -> None:
     install(tmp_path, "toy_network", TOY, TOY_NETWORK)
-    done = run_beside(tmp_path, TRAIN_AND_PREDICT, json.dumps(PLANS), str(tmp_path / "model"))
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert sorted(told["names"]) == sorted([*NETWORKS.names, "toy"])
+    process = run_beside(tmp_path, TRAIN_AND_PREDICT, json.dumps(PLANS), str(tmp_path / "model"))
+    assert process.returncode == 0, process.stderr
+    content = json.loads(process.stdout)
+    assert sorted(content["names"]) == sorted([*NETWORKS.names, "toy"])
     # Multiples of twice the stride of 6.
-    assert told["padded"] == [24, 24, 24]
-    assert told["shape"] == [24, 24, 24]
+    assert content["padded"] == [24, 24, 24]
+    assert content["shape"] == [24, 24, 24]
 
 
 def test_a_broken_package_is_one_warning(tmp_path: Path) -> None:
     install(tmp_path, "broken_network", "raise RuntimeError('half installed')\n")
     code = "from llmreg.networks.registry import NETWORKS; print(*NETWORKS.names)"
-    done = run_beside(tmp_path, code)
-    assert sorted(done.stdout.split()) == sorted(NETWORKS.names)
-    assert len(done.stderr.splitlines()) == 1
-    assert "broken_network" in done.stderr
+    process = run_beside(tmp_path, code)
+    assert sorted(process.stdout.split()) == sorted(NETWORKS.names)
+    assert len(process.stderr.splitlines()) == 1
+    assert "broken_network" in process.stderr
 
 
 # Network, changes of its settings, gradient checkpointing, size of the grid along each axis, peaks in float32 and

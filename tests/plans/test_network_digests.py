@@ -66,12 +66,14 @@ DIGESTS: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "full", "whole"), DIGESTS)
-def test_digests_are_those_of_the_first_version(name: str, changes: dict[str, Any], full: str, whole: str) -> None:
+@pytest.mark.parametrize(("name", "changes", "full_digest", "plans_digest"), DIGESTS)
+def test_digests_are_those_of_the_first_version(
+    name: str, changes: dict[str, Any], full_digest: str, plans_digest: str
+) -> None:
     plans = Plans.model_validate(PLANS | {"network": {"name": name, **changes}})
-    assert plans.digest("full")[:16] == full
-    assert plans.digest()[:16] == whole
-    assert Plans.model_validate(plans.model_dump(mode="json")).digest()[:16] == whole
+    assert plans.digest("full")[:16] == full_digest
+    assert plans.digest()[:16] == plans_digest
+    assert Plans.model_validate(plans.model_dump(mode="json")).digest()[:16] == plans_digest
 
 
 def test_plans_that_name_no_network_have_those_of_the_default_one() -> None:

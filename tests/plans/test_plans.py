@@ -55,14 +55,14 @@ def test_a_key_that_is_left_out_changes_no_digest(plans, tmp_path):
 
 
 def test_computing_twice_makes_no_other_model(plans):
-    twice = override(plans, ["configurations.half.recompute=true"], "default")
-    assert twice.configurations["half"].recompute
-    assert twice.digest() == plans.digest()
-    assert twice.digest("half") == plans.digest("half")
+    recomputing = override(plans, ["configurations.half.recompute=true"], "default")
+    assert recomputing.configurations["half"].recompute
+    assert recomputing.digest() == plans.digest()
+    assert recomputing.digest("half") == plans.digest("half")
 
 
-def added(plans: Plans, name: str) -> Plans:
-    """The plans with a configuration of the user's own, the padded half resolution."""
+def add_configuration(plans: Plans, name: str) -> Plans:
+    """Return the plans with a configuration of the user's own: half resolution, padded further."""
     content = plans.model_dump(mode="json")
     content["configurations"][name] = content["configurations"]["half"] | {
         "padded_size": [96, 96, 128],
@@ -74,14 +74,16 @@ def added(plans: Plans, name: str) -> Plans:
 
 
 def test_a_model_is_of_one_configuration_and_others_may_come_and_go(plans):
-    more = added(plans, "my-own.2")
-    assert more.configuration("my-own.2").token_length == 36
-    assert more.digest("half") == plans.digest("half")
-    assert more.digest() != plans.digest()
-    assert len({more.digest(name) for name in more.configurations}) == 3
-    moved = override(plans, ["configurations.half=" + more.configuration("my-own.2").model_dump_json()], "default")
-    assert moved.digest("half") != plans.digest("half")
-    assert moved.digest("full") == plans.digest("full")
+    extended = add_configuration(plans, "my-own.2")
+    assert extended.configuration("my-own.2").token_length == 36
+    assert extended.digest("half") == plans.digest("half")
+    assert extended.digest() != plans.digest()
+    assert len({extended.digest(name) for name in extended.configurations}) == 3
+    resized = override(
+        plans, ["configurations.half=" + extended.configuration("my-own.2").model_dump_json()], "default"
+    )
+    assert resized.digest("half") != plans.digest("half")
+    assert resized.digest("full") == plans.digest("full")
     for other in ({"reasons": {"grid": "so"}}, {"default_configuration": "full"}):
         assert plans.model_copy(update=other).digest() == plans.digest()
 
@@ -89,15 +91,19 @@ def test_a_model_is_of_one_configuration_and_others_may_come_and_go(plans):
 @pytest.mark.parametrize("name", ["", "a__b", "_a", "a_", "a/b", "../a", "a b"])
 def test_a_name_that_no_folder_can_have_is_refused(plans, name):
     with pytest.raises(UserError, match="configurations"):
-        added(plans, name)
+        add_configuration(plans, name)
 
 
 @pytest.mark.parametrize("name", NETWORKS.names)
 def test_plans_of_every_network_round_trip_and_have_a_digest_of_their_own(plans, tmp_path, name):
-    of = {other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS.names}
-    write_plans(tmp_path / "plans.json", of[name])
-    assert read_plans(tmp_path / "plans.json") == of[name]
-    assert [other for other in NETWORKS.names if of[other].digest() == of[name].digest()] == [name]
+    plans_by_network = {
+        other: plans.model_copy(update={"network": network_settings(other)}) for other in NETWORKS.names
+    }
+    write_plans(tmp_path / "plans.json", plans_by_network[name])
+    assert read_plans(tmp_path / "plans.json") == plans_by_network[name]
+    assert [
+        other for other in NETWORKS.names if plans_by_network[other].digest() == plans_by_network[name].digest()
+    ] == [name]
 
 
 def test_plans_that_do_not_name_their_network_are_llm_morphs(plans):
@@ -126,9 +132,9 @@ def test_plans_are_found_by_their_name(plans, tmp_path):
     write_plans(tmp_path / "plans.json", plans)
     assert find_plans(tmp_path, "default") == plans
     write_plans(tmp_path / "plans_mine.json", plans)
-    with pytest.raises(BadPlans) as refused:
+    with pytest.raises(BadPlans) as refusal:
         find_plans(tmp_path, "mine")
-    assert refused.value.key == "plans_name"
+    assert refusal.value.key == "plans_name"
 
 
 def test_other_layers_of_the_language_model_drop_the_digest_of_these(plans):
@@ -163,18 +169,18 @@ def test_a_baselines_keys_are_set_and_refused_by_their_path(plans):
 
 @pytest.mark.parametrize("wrong", ["loss.smoothness", "los.smoothness=1", "loss.dice.more=1", "plans_name=y"])
 def test_an_assignment_that_cannot_be_made_is_refused(plans, wrong):
-    with pytest.raises(BadAssignment) as refused:
+    with pytest.raises(BadAssignment) as refusal:
         override(plans, [wrong], "x")
-    assert refused.value.assignment == wrong
+    assert refusal.value.assignment == wrong
 
 
 @pytest.mark.parametrize(
     ("wrong", "key"), [("loss.smoothness=-1", "loss.smoothness"), ("loss.smooth=1", "loss.smooth")]
 )
 def test_a_value_or_key_that_plans_do_not_have_is_refused(plans, wrong, key):
-    with pytest.raises(BadPlans) as refused:
+    with pytest.raises(BadPlans) as refusal:
         override(plans, [wrong], "x")
-    assert refused.value.key == key
+    assert refusal.value.key == key
 
 
 def test_values_that_are_not_json_are_text(plans):

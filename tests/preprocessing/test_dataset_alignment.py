@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from rewritten import recompress
-from toy_dataset import NAME, prepare, with_method
+from toy_dataset import NAME, prepare, replace_method
 
 from llmreg.data.splits import make_splits
 from llmreg.geometry.grid import Grid
@@ -31,13 +31,13 @@ from llmreg.preprocessing.dataset_alignment import (
 
 
 @pytest.fixture
-def prepared(tmp_path: Path):
+def prepared_dataset(tmp_path: Path):
     dataset, _, plans = prepare(tmp_path)
-    return dataset, with_method(plans, "template"), make_splits(dataset)
+    return dataset, replace_method(plans, "template"), make_splits(dataset)
 
 
-def test_a_held_out_case_belongs_to_the_set_of_its_fold(prepared) -> None:
-    _, _, splits = prepared
+def test_a_held_out_case_belongs_to_the_set_of_its_fold(prepared_dataset) -> None:
+    _, _, splits = prepared_dataset
     assert [name_template_set(name) for name in (0, "3", ALL_CASES)] == ["fold_0", "fold_3", ALL_CASES]
     for split in splits:
         for case in split.validation:
@@ -46,8 +46,8 @@ def test_a_held_out_case_belongs_to_the_set_of_its_fold(prepared) -> None:
     assert name_templates_without(splits[0].validation[0], []) == ALL_CASES
 
 
-def test_an_example_tells_where_structures_lie(prepared) -> None:
-    dataset, plans, _ = prepared
+def test_an_example_tells_where_structures_lie(prepared_dataset) -> None:
+    dataset, plans, _ = prepared_dataset
     case = dataset.case("Toy_0002_0001")
     example = describe_example(case, plans)
     assert example.modality == 1
@@ -58,8 +58,8 @@ def test_an_example_tells_where_structures_lie(prepared) -> None:
         np.testing.assert_allclose(example.centroids[number], expected, atol=1e-6)
 
 
-def test_a_fold_learns_nothing_from_the_images_that_it_holds_out(prepared) -> None:
-    dataset, plans, splits = prepared
+def test_a_fold_learns_nothing_from_the_images_that_it_holds_out(prepared_dataset) -> None:
+    dataset, plans, splits = prepared_dataset
     before = learn_template_sets(dataset, plans, splits, 1)
     assert before.keys() == {ALL_CASES, *(name_template_set(split.fold) for split in splits)}
     held_out = dataset.case(splits[0].validation[0])
@@ -73,36 +73,36 @@ def test_a_fold_learns_nothing_from_the_images_that_it_holds_out(prepared) -> No
         return sitk.GetArrayFromImage(sets[name][held_out.modality].image)
 
     np.testing.assert_array_equal(picture(before, "fold_0"), picture(after, "fold_0"))
-    others = [name for name in before if name != "fold_0"]
+    other_sets = [name for name in before if name != "fold_0"]
     assert all(
         picture(before, n).shape != picture(after, n).shape or (picture(before, n) != picture(after, n)).any()
-        for n in others
+        for n in other_sets
     )
 
 
-def test_the_fixed_cases_lie_on_average_in_the_middle_of_the_frame(prepared) -> None:
-    dataset, plans, _ = prepared
-    # With a moving case less, the moving cases lie elsewhere on average.
+def test_the_fixed_cases_lie_on_average_in_the_middle_of_the_frame(prepared_dataset) -> None:
+    dataset, plans, _ = prepared_dataset
+    # Without one of the moving cases, these lie elsewhere on average.
     lacking = replace(dataset, held_out=frozenset({"Toy_0003_0001"}))
     templates = learn_template_sets(lacking, plans, (), 1)[ALL_CASES]
     np.testing.assert_allclose(templates[plans.fixed_modality].centre, plans.frame.centre, atol=1e-6)
     assert np.linalg.norm(templates[plans.moving_modality].centre - plans.frame.centre) > 0.1
 
 
-def test_templates_are_learned_again_when_a_training_case_changed(prepared, tmp_path: Path) -> None:
-    dataset, plans, splits = prepared
+def test_templates_are_learned_again_when_a_training_case_changed(prepared_dataset, tmp_path: Path) -> None:
+    dataset, plans, splits = prepared_dataset
     volumes = tmp_path / "volumes"
     assert read_template_set(volumes, ALL_CASES) == {}
     digest = update_templates(dataset, plans, splits, volumes, 1)
     files = sorted((volumes / TEMPLATES_FOLDER).rglob("*.nii.gz"))
     assert len(files) == 2 * 2 * (1 + len(splits))
-    written = [file.stat().st_mtime_ns for file in files]
+    times = [file.stat().st_mtime_ns for file in files]
     assert update_templates(dataset, plans, splits, volumes, 1) == digest
-    assert [file.stat().st_mtime_ns for file in files] == written
+    assert [file.stat().st_mtime_ns for file in files] == times
     assert read_template_set(volumes, "fold_0").keys() == {0, 1}
     recompress(tmp_path / "raw" / NAME / "imagesTr" / "Toy_0001_0000.nii.gz")
     assert update_templates(dataset, plans, splits, volumes, 1) != digest
-    assert all(file.stat().st_mtime_ns != time for file, time in zip(files, written, strict=True))
+    assert all(file.stat().st_mtime_ns != time for file, time in zip(files, times, strict=True))
     assert update_templates(dataset, plans, splits[:-1], volumes, 1) != digest
 
 

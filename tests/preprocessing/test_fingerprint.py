@@ -1,4 +1,4 @@
-"""What is measured on images and label maps, against plain loops over their voxels."""
+"""Measurements on images and label maps are compared with plain loops over their voxels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_case(
     seed: int = 0,
     annotated: tuple[int, ...] | None = None,
 ) -> Case:
-    """A case whose image is noise in the middle of zeros."""
+    """Write a case whose image is noise in the middle of zeros."""
     rng = np.random.default_rng(seed)
     values = np.zeros(grid.shape, np.int16)
     values[2:-2, 2:-2, 2:-2] = rng.integers(100, 1000, np.subtract(grid.shape, 4))
@@ -57,7 +57,7 @@ def write_case(
 
 
 def boxes(shape: tuple[int, ...]) -> np.ndarray:
-    """Structures 1 and 2, and no 7."""
+    """Make a label map with the structures 1 and 2, and without 7."""
     labels = np.zeros(shape, np.uint8)
     labels[2:5, 3:8, 2:6], labels[5:8, 2:4, 6:11] = 1, 2
     return labels
@@ -65,7 +65,6 @@ def boxes(shape: tuple[int, ...]) -> np.ndarray:
 
 def dataset_of(cases: list[Case], **changes) -> Dataset:
     content = {
-        "id": 1,
         "name": "Dataset001_Toy",
         "folder": Path("."),
         "modalities": MODALITIES,
@@ -81,23 +80,30 @@ def dataset_of(cases: list[Case], **changes) -> Dataset:
 def test_structures_are_those_of_a_plain_loop(oblique: Grid, tmp_path: Path) -> None:
     labels = np.random.default_rng(1).choice([0, 1, 7], oblique.shape, p=[0.7, 0.2, 0.1])
     case = write_case(tmp_path, "Toy_0001_0000", oblique, labels)
-    found = measure_case(case, MODALITIES, LABELS)
+    fingerprint = measure_case(case, MODALITIES, LABELS)
     image = sitk.ReadImage(str(case.image))
     places, values = defaultdict(list), defaultdict(list)
     for z, y, x in np.ndindex(labels.shape):
         places[int(labels[z, y, x])].append(image.TransformIndexToPhysicalPoint((x, y, z)))
         values[int(labels[z, y, x])].append(image[x, y, z])
-    assert set(found.label_volumes) == set(found.label_centroids) == set(found.structure_intensities) == {1, 7}
+    assert (
+        set(fingerprint.label_volumes)
+        == set(fingerprint.label_centroids)
+        == set(fingerprint.structure_intensities)
+        == {1, 7}
+    )
     for label in (1, 7):
-        assert found.label_volumes[label] == pytest.approx(len(places[label]) * 1.0 * 1.5 * 3.0 / 1000)
-        assert 1000 * found.label_volumes[label] / np.prod(found.spacing) == pytest.approx(len(places[label]))
-        np.testing.assert_allclose(found.label_centroids[label], np.mean(places[label], axis=0), atol=1e-4)
-        np.testing.assert_allclose(
-            found.structure_intensities[label], np.percentile(values[label], PERCENTILES), rtol=1e-6
+        assert fingerprint.label_volumes[label] == pytest.approx(len(places[label]) * 1.0 * 1.5 * 3.0 / 1000)
+        assert 1000 * fingerprint.label_volumes[label] / np.prod(fingerprint.spacing) == pytest.approx(
+            len(places[label])
         )
-    np.testing.assert_allclose(found.intensities, np.percentile(values[1] + values[7], PERCENTILES), rtol=1e-6)
-    every = np.concatenate(list(values.values()))
-    assert found.range == [every.min(), every.max()]
+        np.testing.assert_allclose(fingerprint.label_centroids[label], np.mean(places[label], axis=0), atol=1e-4)
+        np.testing.assert_allclose(
+            fingerprint.structure_intensities[label], np.percentile(values[label], PERCENTILES), rtol=1e-6
+        )
+    np.testing.assert_allclose(fingerprint.intensities, np.percentile(values[1] + values[7], PERCENTILES), rtol=1e-6)
+    all_values = np.concatenate(list(values.values()))
+    assert fingerprint.range == [all_values.min(), all_values.max()]
 
 
 def test_headers_that_differ_by_rounding_are_compared(tmp_path: Path) -> None:
@@ -106,32 +112,32 @@ def test_headers_that_differ_by_rounding_are_compared(tmp_path: Path) -> None:
     cases = [write_case(tmp_path, f"Toy_000{n}_000{n}", grid, labels) for n in (0, 1)]
     rounded = replace(grid, origin=(1.00001, 2.0, 3.0))
     write_image(array_to_image(labels, rounded), cases[0].label)
-    known = {case.name: measure_case(case, MODALITIES, LABELS) for case in cases}
+    fingerprints = {case.name: measure_case(case, MODALITIES, LABELS) for case in cases}
     pair = Pair(cases[0].name, cases[1].name)
-    assert measure_pair(pair, {case.name: case for case in cases}, known, LABELS).dice == pytest.approx(1)
+    assert measure_pair(pair, {case.name: case for case in cases}, fingerprints, LABELS).dice == pytest.approx(1)
 
 
 def test_axes_are_told_as_stored_and_as_turned(tmp_path: Path) -> None:
     # Sagittal slices: the first axis runs down, the second forward, the third to the left.
     grid = Grid((9, 10, 11), (1.0, 2.0, 4.0), (5.0, 6, 7), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
-    found = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
-    assert found.orientation == "IAL"
-    assert (found.size, found.spacing) == ([11, 10, 9], pytest.approx([4, 2, 1]))
-    assert max(found.spacing) / min(found.spacing) == pytest.approx(4)
-    turned = Grid.from_dict(found.grid)
+    fingerprint = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, None), MODALITIES, {})
+    assert fingerprint.orientation == "IAL"
+    assert (fingerprint.size, fingerprint.spacing) == ([11, 10, 9], pytest.approx([4, 2, 1]))
+    assert max(fingerprint.spacing) / min(fingerprint.spacing) == pytest.approx(4)
+    turned = Grid.from_dict(fingerprint.grid)
     assert turned.size == (11, 10, 9)
-    # The same volume.
+    # Both grids cover the same volume.
     assert grid.share_inside(turned) == turned.share_inside(grid) == 1
-    assert (found.label_volumes, found.structure_intensities) == ({}, {})
+    assert (fingerprint.label_volumes, fingerprint.structure_intensities) == ({}, {})
 
 
 def test_without_labels_the_foreground_is_measured_and_the_mask_where_there_is_one(tmp_path: Path) -> None:
     grid = Grid((20, 18, 16), (3.0, 3.0, 3.0), (1.0, 2.0, 3.0), RAS)
     case = write_case(tmp_path, "Toy_0001_0000", grid, None)
-    found = measure_case(case, MODALITIES, {})
-    assert found.intensities[0] > 90
-    np.testing.assert_allclose(found.foreground_extent, np.array((16, 14, 12)) * 3.0)
-    np.testing.assert_allclose(found.foreground_centre, grid.centre, atol=1e-4)
+    fingerprint = measure_case(case, MODALITIES, {})
+    assert fingerprint.intensities[0] > 90
+    np.testing.assert_allclose(fingerprint.foreground_extent, np.array((16, 14, 12)) * 3.0)
+    np.testing.assert_allclose(fingerprint.foreground_centre, grid.centre, atol=1e-4)
     drawn = np.zeros(grid.shape, np.uint8)
     drawn[4:6, 4:8, 4:9] = 1
     write_image(array_to_image(drawn, grid), tmp_path / "mask.nii.gz")
@@ -149,35 +155,38 @@ def test_symmetric_anatomy_overlaps_its_mirror_image(tmp_path: Path, spans, over
     labels = np.zeros(grid.shape, np.uint8)
     for start, stop in spans:
         labels[4:9, 4:9, start:stop] = 1
-    found = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, labels), MODALITIES, LABELS)
-    assert found.mirror_overlap == pytest.approx(overlap)
+    fingerprint = measure_case(write_case(tmp_path, "Toy_0001_0000", grid, labels), MODALITIES, LABELS)
+    assert fingerprint.mirror_overlap == pytest.approx(overlap)
 
 
-def compared(folder: Path, fixed: Case, moving: Case) -> module.PairFingerprint:
+def compare_cases(folder: Path, fixed: Case, moving: Case) -> module.PairFingerprint:
     cases = {case.name: case for case in (fixed, moving)}
-    looked_at = {name: measure_case(case, MODALITIES, LABELS) for name, case in cases.items()}
-    return measure_pair(Pair(fixed.name, moving.name), cases, looked_at, LABELS)
+    fingerprints = {name: measure_case(case, MODALITIES, LABELS) for name, case in cases.items()}
+    return measure_pair(Pair(fixed.name, moving.name), cases, fingerprints, LABELS)
 
 
 def test_a_pure_shift_is_displacement_without_deformation(oblique: Grid, tmp_path: Path) -> None:
     shifted = Grid(oblique.size, oblique.spacing, tuple(np.add(oblique.origin, (3, -4, 12))), oblique.direction)
     fixed = write_case(tmp_path, "Toy_0001_0000", oblique, boxes(oblique.shape))
     moving = write_case(tmp_path, "Toy_0002_0001", shifted, boxes(oblique.shape))
-    found = compared(tmp_path, fixed, moving)
-    assert found.displacement_mm == pytest.approx(13, abs=1e-3)
-    assert found.deformation_mm == pytest.approx(0, abs=1e-3)
-    same = compared(tmp_path, fixed, replace(fixed, name="Toy_0003_0000"))
-    assert (same.dice, same.displacement_mm, same.deformation_mm, same.field_of_view_overlap) == pytest.approx(
-        (1, 0, 0, 1), abs=1e-6
-    )
+    fingerprint = compare_cases(tmp_path, fixed, moving)
+    assert fingerprint.displacement_mm == pytest.approx(13, abs=1e-3)
+    assert fingerprint.deformation_mm == pytest.approx(0, abs=1e-3)
+    unmoved = compare_cases(tmp_path, fixed, replace(fixed, name="Toy_0003_0000"))
+    assert (
+        unmoved.dice,
+        unmoved.displacement_mm,
+        unmoved.deformation_mm,
+        unmoved.field_of_view_overlap,
+    ) == pytest.approx((1, 0, 0, 1), abs=1e-6)
 
 
 def test_the_overlap_is_the_share_of_the_fixed_field_of_view(tmp_path: Path) -> None:
     small, large = (Grid((n, 12, 12), (2.0, 2.0, 2.0), (0.0, 0, 0)) for n in (10, 20))
     inner = write_case(tmp_path, "Toy_0001_0000", small, None)
     outer = write_case(tmp_path, "Toy_0002_0001", large, None)
-    assert compared(tmp_path, inner, outer).field_of_view_overlap == pytest.approx(1)
-    assert compared(tmp_path, outer, inner).field_of_view_overlap == pytest.approx(0.5, abs=0.05)
+    assert compare_cases(tmp_path, inner, outer).field_of_view_overlap == pytest.approx(1)
+    assert compare_cases(tmp_path, outer, inner).field_of_view_overlap == pytest.approx(0.5, abs=0.05)
 
 
 def test_structures_that_part_are_deformation_as_well(tmp_path: Path) -> None:
@@ -186,16 +195,16 @@ def test_structures_that_part_are_deformation_as_well(tmp_path: Path) -> None:
     near[4:8, 4:8, 4:8], near[4:8, 4:8, 10:14] = 1, 2
     far[4:8, 4:8, 2:6], far[4:8, 4:8, 12:16] = 1, 2
     fixed, moving = (write_case(tmp_path, f"Toy_000{k}_000{k}", grid, labels) for k, labels in enumerate((near, far)))
-    found = compared(tmp_path, fixed, moving)
-    assert (found.displacement_mm, found.deformation_mm) == pytest.approx((4, 4))
-    assert found.dice == pytest.approx(0.5)
-    # One structure alone may have been shifted or deformed.
+    fingerprint = compare_cases(tmp_path, fixed, moving)
+    assert (fingerprint.displacement_mm, fingerprint.deformation_mm) == pytest.approx((4, 4))
+    assert fingerprint.dice == pytest.approx(0.5)
+    # A single structure cannot tell a shift from a deformation.
     alone = replace(write_case(tmp_path, "Toy_0005_0001", grid, far * (far == 1)), annotated_labels=(1,))
-    found = compared(tmp_path, fixed, alone)
-    assert (found.displacement_mm, found.deformation_mm) == (pytest.approx(4), None)
-    assert found.dice == pytest.approx(0.5)
-    nothing = compared(tmp_path, fixed, replace(moving, label=None))
-    assert (nothing.dice, nothing.displacement_mm, nothing.deformation_mm) == (None, None, None)
+    fingerprint = compare_cases(tmp_path, fixed, alone)
+    assert (fingerprint.displacement_mm, fingerprint.deformation_mm) == (pytest.approx(4), None)
+    assert fingerprint.dice == pytest.approx(0.5)
+    unlabelled = compare_cases(tmp_path, fixed, replace(moving, label=None))
+    assert (unlabelled.dice, unlabelled.displacement_mm, unlabelled.deformation_mm) == (None, None, None)
 
 
 def test_dice_is_that_of_a_plain_loop_on_another_grid(oblique: Grid, tmp_path: Path) -> None:
@@ -207,17 +216,21 @@ def test_dice_is_that_of_a_plain_loop_on_another_grid(oblique: Grid, tmp_path: P
     sizes = defaultdict(lambda: np.zeros(3))
     for z, y, x in np.ndindex(oblique.shape):
         index = labels[1].TransformPhysicalPointToIndex(labels[0].TransformIndexToPhysicalPoint((x, y, z)))
-        there = labels[1][index] if all(0 <= i < n for i, n in zip(index, other.size, strict=True)) else 0
-        here = labels[0][x, y, z]
-        sizes[here] += (1, 0, here == there)
-        sizes[there] += (0, 1, 0)
-    dice = {label: 2 * both / (one + two) for label, (one, two, both) in sizes.items() if label}
+        moving_label = labels[1][index] if all(0 <= i < n for i, n in zip(index, other.size, strict=True)) else 0
+        fixed_label = labels[0][x, y, z]
+        sizes[fixed_label] += (1, 0, fixed_label == moving_label)
+        sizes[moving_label] += (0, 1, 0)
+    dice = {
+        label: 2 * shared / (fixed_size + moving_size)
+        for label, (fixed_size, moving_size, shared) in sizes.items()
+        if label
+    }
     assert set(dice) == {1, 2, 7}
     assert 0 < max(dice.values()) < 1
-    assert compared(tmp_path, fixed, moving).dice == pytest.approx(np.mean(list(dice.values())))
-    # What was not looked for in one of them is not missing there.
+    assert compare_cases(tmp_path, fixed, moving).dice == pytest.approx(np.mean(list(dice.values())))
+    # A structure that was not looked for in one of the images is not missing there.
     partly = replace(fixed, annotated_labels=(1, 2))
-    assert compared(tmp_path, partly, moving).dice == pytest.approx((dice[1] + dice[2]) / 2)
+    assert compare_cases(tmp_path, partly, moving).dice == pytest.approx((dice[1] + dice[2]) / 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -229,22 +242,24 @@ def test_dice_is_that_of_a_plain_loop_on_another_grid(oblique: Grid, tmp_path: P
 def test_the_overlap_of_fields_of_view_is_that_of_random_points(shift, size, angle) -> None:
     angle = np.deg2rad(angle)
     turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    one = Grid((20, 24, 12), (1.5, 1.0, 3.0), (0.0, 0, 0), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
-    other = Grid(size, (2.0, 1.5, 1.0), tuple(one.centre + shift), tuple(turn.ravel().tolist()))
-    index = np.random.default_rng(0).uniform(-0.5, np.array(one.size) - 0.5, (4000, 3))
-    seen = sitk.Image(list(size), sitk.sitkUInt8)
-    seen.SetSpacing(other.spacing)
-    seen.SetOrigin(other.origin)
-    seen.SetDirection(other.direction)
-    there = np.array([seen.TransformPhysicalPointToContinuousIndex(p.tolist()) for p in one.index_to_physical(index)])
-    share = ((there > -0.5) & (there < np.array(size) - 0.5)).all(axis=1).mean()
-    assert one.share_inside(other) == pytest.approx(share, abs=0.06)
-    assert one.share_inside(one) == 1
+    fixed = Grid((20, 24, 12), (1.5, 1.0, 3.0), (0.0, 0, 0), (0.0, 0, 1, 0, -1, 0, -1, 0, 0))
+    moving = Grid(size, (2.0, 1.5, 1.0), tuple(fixed.centre + shift), tuple(turn.ravel().tolist()))
+    index = np.random.default_rng(0).uniform(-0.5, np.array(fixed.size) - 0.5, (4000, 3))
+    image = sitk.Image(list(size), sitk.sitkUInt8)
+    image.SetSpacing(moving.spacing)
+    image.SetOrigin(moving.origin)
+    image.SetDirection(moving.direction)
+    moving_index = np.array(
+        [image.TransformPhysicalPointToContinuousIndex(p.tolist()) for p in fixed.index_to_physical(index)]
+    )
+    share = ((moving_index > -0.5) & (moving_index < np.array(size) - 0.5)).all(axis=1).mean()
+    assert fixed.share_inside(moving) == pytest.approx(share, abs=0.06)
+    assert fixed.share_inside(fixed) == 1
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Three cases of each modality; of 0001_0001 only the liver is annotated, 0002_0001 has no label map."""
+    """Three cases of each modality: 0001_0001 has only its liver annotated, 0002_0001 has no label map."""
     cases = []
     for subject in (1, 2, 3):
         for modality in (0, 1):
@@ -257,47 +272,47 @@ def dataset(tmp_path: Path) -> Dataset:
     return dataset_of(cases)
 
 
-class Spied:
-    """Which cases and pairs are looked at."""
+class Spy:
+    """A record of the cases and pairs that are measured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cases: list[str] = []
         self.pairs: list[tuple[str, str]] = []
 
-        def case_looked_at(case, **rest):
+        def record_case(case, **options):
             self.cases.append(case.name)
-            return measure_case(case, **rest)
+            return measure_case(case, **options)
 
-        def pair_looked_at(pair, **rest):
+        def record_pair(pair, **options):
             self.pairs.append((pair.fixed, pair.moving))
-            return measure_pair(pair, **rest)
+            return measure_pair(pair, **options)
 
-        monkeypatch.setattr(module, "measure_case", case_looked_at)
-        monkeypatch.setattr(module, "measure_pair", pair_looked_at)
+        monkeypatch.setattr(module, "measure_case", record_case)
+        monkeypatch.setattr(module, "measure_pair", record_pair)
 
 
 def test_only_what_changed_is_read_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = extract_fingerprint(dataset, 1)
-    spied = Spied(monkeypatch)
-    assert extract_fingerprint(dataset, 1, known) == known
-    assert (spied.cases, spied.pairs) == ([], [])
+    earlier = extract_fingerprint(dataset, 1)
+    spy = Spy(monkeypatch)
+    assert extract_fingerprint(dataset, 1, earlier) == earlier
+    assert (spy.cases, spy.pairs) == ([], [])
     changed = dataset.case("Toy_0003_0001")
     labels = sitk.ReadImage(str(changed.label))
     write_image(labels * (labels != 2), changed.label)
-    again = extract_fingerprint(dataset, 1, known)
-    assert spied.cases == ["Toy_0003_0001"]
-    assert {"Toy_0003_0001"} == set.intersection(*map(set, spied.pairs))
-    assert len(spied.pairs) == 3
+    again = extract_fingerprint(dataset, 1, earlier)
+    assert spy.cases == ["Toy_0003_0001"]
+    assert {"Toy_0003_0001"} == set.intersection(*map(set, spy.pairs))
+    assert len(spy.pairs) == 3
     assert again == extract_fingerprint(dataset, 1)
-    assert again != known
+    assert again != earlier
     assert 2 not in again.cases[-1].label_volumes
 
 
 def test_a_rewritten_image_an_added_label_map_or_a_mask_is_read_again(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = extract_fingerprint(dataset, 1)
-    spied = Spied(monkeypatch)
+    earlier = extract_fingerprint(dataset, 1)
+    spy = Spy(monkeypatch)
     rewritten, lacking, masked = (dataset.case(f"Toy_{name}") for name in ("0001_0000", "0002_0001", "0003_0000"))
     recompress(rewritten.image)
     changes = {
@@ -307,58 +322,58 @@ def test_a_rewritten_image_an_added_label_map_or_a_mask_is_read_again(
         masked.name: replace(masked, mask=masked.label),
     }
     other = replace(dataset, cases=tuple(changes.get(case.name, case) for case in dataset.cases))
-    extract_fingerprint(other, 1, known)
-    assert spied.cases == [rewritten.name, lacking.name, masked.name]
+    extract_fingerprint(other, 1, earlier)
+    assert spy.cases == [rewritten.name, lacking.name, masked.name]
 
 
 @pytest.mark.parametrize("change", [{"labels": LABELS | {9: "lung"}}, {"modalities": {0: "MR", 1: "PET"}}])
 def test_other_tables_read_everything_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, change: dict) -> None:
-    known = extract_fingerprint(dataset, 1)
-    spied = Spied(monkeypatch)
-    again = extract_fingerprint(replace(dataset, **change), 1, known)
-    assert spied.cases == [case.name for case in dataset.cases]
+    earlier = extract_fingerprint(dataset, 1)
+    spy = Spy(monkeypatch)
+    again = extract_fingerprint(replace(dataset, **change), 1, earlier)
+    assert spy.cases == [case.name for case in dataset.cases]
     assert again == extract_fingerprint(replace(dataset, **change), 1)
 
 
 def test_what_was_annotated_is_no_less_a_change(dataset: Dataset) -> None:
-    known = extract_fingerprint(dataset, 1)
+    earlier = extract_fingerprint(dataset, 1)
     cases = tuple(replace(case, annotated_labels=None) for case in dataset.cases)
-    now = replace(dataset, cases=cases)
+    reannotated = replace(dataset, cases=cases)
     # The spleen of 0001_0001 is missing now, no longer unknown.
-    assert extract_fingerprint(now, 1, known) == extract_fingerprint(now, 1) != known
+    assert extract_fingerprint(reannotated, 1, earlier) == extract_fingerprint(reannotated, 1) != earlier
 
 
 def test_cases_that_are_gone_are_forgotten(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = extract_fingerprint(dataset, 1)
-    spied = Spied(monkeypatch)
+    earlier = extract_fingerprint(dataset, 1)
+    spy = Spy(monkeypatch)
     fewer = replace(dataset, cases=dataset.cases[2:])
-    again = extract_fingerprint(fewer, 1, known)
-    assert (spied.cases, spied.pairs) == ([], [])
+    again = extract_fingerprint(fewer, 1, earlier)
+    assert (spy.cases, spy.pairs) == ([], [])
     assert [case.case for case in again.cases] == [case.name for case in fewer.cases]
     assert again == extract_fingerprint(fewer, 1)
 
 
 def test_shares_are_those_of_the_cases_that_may_be_trained_on(dataset: Dataset) -> None:
-    found = extract_fingerprint(dataset, 1)
-    assert found.annotated_cases == pytest.approx(5 / 6)
-    assert found.annotated_structures == pytest.approx({1: 5 / 6, 2: 4 / 6, 7: 4 / 6})
-    assert found.subjects == {0: 3, 1: 3}
-    assert found.anisotropy == pytest.approx({0: 1, 1: 1.5})
-    assert found.structure_voxels == pytest.approx({1: 60, 2: 30})
-    held = replace(dataset, held_out=frozenset(("Toy_0002_0000", "Toy_0002_0001", "Toy_0001_0001")))
-    found = extract_fingerprint(held, 1)
-    assert (found.annotated_cases, set(found.annotated_structures.values())) == (1, {1})
-    assert {name for pair in found.pairs for name in (pair.fixed, pair.moving)}.isdisjoint(held.held_out)
+    fingerprint = extract_fingerprint(dataset, 1)
+    assert fingerprint.annotated_cases == pytest.approx(5 / 6)
+    assert fingerprint.annotated_structures == pytest.approx({1: 5 / 6, 2: 4 / 6, 7: 4 / 6})
+    assert fingerprint.subjects == {0: 3, 1: 3}
+    assert fingerprint.anisotropy == pytest.approx({0: 1, 1: 1.5})
+    assert fingerprint.structure_voxels == pytest.approx({1: 60, 2: 30})
+    with_held_out = replace(dataset, held_out=frozenset(("Toy_0002_0000", "Toy_0002_0001", "Toy_0001_0001")))
+    fingerprint = extract_fingerprint(with_held_out, 1)
+    assert (fingerprint.annotated_cases, set(fingerprint.annotated_structures.values())) == (1, {1})
+    assert {name for pair in fingerprint.pairs for name in (pair.fixed, pair.moving)}.isdisjoint(with_held_out.held_out)
 
 
 def test_a_dataset_that_holds_out_every_case_has_a_fingerprint(dataset: Dataset) -> None:
     nobody = replace(dataset, held_out=frozenset(case.name for case in dataset.cases))
-    found = extract_fingerprint(nobody, 1)
-    assert (found.annotated_cases, found.pairs) == (0, [])
+    fingerprint = extract_fingerprint(nobody, 1)
+    assert (fingerprint.annotated_cases, fingerprint.pairs) == (0, [])
 
 
-def many(subjects: int, labelled: int, **changes) -> Dataset:
-    """Cases whose files nobody opens; the first ``labelled`` subjects have label maps."""
+def make_unread_dataset(subjects: int, labelled: int, **changes) -> Dataset:
+    """Make a dataset whose files nobody opens; the first ``labelled`` subjects have label maps."""
     cases = [
         Case(f"Toy_{s:04d}_{m:04d}", f"{s:04d}", m, Path("i"), Path("l") if s < labelled else None)
         for s in range(subjects)
@@ -367,14 +382,14 @@ def many(subjects: int, labelled: int, **changes) -> Dataset:
     return dataset_of(cases, **changes)
 
 
-@given(subjects=st.integers(1, 12), labelled=st.integers(0, 12), held=st.integers(0, 3))
-def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, labelled: int, held: int) -> None:
-    held_out = frozenset(f"Toy_{s:04d}_{m:04d}" for s in range(held) for m in (0, 1))
-    dataset = many(subjects, labelled, held_out=held_out)
+@given(subjects=st.integers(1, 12), labelled=st.integers(0, 12), num_held_out=st.integers(0, 3))
+def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, labelled: int, num_held_out: int) -> None:
+    held_out = frozenset(f"Toy_{s:04d}_{m:04d}" for s in range(num_held_out) for m in (0, 1))
+    dataset = make_unread_dataset(subjects, labelled, held_out=held_out)
     pairs = sample_pairs(dataset)
-    assert pairs == sample_pairs(many(subjects, labelled, held_out=held_out))
-    usable = max(subjects - held, 0)
-    with_labels = max(min(subjects, labelled) - held, 0)
+    assert pairs == sample_pairs(make_unread_dataset(subjects, labelled, held_out=held_out))
+    usable = max(subjects - num_held_out, 0)
+    with_labels = max(min(subjects, labelled) - num_held_out, 0)
     assert len(set(pairs)) == len(pairs) == min(SAMPLED_PAIRS, (with_labels or usable) ** 2)
     names = {name for pair in pairs for name in (pair.fixed, pair.moving)}
     assert not names & held_out
@@ -383,18 +398,18 @@ def test_pairs_are_always_the_same_and_those_with_labels_first(subjects: int, la
 
 
 def test_it_round_trips_through_its_file(dataset: Dataset, tmp_path: Path) -> None:
-    found = extract_fingerprint(dataset, 1)
-    (tmp_path / "f.json").write_text(found.model_dump_json())
-    assert read_fingerprint(tmp_path / "f.json") == found
+    fingerprint = extract_fingerprint(dataset, 1)
+    (tmp_path / "f.json").write_text(fingerprint.model_dump_json())
+    assert read_fingerprint(tmp_path / "f.json") == fingerprint
 
 
-@pytest.mark.parametrize("old", ["annotated_cases", "pairs", "cases"])
-def test_a_file_of_another_version_is_one_sentence(dataset: Dataset, tmp_path: Path, old: str) -> None:
+@pytest.mark.parametrize("missing_key", ["annotated_cases", "pairs", "cases"])
+def test_a_file_of_another_version_is_one_sentence(dataset: Dataset, tmp_path: Path, missing_key: str) -> None:
     path = tmp_path / "f.json"
     path.write_text(extract_fingerprint(replace(dataset, cases=dataset.cases[:2]), 1).model_dump_json())
     content = read_json(path)
-    del content[old]
+    del content[missing_key]
     write_json(path, content)
-    with pytest.raises(UnreadableFile, match=old) as raised:
+    with pytest.raises(UnreadableFile, match=missing_key) as raised:
         read_fingerprint(path)
     assert raised.value.path == path

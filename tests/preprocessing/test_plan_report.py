@@ -79,12 +79,12 @@ def test_a_dataset_without_labels_has_no_figures_of_them(tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory):
+def prepared_dataset(tmp_path_factory: pytest.TempPathFactory):
     return prepare(tmp_path_factory.mktemp("figures"))
 
 
-def test_histograms_show_each_modality_with_its_window(prepared) -> None:
-    dataset, _, plans = prepared
+def test_histograms_show_each_modality_with_its_window(prepared_dataset) -> None:
+    dataset, _, plans = prepared_dataset
     axes = draw_histograms(dataset, plans).axes
     assert len(axes) == len(plans.normalization) == 2
     window = plans.normalization[1]
@@ -97,9 +97,9 @@ def test_histograms_show_each_modality_with_its_window(prepared) -> None:
     assert {label.split(",")[0] for label in labels} == {f"Toy_{subject:04d}_0001" for subject in (1, 2, 3)}
 
 
-def test_frames_show_both_modalities_with_the_networks_coarsest_grid(prepared) -> None:
-    dataset, fingerprint, plans = prepared
-    axes = draw_frames(dataset, fingerprint, plans).axes
+def test_frames_show_both_modalities_with_the_networks_coarsest_grid(prepared_dataset) -> None:
+    dataset, _, plans = prepared_dataset
+    axes = draw_frames(dataset, plans).axes
     assert len(axes) == 6
     assert axes[0].get_title().startswith(plans.prealignment.reference_case)
     configuration = plans.configuration(plans.default_configuration)

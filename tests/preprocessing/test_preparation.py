@@ -51,7 +51,7 @@ class Toy:
         monkeypatch.setattr(preparation, "write_report", lambda path, *_: path)
 
     def plan(self, **options: Any) -> Plans:
-        """Fingerprint and plans, for 16 GB unless another memory is given."""
+        """Make the fingerprint and the plans, for 16 GB unless another memory is given."""
         preparation.fingerprint_dataset("1", 1)
         return read_plans(preparation.plan_dataset("1", 1, **({"memory_gb": 16.0} | options)))
 
@@ -72,8 +72,8 @@ class Toy:
     def contents(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.folder.glob("*.json")}
 
-    def written(self) -> dict[str, int]:
-        """When each preprocessed volume was written."""
+    def volume_times(self) -> dict[str, int]:
+        """Return when each preprocessed volume was written, by its name."""
         return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("volumes_*/*.b2nd")}
 
 
@@ -100,16 +100,16 @@ def test_planning_again_keeps_plans_and_edits_when_nothing_changed(toy: Toy) -> 
 
 
 def test_plans_are_made_anew_when_the_memory_is_another(toy: Toy) -> None:
-    much = toy.plan()
-    assert much.reasons["prealignment"] == "centre: it is quick."
-    needed = max(made.memory_gb for made in much.configurations.values())
-    little = toy.plan(memory_gb=needed - 0.02)
+    ample = toy.plan()
+    assert ample.reasons["prealignment"] == "centre: it is quick."
+    needed = max(configuration.memory_gb for configuration in ample.configurations.values())
+    scarce = toy.plan(memory_gb=needed - 0.02)
     assert toy.alignments == 2
-    assert little.configuration(little.default_configuration).memory_gb <= needed - 0.02
-    assert little.network.width < 16 or little.configurations["full"].recompute
+    assert scarce.configuration(scarce.default_configuration).memory_gb <= needed - 0.02
+    assert scarce.network.width < 16 or scarce.configurations["full"].recompute
     paper = read_plans(toy.folder / "plans_paper.json")
-    assert paper.network == little.network.model_copy(update={"cost_volume": 0})
-    assert toy.plan(memory_gb=16.0) == much
+    assert paper.network == scarce.network.model_copy(update={"cost_volume": 0})
+    assert toy.plan(memory_gb=16.0) == ample
 
 
 @pytest.mark.parametrize("change", ["memory", "option", "spacing", "image", "dataset.json", "splits"])
@@ -121,14 +121,14 @@ def test_of_plans_made_anew_the_users_configurations_are_kept(toy: Toy, change: 
     assert toy.alignments == 2
     assert plans.configurations["mine"].memory_gb == 3
     assert "mine" not in read_plans(toy.folder / "plans_paper.json").configurations
-    # It is no edit: planning again finds nothing to do, and the next change is taken over too.
+    # The added configuration is no edit: planning again has nothing to do, and the next change keeps it too.
     toy.plan(**options)
     assert toy.alignments == 2
     assert "mine" in toy.plan(memory_gb=17.0).configurations
 
 
 def make_another(toy: Toy, change: str) -> dict[str, Any]:
-    """Change what plans are made of; the options for the planner."""
+    """Change something that plans are made from, and return the options for the planner."""
     if change == "memory":
         return {"memory_gb": 15.0}
     if change == "option":
@@ -151,17 +151,17 @@ def test_edited_plans_are_replaced_when_told_to_alone(toy: Toy) -> None:
     toy.edit("default", "loss.smoothness", 0.25)
     toy.add_configuration()
     before = toy.contents()
-    with pytest.raises(EditedPlans) as refused:
+    with pytest.raises(EditedPlans) as refusal:
         toy.plan(memory_gb=15.0)
-    assert (refused.value.path.name, refused.value.changes) == ("plans.json", "the memory to plan for")
+    assert (refusal.value.path.name, refusal.value.changes) == ("plans.json", "the memory to plan for")
     assert toy.contents() == before
     again = toy.plan(memory_gb=15.0, overwrite=True)
     assert again.loss == first.loss
     assert "mine" in again.configurations
     toy.edit("paper", "training.epochs", 7)
-    with pytest.raises(EditedPlans) as refused:
+    with pytest.raises(EditedPlans) as refusal:
         toy.plan()
-    assert refused.value.path.name == "plans_paper.json"
+    assert refusal.value.path.name == "plans_paper.json"
 
 
 def test_what_was_removed_is_written_again(toy: Toy) -> None:
@@ -186,9 +186,9 @@ def test_what_was_removed_is_written_again(toy: Toy) -> None:
 def test_plans_that_cannot_be_read_are_replaced_when_told_to(toy: Toy) -> None:
     first = toy.plan()
     toy.edit("default", "loss.smoothness", "much")
-    with pytest.raises(BadPlans) as refused:
+    with pytest.raises(BadPlans) as refusal:
         toy.plan()
-    assert refused.value.key == "loss.smoothness"
+    assert refusal.value.key == "loss.smoothness"
     assert toy.plan(overwrite=True) == first
 
 
@@ -214,9 +214,9 @@ def test_a_configuration_that_does_not_hold_the_new_grid_is_a_sentence(toy: Toy,
 
 
 def test_plans_need_a_fingerprint_and_an_old_one_is_made_anew(toy: Toy) -> None:
-    with pytest.raises(NotPrepared) as refused:
+    with pytest.raises(NotPrepared) as refusal:
         preparation.plan_dataset("1", 1)
-    assert (refused.value.step, refused.value.dataset) == ("fingerprint", "1")
+    assert (refusal.value.step, refusal.value.dataset) == ("fingerprint", "1")
     first = toy.plan()
     path = toy.folder / "dataset_fingerprint.json"
     content = read_json(path)
@@ -228,48 +228,48 @@ def test_plans_need_a_fingerprint_and_an_old_one_is_made_anew(toy: Toy) -> None:
     assert toy.alignments == 1
 
 
-def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+def changed_volumes(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name for name in after if after[name] != before.get(name)}
 
 
 def volumes_of(*cases: str) -> set[str]:
-    return {f"{case}{what}.b2nd" for case in cases for what in ("", "_seen", "_seg")}
+    return {f"{case}{suffix}.b2nd" for case in cases for suffix in ("", "_seen", "_seg")}
 
 
 def test_only_what_changed_is_preprocessed_again(toy: Toy) -> None:
     reference = toy.plan().prealignment.reference_case
     other = next(case for case in CASES if case != reference)
     preparation.preprocess_dataset("1", "default", 1)
-    first = toy.written()
+    first = toy.volume_times()
     assert first.keys() == volumes_of(*CASES)
     # Copies and mounts change times; that is no change.
     os.utime(toy.raw / f"labelsTr/{other}.nii.gz", ns=(5, 5))
     preparation.preprocess_dataset("1", "default", 1)
-    assert toy.written() == first
+    assert toy.volume_times() == first
     recompress(toy.raw / f"labelsTr/{other}.nii.gz")
     preparation.preprocess_dataset("1", "default", 1)
-    second = toy.written()
-    assert changed(first, second) == volumes_of(other)
+    second = toy.volume_times()
+    assert changed_volumes(first, second) == volumes_of(other)
     (next(toy.folder.glob("volumes_*")) / f"{other}.json").unlink()
     preparation.preprocess_dataset("1", "default", 1)
-    third = toy.written()
-    assert changed(second, third) == volumes_of(other)
+    third = toy.volume_times()
+    assert changed_volumes(second, third) == volumes_of(other)
     # All cases were placed by the reference.
     recompress(toy.raw / f"imagesTr/{reference}.nii.gz")
     preparation.preprocess_dataset("1", "default", 1)
-    assert changed(third, toy.written()) == volumes_of(*CASES)
+    assert changed_volumes(third, toy.volume_times()) == volumes_of(*CASES)
 
 
 def test_a_clean_start_does_all_again_but_keeps_plans(toy: Toy) -> None:
     toy.plan()
     preparation.preprocess_dataset("1", "default", 1)
     toy.edit("default", "loss.smoothness", 0.25)
-    before, kept = toy.written(), toy.contents()
+    before, contents = toy.volume_times(), toy.contents()
     preparation.fingerprint_dataset("1", 1, clean=True)
     toy.plan()
     preparation.preprocess_dataset("1", "default", 1, clean=True)
-    assert toy.contents() == kept
-    assert changed(before, toy.written()) == before.keys()
+    assert toy.contents() == contents
+    assert changed_volumes(before, toy.volume_times()) == before.keys()
     assert toy.alignments == 1
 
 
@@ -287,21 +287,23 @@ def test_the_whole_way_and_its_report(tmp_path: Path, monkeypatch: pytest.Monkey
         assert record["annotated_labels"] == ([1, 2] if labelled else [])
         check_seen(read_volume(folder / f"{case}_seen.b2nd"), record, plans.frame)
         # The body's middle is in the middle of the frame, to a few voxels.
-        seen = read_volume(folder / f"{case}.b2nd") > 0.2
-        middle = np.mean(np.argwhere(seen), axis=0) - (np.array(plans.frame.shape) - 1) / 2
+        body = read_volume(folder / f"{case}.b2nd") > 0.2
+        middle = np.mean(np.argwhere(body), axis=0) - (np.array(plans.frame.shape) - 1) / 2
         assert np.abs(middle).max() * plans.spacing[0] < 20
     assert (plans.loss.dice, plans.loss.similarity) == ((1, 0) if labelled else (0, 1))
     assert (tmp_path / "preprocessed" / NAME / REPORT_FILE).exists()
 
 
-def check_seen(seen: np.ndarray, record: dict[str, Any], frame: Grid) -> None:
-    """Seen is what lies in the case's own grid, where the transform leads; what lies on its edge may be either."""
+def check_seen(seen_volume: np.ndarray, record: dict[str, Any], frame: Grid) -> None:
+    """Check that a voxel is seen where the transform leads into the case's grid; on its edge, it may be either."""
     transform, grid = record["transform"], Grid.from_dict(record["grid"])
     points = frame.physical_points() @ np.transpose(transform["matrix"]) + transform["translation"]
-    there, near = (grid.contains(points + shift) for shift in (0.01, -0.01))
-    np.testing.assert_array_equal(seen[there == near] > 0, there[there == near])
-    assert 0.3 < there.mean() < 1
-    assert (there == near).mean() > 0.8
+    inside_above, inside_below = (grid.contains(points + shift) for shift in (0.01, -0.01))
+    np.testing.assert_array_equal(
+        seen_volume[inside_above == inside_below] > 0, inside_above[inside_above == inside_below]
+    )
+    assert 0.3 < inside_above.mean() < 1
+    assert (inside_above == inside_below).mean() > 0.8
 
 
 def digests(**changes) -> dict[str, str]:
@@ -347,16 +349,16 @@ def test_edits_are_found_but_added_configurations_are_none(plans: Plans) -> None
     added = {**plans.configurations, "mine": plans.configurations["half"]}
     check_unedited({Path("plans.json"): plans.model_copy(update={"configurations": added})}, "the options")
     edited = plans.model_copy(update={"loss": plans.loss.model_copy(update={"smoothness": 0.3})})
-    with pytest.raises(EditedPlans) as refused:
+    with pytest.raises(EditedPlans) as refusal:
         check_unedited({Path("a.json"): plans, Path("b.json"): edited}, "the options")
-    assert (refused.value.path, refused.value.changes) == (Path("b.json"), "the options")
+    assert (refusal.value.path, refusal.value.changes) == (Path("b.json"), "the options")
     with pytest.raises(EditedPlans):
         check_unedited({Path("a.json"): plans.model_copy(update={"planned": None})}, "the options")
 
 
 def test_added_configurations_survive_unless_the_new_grid_is_too_large_for_them(plans: Plans) -> None:
-    mine = {**plans.configurations, "mine": plans.configurations["half"]}
-    existing = plans.model_copy(update={"configurations": mine})
+    configurations = {**plans.configurations, "mine": plans.configurations["half"]}
+    existing = plans.model_copy(update={"configurations": configurations})
     assert "mine" in complete_plans(Path("plans.json"), plans, existing, {}).configurations
     larger = plans.model_copy(update={"size": (200, 300, 200), "configurations": {}})
     with pytest.raises(BadPlans, match="mine"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from rewritten import recompress
-from toy_dataset import CASES, prepare, with_method
+from toy_dataset import CASES, prepare, replace_method
 
 from llmreg.data.case_images import read_case
 from llmreg.data.splits import make_splits
@@ -16,19 +16,19 @@ from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import NotPrepared
 from llmreg.geometry.grid import Grid
 from llmreg.images.image_files import read_image
-from llmreg.preprocessing.common_frame import REFERENCE_FILE, PlacementHints, bring_into_frame, read_reference
+from llmreg.preprocessing.common_frame import REFERENCE_FILE, bring_into_frame, read_reference
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, name_templates_without, read_template_set
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume, volumes_folder, write_volumes
 
 
 @pytest.fixture
-def prepared(tmp_path: Path):
+def prepared_dataset(tmp_path: Path):
     dataset, _, plans = prepare(tmp_path)
-    return dataset, with_method(plans, "rigid")
+    return dataset, replace_method(plans, "rigid")
 
 
-def test_labels_lie_where_the_cases_transform_puts_them(prepared, tmp_path: Path) -> None:
-    dataset, plans = prepared
+def test_labels_lie_where_the_cases_transform_puts_them(prepared_dataset, tmp_path: Path) -> None:
+    dataset, plans = prepared_dataset
     folder = write_volumes(dataset, plans, tmp_path, 1)
     assert folder == volumes_folder(tmp_path, plans)
     for case in dataset.cases:
@@ -47,8 +47,8 @@ def test_labels_lie_where_the_cases_transform_puts_them(prepared, tmp_path: Path
         assert record["sources"].keys() == {"image", "label"}
 
 
-def test_the_reference_case_is_centred_and_others_are_aligned_to_it(prepared, tmp_path: Path) -> None:
-    dataset, plans = prepared
+def test_the_reference_case_is_centred_and_others_are_aligned_to_it(prepared_dataset, tmp_path: Path) -> None:
+    dataset, plans = prepared_dataset
     folder = write_volumes(dataset, plans, tmp_path, 1)
     first = plans.prealignment.reference_case
     stages = {name: read_case_record(folder, name)["transform"]["stage"] for name in CASES}
@@ -58,8 +58,8 @@ def test_the_reference_case_is_centred_and_others_are_aligned_to_it(prepared, tm
     np.testing.assert_array_equal(reference, read_volume(folder / f"{first}.b2nd"))
 
 
-def test_with_another_reference_all_cases_are_written_again(prepared, tmp_path: Path) -> None:
-    dataset, plans = prepared
+def test_with_another_reference_all_cases_are_written_again(prepared_dataset, tmp_path: Path) -> None:
+    dataset, plans = prepared_dataset
     folder = write_volumes(dataset, plans, tmp_path, 1)
 
     def times() -> dict[str, int]:
@@ -75,9 +75,9 @@ def test_with_another_reference_all_cases_are_written_again(prepared, tmp_path: 
     assert all(after[name] != before[name] for name in before)
 
 
-def test_templates_place_a_case_without_having_seen_it(prepared, tmp_path: Path) -> None:
-    dataset, plans = prepared
-    plans = with_method(plans, "template")
+def test_templates_place_a_case_without_having_seen_it(prepared_dataset, tmp_path: Path) -> None:
+    dataset, plans = prepared_dataset
+    plans = replace_method(plans, "template")
     splits = make_splits(dataset)
     folder = write_volumes(dataset, plans, tmp_path, 1, splits)
     differences = 0
@@ -85,8 +85,10 @@ def test_templates_place_a_case_without_having_seen_it(prepared, tmp_path: Path)
         images, record = read_case(case, plans.labels), read_case_record(folder, case.name)
         placed = []
         for name in (name_templates_without(case.name, splits), ALL_CASES):
-            hints = PlacementHints(template=read_template_set(folder, name)[case.modality])
-            framed = bring_into_frame(images.image, plans.normalization[case.modality], plans, hints, case.image)
+            template = read_template_set(folder, name)[case.modality]
+            framed = bring_into_frame(
+                images.image, plans.normalization[case.modality], plans, case.image, template=template
+            )
             placed.append(framed.transform.to_dict())
         assert record["transform"] == placed[0]
         assert record["transform"]["stage"] == "template"
@@ -95,6 +97,6 @@ def test_templates_place_a_case_without_having_seen_it(prepared, tmp_path: Path)
 
 
 def test_a_volume_that_is_missing_has_to_be_preprocessed(tmp_path: Path) -> None:
-    with pytest.raises(NotPrepared) as refused:
+    with pytest.raises(NotPrepared) as refusal:
         read_volume(tmp_path / "A_0001_0000.b2nd")
-    assert refused.value.step == "preprocess"
+    assert refusal.value.step == "preprocess"

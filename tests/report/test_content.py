@@ -77,3 +77,12 @@ def test_a_pair_that_several_folds_validate_counts_once_with_its_mean(tmp_path: 
     assert registered["dice"].tolist() == pytest.approx((0.75 * once).tolist())
     assert source.by_pair["Initial"].index.is_unique
     assert len(source.tables) == 1
+
+
+def test_a_damaged_table_of_a_model_is_named(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, make_plans()) / "fold_0" / "validation"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UnreadableFile) as refusal:
+        read_source(folder.parents[1])
+    assert refusal.value.path == folder / "metrics.csv"

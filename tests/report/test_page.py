@@ -21,7 +21,7 @@ from llmreg.report.content import read_source
 from llmreg.report.page import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# What has no end tag.
+# Elements without an end tag.
 VOID = {"meta", "img", "source", "input", "link", "br"}
 
 
@@ -112,18 +112,18 @@ def test_a_benchmark_shows_numbers_boxes_pairs_failures_and_slices(benchmark_pag
     about, pictures = page.data
     assert about["methods"] == [f"Half {EVIL}", "Whole"]
     assert about["labels"]["1"]["name"] == EVIL
-    # The larger shift is left over by half of it.
+    # One method leaves half of each shift, so the pair with the larger shift is the worst.
     assert [pair["id"] for pair in about["pairs"]] == ["pair 1", "pair 0"]
     assert [pair["place"] for pair in about["pairs"]] == ["the worst of 2", "the best of 2"]
     assert set(about["pairs"][0]["planes"]) == {"axial", "coronal", "sagittal"}
     for pair, layers in zip(about["pairs"], pictures, strict=True):
-        for plane, known in pair["planes"].items():
-            count = len(known["mm"])
+        for plane, slices in pair["planes"].items():
+            count = len(slices["mm"])
             assert {"fixed", "moving", "fixed_contours", "moving_contours"} == set(layers["shared"][plane])
-            half, whole = (method[plane] for method in layers["methods"])
-            assert set(half) == {"warped", "warped_contours", "grid", "jacobian"}
-            assert set(whole) == set(half) | {"uncertainty"}
-            assert all(len(layer) == count for layer in (*layers["shared"][plane].values(), *whole.values()))
+            half_layers, whole_layers = (method[plane] for method in layers["methods"])
+            assert set(half_layers) == {"warped", "warped_contours", "grid", "jacobian"}
+            assert set(whole_layers) == set(half_layers) | {"uncertainty"}
+            assert all(len(layer) == count for layer in (*layers["shared"][plane].values(), *whole_layers.values()))
     assert about["pairs"][0]["methods"][0]["uncertainty_mm"] is None
     assert about["pairs"][0]["methods"][1]["uncertainty_mm"] == pytest.approx(5.5)
 
@@ -211,7 +211,7 @@ def test_other_folders_are_refused(benchmark: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_chromium_shows_the_report_of_a_benchmark_without_a_complaint(benchmark_page: Path, tmp_path: Path) -> None:
     picture = tmp_path / "page.png"
-    done = subprocess.run(
+    process = subprocess.run(
         [
             str(CHROMIUM),
             "--headless",
@@ -230,9 +230,9 @@ def test_chromium_shows_the_report_of_a_benchmark_without_a_complaint(benchmark_
         timeout=120,
         check=True,
     )
-    assert "CONSOLE" not in done.stderr
+    assert "CONSOLE" not in process.stderr
     assert picture.stat().st_size > 20_000
-    images = Page(done.stdout).all("img")
+    images = Page(process.stdout).all("img")
     shown = [image["alt"] or "" for image in images if (image["src"] or "").startswith("data:image/webp")]
     assert any("Fixed image F_0001_0000, axial slice" in alt for alt in shown)
     assert any("Warped grid of Half" in alt for alt in shown)

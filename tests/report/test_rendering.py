@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_planes_are_seen_as_radiologists_see_them() -> None:
     volume[2, 3, 4] = 1  # Head, back, left.
     corners = {plane: np.argwhere(rendering.slice_of(volume, plane, -1)).tolist() for plane in PLANES}
     assert corners == {"axial": [[3, 4]], "coronal": [[0, 4]], "sagittal": [[0, 3]]}
-    # The same in letters: what lies at the right and the bottom, or for the head at the top.
+    # SIDES says the same in letters: what lies at the right and at the bottom, or at the top for the head.
     assert [SIDES[plane][1] for plane in PLANES] == ["L", "L", "P"]
     assert (SIDES["axial"][3], SIDES["coronal"][2], SIDES["sagittal"][2]) == ("P", "S", "S")
 
@@ -28,13 +29,13 @@ def test_outlines_are_the_pixels_of_a_label_beside_others() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (6, 7)).astype(np.int32)
     labels[2:5, 2:6] = 2
-    found = rendering.outlines(labels, FINER)
+    outlines = rendering.outlines(labels, FINER)
     fine = labels.repeat(FINER, 0).repeat(FINER, 1)
     for row, column in np.ndindex(fine.shape):
         beside = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
         inside = [place for place in beside if 0 <= place[0] < fine.shape[0] and 0 <= place[1] < fine.shape[1]]
         border = any(fine[place] != fine[row, column] for place in inside)
-        assert found[row, column] == (fine[row, column] if border else 0)
+        assert outlines[row, column] == (fine[row, column] if border else 0)
 
 
 def test_small_volumes_have_finer_lines() -> None:
@@ -66,16 +67,16 @@ def test_grid_lines_lie_where_the_field_looks_up_the_moving_grid(plane: str, alo
 
     size = shape[::-1]
     at_rest = columns_and_rows()
-    whole = [set(range(step * FINER, FINER * size[axis], step * FINER)) for axis in (along, down)]
-    assert at_rest == (whole[0], whole[1])
+    positions = [set(range(step * FINER, FINER * size[axis], step * FINER)) for axis in (along, down)]
+    assert at_rest == (positions[0], positions[1])
     # Looking a voxel further along brings the moving lines a voxel back.
     flow[along] = 1
     columns, rows = columns_and_rows()
-    assert columns == {line - FINER for line in whole[0]} | (
+    assert columns == {line - FINER for line in positions[0]} | (
         {FINER * (size[along] - 1)} if size[along] % step == 0 else set()
     )
-    assert rows == whole[1]
-    # What happens across the slice is not seen in it.
+    assert rows == positions[1]
+    # A displacement across the slice is not visible in it.
     flow[:] = 0
     flow[3 - along - down] = 2
     assert columns_and_rows() == at_rest
@@ -91,8 +92,8 @@ def test_a_stretched_grid_has_wider_cells() -> None:
 
 def test_the_jacobians_colours_tell_larger_from_smaller_and_folded() -> None:
     values = np.array([[1.0, 1.8, 0.6, 0.0, -3.0]], np.float32)
-    same, larger, smaller, *folded = rendering.jacobian_picture(values)[0].astype(int)
-    assert same.min() > 230
+    unchanged, larger, smaller, *folded = rendering.jacobian_picture(values)[0].astype(int)
+    assert unchanged.min() > 230
     assert larger[0] > larger[2] + 50
     assert smaller[2] > smaller[0] + 50
     assert all(tuple(colour) == rendering.FOLDED for colour in folded)
@@ -109,13 +110,14 @@ def test_pictures_are_webp_and_lines_lose_nothing() -> None:
     labels = np.zeros((20, 30), np.int32)
     labels[4:16, 3:12] = 1
     lines = rendering.contours(labels, FINER, dashed=True)
-    opened = Image.open(io.BytesIO(rendering.line_webp(lines)))
+    opened = Image.open(io.BytesIO(base64.b64decode(rendering.encode_webp(lines))))
     assert opened.format == "WEBP"
     decoded = np.asarray(opened.convert("RGBA"))
     assert (decoded[..., 3] == lines[..., 3]).all()
     assert (decoded[lines[..., 3] > 0] == lines[lines[..., 3] > 0]).all()
     grey = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
-    decoded = np.asarray(Image.open(io.BytesIO(rendering.grey_webp(grey))).convert("L")).astype(int)
+    opened = Image.open(io.BytesIO(base64.b64decode(rendering.encode_webp(grey))))
+    decoded = np.asarray(opened.convert("L")).astype(int)
     assert np.abs(decoded - grey).mean() < 6
 
 
@@ -126,6 +128,6 @@ def test_the_lines_of_a_real_field_pass_where_its_inverse_says() -> None:
     vectors[..., 0] = 1.5 * np.sin(x / 5)
     lines = rendering.grid_lines(DisplacementField(vectors, grid).to_flow(), "axial", 1, 6, FINER)
     columns = np.flatnonzero(lines.mean(axis=0) > 0.9) / FINER
-    # Edges of voxels have half a voxel added.
-    wanted = np.interp(np.arange(6, 24, 6), x + 1.5 * np.sin(x / 5) + 0.5, x + 0.5)
-    np.testing.assert_allclose(columns, wanted, atol=0.5)
+    # Positions are counted from the edges of voxels, which adds half a voxel.
+    expected = np.interp(np.arange(6, 24, 6), x + 1.5 * np.sin(x / 5) + 0.5, x + 0.5)
+    np.testing.assert_allclose(columns, expected, atol=0.5)

@@ -13,7 +13,7 @@ from llmreg.report.volumes import Result, Scene, read_result, read_scene
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory, upright: Grid) -> tuple[Scene, Result]:
+def scene_and_result(tmp_path_factory, upright: Grid) -> tuple[Scene, Result]:
     folder = write_predictions(tmp_path_factory.mktemp("stacks") / "out", upright, [3.75])
     (pair,) = select_pairs([read_results("method", [Path(folder)])], 1)
     scene = read_scene(pair)
@@ -21,24 +21,24 @@ def drawn(tmp_path_factory, upright: Grid) -> tuple[Scene, Result]:
 
 
 def characters(stacks: Stacks) -> int:
-    planes = [plane for own in (stacks.shared, *stacks.methods) if own for plane in own.values()]
+    planes = [plane for stack in (stacks.shared, *stacks.methods) if stack for plane in stack.values()]
     return sum(len(text) for plane in planes for layer in plane.values() for text in layer)
 
 
 @pytest.mark.parametrize("budget", [20_000, 60_000])
-def test_a_pair_takes_no_more_than_its_budget(drawn: tuple[Scene, Result], budget: int) -> None:
-    scene, result = drawn
-    one = encode_stacks(scene, [result], budget)
-    assert characters(one) < 1.1 * budget
+def test_a_pair_takes_no_more_than_its_budget(scene_and_result: tuple[Scene, Result], budget: int) -> None:
+    scene, result = scene_and_result
+    single = encode_stacks(scene, [result], budget)
+    assert characters(single) < 1.1 * budget
     # With more methods there are fewer slices, and not more characters.
     three = encode_stacks(scene, [result, None, result], budget)
     assert characters(three) < 1.1 * budget
-    assert len(three.planes["axial"]["mm"]) <= len(one.planes["axial"]["mm"])
+    assert len(three.planes["axial"]["mm"]) <= len(single.planes["axial"]["mm"])
     assert three.methods[1] is None
 
 
-def test_slices_are_spread_over_the_structures(drawn: tuple[Scene, Result]) -> None:
-    scene, result = drawn
+def test_slices_are_spread_over_the_structures(scene_and_result: tuple[Scene, Result]) -> None:
+    scene, result = scene_and_result
     stacks = encode_stacks(scene, [result], 150_000)
     labelled = scene.grid.index_to_physical(np.argwhere(scene.fixed.labels > 0)[:, ::-1])
     for plane, component in (("axial", 2), ("coronal", 1), ("sagittal", 0)):

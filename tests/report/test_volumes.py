@@ -23,7 +23,7 @@ def pairs_in(folder: Path) -> list[ShownPair]:
 
 @pytest.fixture
 def wide(oblique: Grid) -> Grid:
-    """Oblique, flipped, anisotropic."""
+    """An oblique, flipped and anisotropic grid."""
     return Grid((36, 26, 14), oblique.spacing, oblique.origin, oblique.direction)
 
 
@@ -41,8 +41,8 @@ def test_the_shown_grid_is_upright_cubic_and_fills_the_image(wide: Grid) -> None
     assert (np.diag(np.reshape(grid.direction, (3, 3))) > 0.9).all()
     np.testing.assert_allclose(grid.centre, wide.centre, atol=0.5)
     np.testing.assert_allclose(sorted(grid.extent), sorted(wide.extent), atol=0.5)
-    own = Grid.from_image(orient_to_lps(image))
-    edges = [g.index_to_physical([-0.5] * 3) for g in (grid, own)]
+    lps_grid = Grid.from_image(orient_to_lps(image))
+    edges = [g.index_to_physical([-0.5] * 3) for g in (grid, lps_grid)]
     np.testing.assert_allclose(edges[0], edges[1], atol=1e-6)
 
 
@@ -120,8 +120,8 @@ def test_windows_show_the_foreground_and_of_ct_soft_tissue() -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    here = {"folder": tmp_path, "pair_id": "a pair", "fixed": "F", "moving": "M"}
+    required = {"folder": tmp_path, "pair_id": "a pair", "fixed": "F", "moving": "M"}
     with pytest.raises(UserError, match=r"a pair.*fixed image"):
-        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**here),)))
+        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**required),)))
     with pytest.raises(UserError, match="does not exist"):
-        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**here, fixed_path="a.nii", moving_path="b.nii"),)))
+        read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**required, fixed_path="a.nii", moving_path="b.nii"),)))

@@ -29,8 +29,8 @@ def no_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def good(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The exported first fold."""
+def good_zip(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a zip of the model with its first fold."""
     target = tmp_path_factory.mktemp("exported") / "model.zip"
     exporting.export_model(load_model(folder, ["0"]), target)
     return target.read_bytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, load_file
-from tiny_study import refused
+from tiny_study import check_refusal
 from torch import nn
 from zipped_models import (
     NAME,
@@ -34,34 +34,35 @@ def test_a_model_travels_whole_and_lean(folder: Path, target: Path, tmp_path: Pa
     out = tmp_path / "model.zip"
     exporting.export_model(load_model(folder), out)
     members = members_of(out.read_bytes())
-    sets = [f"templates/{name}" for name in ("all", "fold_0", "fold_1")]
+    template_sets = [f"templates/{name}" for name in ("all", "fold_0", "fold_1")]
     images = [f"{kind}_{m:04d}.nii.gz" for kind in ("seen", "template") for m in (0, 1)]
     assert sorted(members) == sorted(
         ["manifest.json", "plans.json", "dataset_fingerprint.json", "reference.nii.gz"]
-        + [f"{one}/{name}" for one in sets for name in ("templates.json", *images)]
+        + [f"{template_set}/{name}" for template_set in template_sets for name in ("templates.json", *images)]
         + [f"fold_{fold}/checkpoint_final.{end}" for fold in (0, 1) for end in ("json", "safetensors")]
     )
-    found = json.loads(members["manifest.json"])
-    assert found["name"] == NAME
-    assert found["llm"] == {
+    manifest = json.loads(members["manifest.json"])
+    assert manifest["name"] == NAME
+    assert manifest["llm"] == {
         "source": "/elsewhere/language model",
         "layers": [1, 2],
         "weights": "pretrained",
         "sha256": SHA256,
         "revision": None,
     }
-    assert found["files"] == {
+    assert manifest["files"] == {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in members.items()
         if name != "manifest.json"
     }
-    # Nothing of where it lay.
+    # Nothing tells where the model lay.
     assert not [name for name, content in members.items() if str(folder.parents[2]).encode() in content]
     installed, _ = installing.install_model(out, target)
     assert installed.folder == target / NAME
     assert list(installed.folds) == ["0", "1"]
     assert tree(target / NAME) == {
-        name: members.get(name) for name in {*members, "fold_0", "fold_1", "templates", *sets} - {"manifest.json"}
+        name: members.get(name)
+        for name in {*members, "fold_0", "fold_1", "templates", *template_sets} - {"manifest.json"}
     }
     assert (target / NAME / "plans.json").read_bytes() == (folder / "plans.json").read_bytes()
     for fold in ("fold_0", "fold_1"):
@@ -85,50 +86,50 @@ def test_the_optimisers_moments_stay_at_home(folder: Path, tmp_path: Path) -> No
     assert all(torch.equal(after[key], before[key]) for key in after)
 
 
-def test_only_what_the_chosen_folds_use_travels(good: bytes) -> None:
-    names = members_of(good)
+def test_only_what_the_chosen_folds_use_travels(good_zip: bytes) -> None:
+    names = members_of(good_zip)
     assert not [name for name in names if "fold_1" in name]
     assert "templates/all/templates.json" in names
     assert "templates/fold_0/templates.json" in names
 
 
-def test_the_same_model_gives_the_same_bytes(folder: Path, good: bytes, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(folder: Path, good_zip: bytes, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     exporting.export_model(load_model(tmp_path / "elsewhere", ["0"]), tmp_path / "model.zip")
-    assert (tmp_path / "model.zip").read_bytes() == good
-    # What was installed can be given on.
+    assert (tmp_path / "model.zip").read_bytes() == good_zip
+    # An installed model can be exported again.
     installing.install_model(tmp_path / "model.zip", tmp_path / "results")
     exporting.export_model(load_model(tmp_path / "results" / NAME), tmp_path / "again.zip")
-    assert (tmp_path / "again.zip").read_bytes() == good
+    assert (tmp_path / "again.zip").read_bytes() == good_zip
 
 
 @pytest.mark.parametrize("broken", ["plans", "weights", "reference", "templates", "layers"])
 def test_a_folder_that_would_not_predict_is_not_exported(
     folder: Path, tmp_path: Path, broken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / "model"
-    shutil.copytree(folder, own)
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
     if broken == "plans":
-        write_plans(own / "plans.json", override(plans(), ["loss.smoothness=0.5"], "default"))
+        write_plans(model / "plans.json", override(plans(), ["loss.smoothness=0.5"], "default"))
     elif broken == "weights":
-        (own / WEIGHTS).write_bytes((own / WEIGHTS).read_bytes()[:-1])
+        (model / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes()[:-1])
     elif broken == "reference":
-        (own / "reference.nii.gz").unlink()
+        (model / "reference.nii.gz").unlink()
     elif broken == "templates":
-        (own / "templates/fold_0/seen_0001.nii.gz").unlink()
+        (model / "templates/fold_0/seen_0001.nii.gz").unlink()
     else:
-        state = checkpoints.read_state(own / WEIGHTS).model_copy(update={"llm_sha256": "f" * 64})
-        checkpoints.save_checkpoint(own / "fold_0", "final", state, nn.Conv3d(4, 8, 3))
+        state = checkpoints.read_state(model / WEIGHTS).model_copy(update={"llm_sha256": "f" * 64})
+        checkpoints.save_checkpoint(model / "fold_0", "final", state, nn.Conv3d(4, 8, 3))
     before = tree(tmp_path)
-    assert export_model.main(["-m", str(own), "-o", str(tmp_path / "model.zip")]) == 2
-    said = {
+    assert export_model.main(["-m", str(model), "-o", str(tmp_path / "model.zip")]) == 2
+    messages = {
         "plans": "other than plans.json",
         "weights": "damaged",
         "reference": "reference.nii.gz",
         "templates": "seen_0001",
         "layers": "different layers",
     }
-    refused(capsys, said[broken])
+    check_refusal(capsys, messages[broken])
     assert tree(tmp_path) == before
 
 

@@ -72,7 +72,7 @@ def test_gzip_files_that_unpack_to_more_are_refused(tmp_path: Path) -> None:
 def test_other_than_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFile), open_zip(tmp_path / "none.zip"):
         pass
-    # A pipe would be waited for without end.
+    # Reading a pipe would wait for ever.
     os.mkfifo(tmp_path / "pipe.zip")
     for path in (tmp_path, tmp_path / "pipe.zip"):
         with pytest.raises(BadModelZip), open_zip(path):

@@ -222,9 +222,9 @@ def test_mutual_information_equals_the_plain_formula(share: float) -> None:
 def test_mutual_information_of_few_levels_is_that_of_classes() -> None:
     generator = torch.Generator().manual_seed(1)
     classes = torch.randint(0, 4, (1, 1, 12, 12, 12), generator=generator)
-    others = torch.where(random_image(2, (12, 12, 12)) < 0.7, 3 - classes, classes.flip(2))
-    warped, fixed = (levels * (10 / (BINS - 1)) for levels in (classes, others))  # on centres of bins
-    expected = mutual_info_score(classes.flatten(), others.flatten())
+    other_classes = torch.where(random_image(2, (12, 12, 12)) < 0.7, 3 - classes, classes.flip(2))
+    warped, fixed = (levels * (10 / (BINS - 1)) for levels in (classes, other_classes))  # on centres of bins
+    expected = mutual_info_score(classes.flatten(), other_classes.flatten())
     assert float(similarity_loss("mutual_information", warped, fixed)) == pytest.approx(-expected, abs=1e-3)
 
 
@@ -232,10 +232,10 @@ def test_mutual_information_of_a_sample_is_close_to_that_of_all() -> None:
     first, second = two_contrasts(1)
     first.requires_grad_()
     everywhere = torch.ones_like(first, dtype=torch.bool)
-    whole = mutual_information_loss(first, second, everywhere)
+    expected = mutual_information_loss(first, second, everywhere)
     loss = mutual_information_loss(first, second, everywhere, samples=3000)
     (gradient,) = torch.autograd.grad(loss.sum(), first)
-    assert float(loss) == pytest.approx(float(whole), rel=0.1)
+    assert float(loss) == pytest.approx(float(expected), rel=0.1)
     assert 2000 < int(gradient.count_nonzero()) <= 3000
 
 

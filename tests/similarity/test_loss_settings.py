@@ -45,9 +45,9 @@ def test_keys_that_are_not_set_are_left_out_of_digests() -> None:
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(content: dict[str, object], key: tuple[str, ...]) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as refusal:
         LossSettings.model_validate(content)
-    assert caught.value.errors()[0]["loc"] == key
+    assert refusal.value.errors()[0]["loc"] == key
 
 
 BOTH = LossSettings(similarity=0.5, smoothness=2)

@@ -40,12 +40,12 @@ def test_an_empty_mask_counts_as_one_voxel() -> None:
 
 
 def test_a_block_is_seen_where_all_its_voxels_are() -> None:
-    seen = random_mask(1, 0.9)[:, :, :4]
-    z, y, x = (size // 2 for size in seen.shape[1:])
-    expected = seen.reshape(1, z, 2, y, 2, x, 2).amin(dim=(2, 4, 6))
+    mask = random_mask(1, 0.9)[:, :, :4]
+    z, y, x = (size // 2 for size in mask.shape[1:])
+    expected = mask.reshape(1, z, 2, y, 2, x, 2).amin(dim=(2, 4, 6))
     assert 0 < expected.float().mean() < 1
-    torch.testing.assert_close(shrink_mask(seen, 2), expected.float())
-    assert shrink_mask(seen, 1) is seen
+    torch.testing.assert_close(shrink_mask(mask, 2), expected.float())
+    assert shrink_mask(mask, 1) is mask
 
 
 def test_a_mask_of_another_type_or_shape_is_refused() -> None:

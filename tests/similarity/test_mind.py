@@ -19,9 +19,9 @@ Array = NDArray[np.float64]
 def plain_mind(image: Array, inside: NDArray[np.bool_], radius: int, dilation: int) -> Array:
     """MIND-SSC (z, y, x, 12) by loops over voxels, pairs of neighbours and voxels of the patch."""
 
-    def moved(voxel: tuple[int, ...], step: tuple[int, ...], side: tuple[int, ...]) -> tuple[int, ...]:
-        where = (i + j + dilation * k for i, j, k in zip(voxel, step, side, strict=True))
-        return tuple(min(max(i, 0), n - 1) for i, n in zip(where, image.shape, strict=True))
+    def move(voxel: tuple[int, ...], step: tuple[int, ...], side: tuple[int, ...]) -> tuple[int, ...]:
+        position = (i + j + dilation * k for i, j, k in zip(voxel, step, side, strict=True))
+        return tuple(min(max(i, 0), n - 1) for i, n in zip(position, image.shape, strict=True))
 
     neighbours = [step for step in product((-1, 0, 1), repeat=3) if np.abs(step).sum() == 1]
     pairs = [(p, q) for p, q in combinations(neighbours, 2) if np.square(np.subtract(p, q)).sum() == 2]
@@ -31,9 +31,9 @@ def plain_mind(image: Array, inside: NDArray[np.bool_], radius: int, dilation: i
         for channel, (p, q) in enumerate(pairs):
             squares = []
             for step in product(range(-radius, radius + 1), repeat=3):
-                one, other = moved(voxel, step, p), moved(voxel, step, q)
-                if inside[one] and inside[other]:
-                    squares.append((image[one] - image[other]) ** 2)
+                first, second = move(voxel, step, p), move(voxel, step, q)
+                if inside[first] and inside[second]:
+                    squares.append((image[first] - image[second]) ** 2)
             distances[(*voxel, channel)] = np.mean(squares) if squares else 0
     excess = distances - distances.min(axis=-1, keepdims=True)
     variance = excess.mean(axis=-1, keepdims=True)
@@ -47,15 +47,15 @@ def test_mind_ssc_equals_plain_loops(radius: int, dilation: int, share: float) -
     shape = (4, 3, 9) if radius < 2 else (3, 3, 4)
     image, mask = random_image(1, shape), random_mask(2, share, shape=shape)
     image[..., :5] *= 0.01 if radius < 2 else 1  # so quiet that the variance is raised to its lower bound
-    ours = mind_ssc(image, radius, dilation, mask)
-    assert ours.shape == (1, 12, *shape)
+    descriptors = mind_ssc(image, radius, dilation, mask)
+    assert descriptors.shape == (1, 12, *shape)
     inside = mask[0, 0].numpy()
-    plain = plain_mind(image[0, 0].double().numpy(), inside, radius, dilation)[inside]
-    found = ours[0].permute(1, 2, 3, 0).numpy()[inside]
-    # The order of the channels is free, but one for all voxels.
-    apart = np.abs(found[:, :, None] - plain[:, None]).max(axis=0)
-    assert sorted(apart.argmin(axis=1)) == list(range(12))
-    assert apart.min(axis=1).max() < 1e-4
+    expected = plain_mind(image[0, 0].double().numpy(), inside, radius, dilation)[inside]
+    actual = descriptors[0].permute(1, 2, 3, 0).numpy()[inside]
+    # The order of the channels is free, but the same for all voxels.
+    differences = np.abs(actual[:, :, None] - expected[:, None]).max(axis=0)
+    assert sorted(differences.argmin(axis=1)) == list(range(12))
+    assert differences.min(axis=1).max() < 1e-4
 
 
 def test_mind_loss_is_the_mean_over_the_mask_of_squared_differences_of_descriptors() -> None:

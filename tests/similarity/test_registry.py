@@ -79,5 +79,3 @@ def test_a_prediction_shows_images_on_the_networks_grid() -> None:
             torch.testing.assert_close(image, blocks)
         assert prediction.comparable.shape == (1, *(n // factor for n in SHAPE))
         assert prediction.comparable_full.shape == (1, *SHAPE)
-    assert prediction.has_labels
-    assert not Prediction(make_batch(labels=()), full_flow, full_flow).has_labels

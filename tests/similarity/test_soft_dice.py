@@ -143,9 +143,9 @@ def test_a_sample_without_labels_does_not_count() -> None:
     moving, fixed, flow = label_volume(3, 1), label_volume(3, 2), random_flow(1.0, 3)
     moving[1] = 0
     labels = torch.arange(1, 4)
-    both, _ = soft_dice(moving, fixed, flow, labels)
-    first, _ = soft_dice(moving[:1], fixed[:1], flow[:1], labels)
-    assert float(both) == pytest.approx(float(first), abs=1e-7)
+    batch_loss, _ = soft_dice(moving, fixed, flow, labels)
+    first_loss, _ = soft_dice(moving[:1], fixed[:1], flow[:1], labels)
+    assert float(batch_loss) == pytest.approx(float(first_loss), abs=1e-7)
 
 
 def test_zero_flow_between_equal_volumes_is_perfect() -> None:

@@ -27,15 +27,15 @@ def comparable(batch: dict[str, Tensor], flow: Tensor) -> Tensor:
     return comparable_voxels(batch["moving_seen"], batch["fixed_seen"], flow)
 
 
-def shuffle_where(batch: dict[str, Tensor], key: str, where: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The batch with other values at some voxels of one volume, of those that it has already."""
+def shuffle_where(batch: dict[str, Tensor], key: str, is_shuffled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The batch with the values of one volume shuffled at some of its voxels."""
     volume = batch[key]
     shuffled = volume.flatten()[torch.randperm(volume.numel(), generator=torch.Generator().manual_seed(7))]
     index = torch.stack(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"))
-    return batch | {key: torch.where(where(index), shuffled.view_as(volume), volume)}
+    return batch | {key: torch.where(is_shuffled(index), shuffled.view_as(volume), volume)}
 
 
-# Beyond the fields of view; of the moving image, where no displacement of a voxel that counts leads.
+# Voxels beyond the fields of view; in the moving image, those that no displacement of a voxel that counts leads to.
 OUTSIDE = {
     "fixed_labels": lambda index: index[0] >= 12,
     "moving_labels": lambda index: index[2] >= 17,
@@ -54,7 +54,7 @@ def test_what_lies_outside_a_field_of_view_changes_nothing(term: str, key: str) 
     changed = shuffle_where(batch, key, OUTSIDE[key])
     assert not torch.equal(changed[key], batch[key])
     torch.testing.assert_close(compute(term, changed, flow), expected, rtol=1e-6, atol=1e-7)
-    # Inside it does.
+    # Inside, shuffling changes the loss.
     assert abs(compute(term, shuffle_where(batch, key, lambda index: index[1] < 6), flow) - expected) > 1e-4
 
 
@@ -63,10 +63,10 @@ def test_what_lies_outside_a_field_of_view_has_no_gradient(term: str) -> None:
     batch, flow = make_batch(), random_flow().requires_grad_()
     compute(term, batch, flow).backward()
     assert flow.grad is not None
-    seen = comparable(batch, flow.detach())[:, None].expand_as(flow)
-    assert 0.3 < seen.float().mean() < 0.8
-    assert not flow.grad[~seen].any()
-    assert flow.grad[seen].any()
+    comparable_mask = comparable(batch, flow.detach())[:, None].expand_as(flow)
+    assert 0.3 < comparable_mask.float().mean() < 0.8
+    assert not flow.grad[~comparable_mask].any()
+    assert flow.grad[comparable_mask].any()
 
 
 def test_dice_is_soft_dice_of_what_both_see() -> None:
@@ -98,14 +98,14 @@ def test_the_moving_image_is_warped_and_not_the_fixed_one(term: str) -> None:
 
 
 def reduce_blocks(volume: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Each block of 2^3 voxels as one."""
+    """Reduce each block of 2^3 voxels to one."""
     z, y, x = (n // 2 for n in SHAPE)
     return reduce(volume.float().reshape(1, 1, z, 2, y, 2, x, 2).permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5))
 
 
 @pytest.mark.parametrize("kind", ["mind", "lncc"])
 def test_similarity_is_that_of_what_the_network_saw(kind: Kind) -> None:
-    """The network works at half resolution, and blocks count that are seen whole."""
+    """The network works at half resolution; a block counts where all of it is seen."""
     batch = make_batch()
     batch["moving_seen"][..., 14:] = 0  # The last block is seen in part.
     batch["moving_seen"][:, :, 7, :14] = 0
@@ -180,14 +180,20 @@ def test_gradient_l2_sees_a_checkerboard_that_central_differences_miss() -> None
 def test_bending_energy_is_the_mean_of_squared_second_derivatives() -> None:
     flow = random_scaled_flow(1.0, 5)
 
-    def moved(*steps: tuple[int, int]) -> Tensor:
+    def shift_field(*steps: tuple[int, int]) -> Tensor:
         """The field shifted by steps along axes, of the voxels that have all neighbours."""
         shifted = flow.roll([-step for _, step in steps], [axis for axis, _ in steps])
         return shifted[:, :, 1:-1, 1:-1, 1:-1]
 
-    pure = [moved((axis, 1)) - 2 * moved((axis, 0)) + moved((axis, -1)) for axis in (2, 3, 4)]
+    pure = [shift_field((axis, 1)) - 2 * shift_field((axis, 0)) + shift_field((axis, -1)) for axis in (2, 3, 4)]
     mixed = [
-        (moved((a, 1), (b, 1)) - moved((a, 1), (b, -1)) - moved((a, -1), (b, 1)) + moved((a, -1), (b, -1))) / 4
+        (
+            shift_field((a, 1), (b, 1))
+            - shift_field((a, 1), (b, -1))
+            - shift_field((a, -1), (b, 1))
+            + shift_field((a, -1), (b, -1))
+        )
+        / 4
         for a, b in ((2, 3), (2, 4), (3, 4))
     ]
     expected = sum(second.square().mean() for second in pure) + 2 * sum(second.square().mean() for second in mixed)

@@ -1,4 +1,4 @@
-"""A dataset that was preprocessed, without that it was."""
+"""A folder as preprocessing leaves it, written without preprocessing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = [f"X_{subject:04}_{modality:04}" for subject in (1, 2, 3) for modality i
 
 
 @pytest.fixture
-def preprocessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def preprocessed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The preprocessed folder of three subjects with two modalities; fold 0 holds out the third."""
     monkeypatch.setenv("llmreg_home", str(tmp_path))
     for variable in ("llmreg_raw", "llmreg_preprocessed", "llmreg_results"):

@@ -35,18 +35,20 @@ def take_step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_network_resumes_bit_by_bit_however_its_weights_lie_in_memory(tmp_path: Path, fused: bool) -> None:
-    whole, part, rest = make_network(), make_network(), make_network()
-    optimizers = [torch.optim.Adam(network.parameters(), lr=0.01, fused=fused) for network in (whole, part, rest)]
+    undisturbed, interrupted, resumed = make_network(), make_network(), make_network()
+    optimizers = [
+        torch.optim.Adam(network.parameters(), lr=0.01, fused=fused) for network in (undisturbed, interrupted, resumed)
+    ]
     for seed in range(3):
-        take_step(whole, optimizers[0], seed)
-    take_step(part, optimizers[1], 0)
-    save_checkpoint(tmp_path, "latest", STATE, part, optimizers[1])
-    assert load_checkpoint(checkpoint_path(tmp_path, "latest"), rest, optimizers[2]) == STATE
+        take_step(undisturbed, optimizers[0], seed)
+    take_step(interrupted, optimizers[1], 0)
+    save_checkpoint(tmp_path, "latest", STATE, interrupted, optimizers[1])
+    assert load_checkpoint(checkpoint_path(tmp_path, "latest"), resumed, optimizers[2]) == STATE
     for seed in (1, 2):
-        take_step(rest, optimizers[2], seed)
-    for expected, resumed in zip(whole.parameters(), rest.parameters(), strict=True):
-        assert torch.equal(expected, resumed)
-        assert expected.stride() == resumed.stride()
+        take_step(resumed, optimizers[2], seed)
+    for expected, actual in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, actual)
+        assert expected.stride() == actual.stride()
 
 
 def test_the_state_is_in_the_header_and_beside_the_tensors(tmp_path: Path) -> None:
@@ -67,9 +69,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     assert (missing.value.path, missing.value.step) == (path, "train")
     save_checkpoint(tmp_path, "final", STATE.model_copy(update={"llm_sha256": "a" * 64}), network)
     network.llm_sha256 = "b" * 64  # type: ignore[assignment]
-    with pytest.raises(UnreadableFile, match=r"aaaaaaaaaaaa, here bbbbbbbbbbbb\)") as other:
+    with pytest.raises(UnreadableFile, match=r"aaaaaaaaaaaa, here bbbbbbbbbbbb\)") as mismatch:
         load_checkpoint(path, network)
-    assert other.value.path == path
+    assert mismatch.value.path == path
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UnreadableFile) as damaged:
         read_state(path)
@@ -88,9 +90,9 @@ def test_a_checkpoint_is_due_when_the_last_one_is_old(tmp_path: Path) -> None:
     now = 10.5
     assert writer.due
     assert silent.due
-    for one_of_two in (writer, silent):
-        one_of_two.write(STATE, "best", "latest")
-        assert not one_of_two.due
+    for checkpoint_writer in (writer, silent):
+        checkpoint_writer.write(STATE, "best", "latest")
+        assert not checkpoint_writer.due
     now = 20.4
     assert not writer.due
     assert not (tmp_path / "silent").exists()

@@ -48,7 +48,7 @@ PROGRAM = """
 
 
 def test_two_processes_work_together(tmp_path: Path) -> None:
-    """They gather in the order of ranks, the first goes first, an error leaves nobody waiting, gradients are means."""
+    """Gathered items are in the order of ranks, rank 0 goes first, an error lets nobody wait, gradients are means."""
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(PROGRAM))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

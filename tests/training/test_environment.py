@@ -26,7 +26,7 @@ def test_what_a_training_ran_on_is_written_as_json(tmp_path: Path, monkeypatch: 
     assert "pytest" not in run["packages"]
 
 
-def written_revision(folder: Path) -> str | None:
+def record_revision(folder: Path) -> str | None:
     environment.write_debug(folder, torch.device("cpu"), {})
     revision: str | None = json.loads((folder / "debug.json").read_text())["runs"][-1]["git_revision"]
     return revision
@@ -38,12 +38,12 @@ def test_the_revision_says_whether_files_were_changed(tmp_path: Path, monkeypatc
     source = package / "environment.py"
     source.write_text("1\n")
     monkeypatch.setattr(environment, "__file__", str(source))
-    assert written_revision(tmp_path) is None
+    assert record_revision(tmp_path) is None
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    clean = written_revision(tmp_path)
+    clean = record_revision(tmp_path)
     assert clean is not None
     assert len(clean) == 40
     source.write_text("2\n")
-    assert written_revision(tmp_path) == clean + "+"
+    assert record_revision(tmp_path) == clean + "+"

@@ -37,20 +37,26 @@ ROW = {
 def test_the_folders_picture_is_drawn_now_and_then_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[int] = []
-    monkeypatch.setattr(loggers, "plot", lambda folder, rows: drawn.append(len(rows)))
+    row_counts: list[int] = []
+    monkeypatch.setattr(loggers, "plot", lambda folder, rows: row_counts.append(len(rows)))
     now = 0.0
-    loggers.write_log(tmp_path, [ROW | {"epoch": epoch} for epoch in (1, 2, 3)])
+    earlier_logger = FolderLogger(tmp_path, 0, clock=lambda: now)
+    for epoch in (1, 2, 3):
+        earlier_logger.log_epoch(ROW | {"epoch": epoch})
     logger = FolderLogger(tmp_path, 2, clock=lambda: now)
     for epoch, time in ((3, 1.0), (4, PLOT_SECONDS + 1), (5, PLOT_SECONDS + 2)):
         now = time
         logger.log_epoch(ROW | {"epoch": epoch})
-    assert drawn == [4]
-    # The third epoch of before was trained again.
+    assert row_counts == [4]
+    # The third epoch was trained again.
     assert [row["epoch"] for row in loggers.read_log(tmp_path)] == [1, 2, 3, 4, 5]
     logger.close()
-    logger.close()
-    assert drawn == [4, 5]
+    assert row_counts == [4, 5]
+
+
+def test_no_picture_is_drawn_before_the_first_epoch(tmp_path: Path) -> None:
+    FolderLogger(tmp_path, 0).close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_the_terminal_gets_a_line_per_epoch(
     assert ("best" in line) == (ROW | changes)["best"]
 
 
-class NotedCalls:
+class RecordedCalls:
     """Stands for the writer of TensorBoard or the run of Weights & Biases."""
 
     def __init__(self) -> None:
@@ -95,9 +101,9 @@ class NotedCalls:
 def test_tensorboard_gets_the_numbers_and_forgets_epochs_that_are_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = NotedCalls()
+    calls = RecordedCalls()
 
-    def open_writer(folder: str, purge_step: int) -> NotedCalls:
+    def open_writer(folder: str, purge_step: int) -> RecordedCalls:
         calls.settings = {"folder": folder, "purge_step": purge_step}
         return calls
 
@@ -114,9 +120,9 @@ def test_tensorboard_gets_the_numbers_and_forgets_epochs_that_are_trained_again(
 def test_a_run_of_weights_and_biases_is_resumed_with_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, settings = NotedCalls(), list[dict[str, Any]]()
+    calls, settings = RecordedCalls(), list[dict[str, Any]]()
 
-    def init(**changes: Any) -> NotedCalls:
+    def init(**changes: Any) -> RecordedCalls:
         settings.append(changes)
         return calls
 
@@ -126,8 +132,8 @@ def test_a_run_of_weights_and_biases_is_resumed_with_the_training(
         logger = WandbLogger(tmp_path, epochs, {"plans_name": "default"})
         logger.log_epoch(ROW)
         logger.close()
-    first, resumed, anew = (run["id"] for run in settings)
-    assert first == resumed != anew
+    first_id, resumed_id, new_id = (run["id"] for run in settings)
+    assert first_id == resumed_id != new_id
     assert settings[0]["project"] == "llmreg"
     assert settings[0]["config"] == {"plans_name": "default"}
     assert calls.scalars[0][1] == 3
@@ -139,13 +145,14 @@ def test_a_logger_whose_package_is_missing_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingPackage) as caught:
-        open_loggers(tmp_path, (0, 1), [name], {})
-    assert (caught.value.package, caught.value.install) == (name, f"llmreg[{name}]")
+    with pytest.raises(MissingPackage) as refusal:
+        open_loggers(tmp_path, [name], {}, done=0, planned=1)
+    assert (refusal.value.package, refusal.value.install) == (name, f"llmreg[{name}]")
 
 
 def test_folder_and_terminal_are_always_told(tmp_path: Path) -> None:
-    assert [type(logger) for logger in open_loggers(tmp_path, (0, 1), [], {})] == [FolderLogger, TerminalLogger]
+    opened_loggers = open_loggers(tmp_path, [], {}, done=0, planned=1)
+    assert [type(logger) for logger in opened_loggers] == [FolderLogger, TerminalLogger]
 
 
 def make_row(epoch: int, **changes: Any) -> dict[str, Any]:
@@ -167,7 +174,9 @@ def make_row(epoch: int, **changes: Any) -> dict[str, Any]:
 def test_a_log_is_read_as_it_was_written_up_to_an_epoch(tmp_path: Path) -> None:
     assert loggers.read_log(tmp_path) == []
     rows = [make_row(epoch) for epoch in (1, 2, 3)]
-    loggers.write_log(tmp_path, rows)
+    logger = FolderLogger(tmp_path, 0)
+    for row in rows:
+        logger.log_epoch(row)
     assert loggers.read_log(tmp_path) == rows
     assert loggers.read_log(tmp_path, 2) == rows[:2]
     assert loggers.read_log(tmp_path, 0) == []

@@ -39,7 +39,7 @@ from llmreg.training.validation import Validation
 
 OPTIONS = TrainingOptions(workers=0)
 PLANS = make_plans()
-# Dice and the image term, mirrored and turned pairs, several pairs at once: all that is drawn at random.
+# All that is drawn at random is in use: Dice and the image term, mirrored and turned pairs, several pairs at once.
 RICH = make_plans(
     {"bidirectional": True, "accumulate": 2, "batch_size": 2},
     loss={"similarity": 0.5, "folding": 1.0},
@@ -53,8 +53,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
-class Telling:
-    """A logger that notes its rows, and ends the process after the first epoch where it is told to."""
+class RecordingLogger:
+    """A logger that records its rows and, where it has the number of a signal, sends that after an epoch."""
 
     def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
         self.rows: list[Mapping[str, Any]] = []
@@ -70,18 +70,18 @@ class Telling:
 
 
 @pytest.fixture
-def logger(monkeypatch: pytest.MonkeyPatch) -> Telling:
-    telling = Telling(Path(), 0, {})
+def logger(monkeypatch: pytest.MonkeyPatch) -> RecordingLogger:
+    recording_logger = RecordingLogger(Path(), 0, {})
 
-    def open_logger(folder: Path, epochs: int, config: Mapping[str, Any]) -> Telling:
-        telling.config = config
-        return telling
+    def open_logger(folder: Path, epochs: int, config: Mapping[str, Any]) -> RecordingLogger:
+        recording_logger.config = config
+        return recording_logger
 
     monkeypatch.setitem(loggers.OPTIONAL_LOGGERS, "telling", open_logger)
-    return telling
+    return recording_logger
 
 
-def test_a_training_learns_and_leaves_everything_in_its_folder(tmp_path: Path, logger: Telling) -> None:
+def test_a_training_learns_and_leaves_everything_in_its_folder(tmp_path: Path, logger: RecordingLogger) -> None:
     fold = make_fold(tmp_path)
     plans = make_plans({"epochs": 3, "steps_per_epoch": 10})
     path = train(plans, "full", fold, replace(OPTIONS, loggers=("telling",)), ALONE)
@@ -103,15 +103,15 @@ def test_a_training_learns_and_leaves_everything_in_its_folder(tmp_path: Path, l
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_training_ends_like_an_undisturbed_one(
-    tmp_path: Path, logger: Telling, number: signal.Signals
+    tmp_path: Path, logger: RecordingLogger, number: signal.Signals
 ) -> None:
     undisturbed = train(RICH, "full", make_fold(tmp_path), OPTIONS, ALONE)
     fold = replace(make_fold(tmp_path), folder=tmp_path / "disturbed")
     logger.number = number
-    with pytest.raises(TrainingInterrupted) as caught:
+    with pytest.raises(TrainingInterrupted) as interruption:
         train(RICH, "full", fold, replace(OPTIONS, loggers=("telling",)), ALONE)
-    assert caught.value.exit_code == 128 + number
-    assert (caught.value.done, caught.value.total) == (3, 6)
+    assert interruption.value.exit_code == 128 + number
+    assert (interruption.value.done, interruption.value.total) == (3, 6)
     assert logger.closed
     assert not checkpoint_path(fold.folder, "final").exists()
     resumed = train(RICH, "full", fold, replace(OPTIONS, resume=True), ALONE)
@@ -129,7 +129,7 @@ def test_a_training_is_continued_only_when_that_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(OtherPlans):
         train(make_plans({"seed": 5}), "full", fold, replace(OPTIONS, resume=True), ALONE)
     assert final.read_bytes() == before
-    # A training that is done is saved again; a longer one has a new end.
+    # A finished training is saved again; a longer one gets a new final checkpoint.
     train(PLANS, "full", fold, replace(OPTIONS, resume=True), ALONE)
     assert final.read_bytes() == before
     train(PLANS, "full", fold, replace(OPTIONS, resume=True, epochs=2), ALONE)
@@ -151,9 +151,9 @@ def test_a_logger_that_is_not_installed_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingPackage) as caught:
+    with pytest.raises(MissingPackage) as refusal:
         train(PLANS, "full", make_fold(tmp_path), replace(OPTIONS, loggers=("wandb",)), ALONE)
-    assert (caught.value.package, caught.value.install) == ("wandb", "llmreg[wandb]")
+    assert (refusal.value.package, refusal.value.install) == ("wandb", "llmreg[wandb]")
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
@@ -175,16 +175,16 @@ def test_a_first_signal_is_noted_and_a_second_ctrl_c_is_as_usual(number: signal.
 
 
 def test_in_another_thread_nothing_is_noted() -> None:
-    seen = []
+    signals = []
 
     def look() -> None:
         with note_stop_signals() as request:
-            seen.append(request.signal)
+            signals.append(request.signal)
 
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert seen == [0]
+    assert signals == [0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -195,16 +195,16 @@ def test_the_exit_code_is_that_of_shells(number: signal.Signals, code: int) -> N
 
 
 def set_up(folder: Path, training: dict[str, object] | None = None, **options: object) -> Run:
-    chosen = TrainingOptions(workers=0, **options)  # type: ignore[arg-type]
-    return set_up_run(make_plans(training), "full", make_fold(folder), chosen, ALONE)
+    training_options = TrainingOptions(workers=0, **options)  # type: ignore[arg-type]
+    return set_up_run(make_plans(training), "full", make_fold(folder), training_options, ALONE)
 
 
 def batches_of(run: Run) -> Iterator[dict[str, Tensor]]:
     return load_batches(run.pairs, number_samples(range(run.steps_done, run.steps_in_total), run.settings, ALONE), 0)
 
 
-class NotedStates(CheckpointWriter):
-    """Notes which checkpoints are written, and writes none."""
+class RecordingWriter(CheckpointWriter):
+    """Records which checkpoints would be written, and writes none."""
 
     def __init__(self, due: bool) -> None:
         self.always_due, self.written = due, list[tuple[tuple[str, ...], int, int]]()
@@ -224,21 +224,21 @@ def test_the_learning_rate_is_constant_or_falls_to_zero() -> None:
 
 
 def test_an_epoch_takes_its_steps_and_sums_their_values(tmp_path: Path) -> None:
-    run, again = set_up(tmp_path), set_up(tmp_path)
+    run, reference_run = set_up(tmp_path), set_up(tmp_path)
     with tqdm(total=6, disable=None) as bar:
         sums = train_epoch(run, batches_of(run), bar, StopRequest())
-        batches = batches_of(again)
+        batches = batches_of(reference_run)
         expected = []
         for step in range(1, 4):
             torch.manual_seed(run.settings.seed + step)
-            expected.append(mean_values(again.learner.step(batches, run.settings.learning_rate))["loss"])
+            expected.append(mean_values(reference_run.learner.step(batches, run.settings.learning_rate))["loss"])
     assert sums["loss"] == (pytest.approx(sum(expected)), 3)
-    assert all(map(torch.equal, run.network.parameters(), again.network.parameters()))
+    assert all(map(torch.equal, run.network.parameters(), reference_run.network.parameters()))
 
 
 def test_a_checkpoint_is_written_within_a_long_epoch_when_one_is_due(tmp_path: Path) -> None:
     run = set_up(tmp_path)
-    run.checkpoints = NotedStates(due=True)
+    run.checkpoints = RecordingWriter(due=True)
     with tqdm(disable=True) as bar:
         sums = train_epoch(run, batches_of(run), bar, StopRequest())
     assert run.checkpoints.written == [(("latest",), 0, step) for step in (1, 2, 3)]
@@ -246,22 +246,22 @@ def test_a_checkpoint_is_written_within_a_long_epoch_when_one_is_due(tmp_path: P
 
 
 def test_a_run_that_is_stopped_saves_the_step_and_can_be_resumed(tmp_path: Path) -> None:
-    whole, part = set_up(tmp_path / "whole"), set_up(tmp_path / "part")
+    undisturbed, interrupted = set_up(tmp_path / "whole"), set_up(tmp_path / "part")
     with tqdm(disable=True) as bar:
-        expected = train_epoch(whole, batches_of(whole), bar, StopRequest())
-        with pytest.raises(TrainingInterrupted) as caught:
-            train_epoch(part, batches_of(part), bar, StopRequest(signal=2))
-        assert (caught.value.done, caught.value.total) == (1, 6)
-        state = read_state(checkpoint_path(part.fold.folder, "latest"))
+        expected = train_epoch(undisturbed, batches_of(undisturbed), bar, StopRequest())
+        with pytest.raises(TrainingInterrupted) as interruption:
+            train_epoch(interrupted, batches_of(interrupted), bar, StopRequest(signal=2))
+        assert (interruption.value.done, interruption.value.total) == (1, 6)
+        state = read_state(checkpoint_path(interrupted.fold.folder, "latest"))
         assert (state.epoch, state.step, state.sums["loss"][1]) == (0, 1, 1)
-        rest = set_up(tmp_path / "part", resume=True)
-        assert train_epoch(rest, batches_of(rest), bar, StopRequest()) == expected
-    assert all(map(torch.equal, whole.network.parameters(), rest.network.parameters()))
+        resumed = set_up(tmp_path / "part", resume=True)
+        assert train_epoch(resumed, batches_of(resumed), bar, StopRequest()) == expected
+    assert all(map(torch.equal, undisturbed.network.parameters(), resumed.network.parameters()))
 
 
 def test_an_epoch_is_best_when_its_score_is_not_lower(tmp_path: Path) -> None:
     run = set_up(tmp_path)
-    run.checkpoints = NotedStates(due=False)
+    run.checkpoints = RecordingWriter(due=False)
     for dice, best in ((0.5, True), (0.4, False), (0.5, True), (None, True)):
         validation = Validation(dice, None, 0.0)
         assert is_best(run, validation) == best
@@ -277,9 +277,9 @@ def test_an_epoch_is_best_when_its_score_is_not_lower(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_the_pairs_and_keeps_the_batch(tmp_path: Path) -> None:
     run = set_up(tmp_path, {"learning_rate": 1e30, "clip_gradient": None, "steps_per_epoch": 9, "batch_size": 2})
-    with tqdm(disable=True) as bar, pytest.raises(NonFiniteLoss) as caught:
+    with tqdm(disable=True) as bar, pytest.raises(NonFiniteLoss) as failure:
         train_epoch(run, batches_of(run), bar, StopRequest())
-    error = caught.value
+    error = failure.value
     assert error.batch == run.fold.folder / f"not_finite_step_{error.step}.safetensors"
     batch = load_file(error.batch)
     numbers = batch["sample"].tolist()

@@ -6,9 +6,9 @@ from llmreg.training.options import TrainingOptions
 
 
 def test_the_command_line_has_the_same_defaults() -> None:
-    parsed = vars(build_parser().parse_args(["1", "0"]))
+    arguments = vars(build_parser().parse_args(["1", "0"]))
     options = TrainingOptions()
     for name in ("epochs", "minutes", "resume", "workers", "compile", "pretrained"):
-        assert parsed[name] == getattr(options, name)
-    assert tuple(parsed["log"]) == options.loggers
-    assert parsed["plans"] == PlansChoice().plans
+        assert arguments[name] == getattr(options, name)
+    assert tuple(arguments["log"]) == options.loggers
+    assert arguments["plans"] == PlansChoice().plans

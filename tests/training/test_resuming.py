@@ -70,12 +70,12 @@ def test_a_training_resumes_to_the_asked_number_of_epochs(tmp_path: Path, epochs
 
 def test_trainings_that_must_not_be_resumed(tmp_path: Path) -> None:
     save_training(tmp_path)
-    with pytest.raises(HoldsTraining) as held:
+    with pytest.raises(HoldsTraining) as refusal:
         resume_or_start(tmp_path, INITIAL, *make_parts(1), TrainingOptions())
-    assert held.value.folder == tmp_path
-    other = INITIAL.model_copy(update={"plans_digest": "other"})
+    assert refusal.value.folder == tmp_path
+    other_state = INITIAL.model_copy(update={"plans_digest": "other"})
     with pytest.raises(OtherPlans):
-        resume_or_start(tmp_path, other, *make_parts(1), TrainingOptions(resume=True))
+        resume_or_start(tmp_path, other_state, *make_parts(1), TrainingOptions(resume=True))
 
 
 @pytest.mark.parametrize("changes", [{"processes": 2}, {"pairs_sha256": "other"}, {"pairs_sha256": None}, {}])
@@ -90,16 +90,16 @@ def test_what_a_resumed_training_sees_otherwise_is_logged(
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
-    kept = ["checkpoint_best.safetensors", "checkpoint_latest.json", "debug.json"]
+    lasting_files = ["checkpoint_best.safetensors", "checkpoint_latest.json", "debug.json"]
     leftovers = [".partial-1-checkpoint_latest.safetensors", ".tmpAbc"]
     final = ["checkpoint_final.safetensors", "checkpoint_final.json"]
-    for name in (*kept, *leftovers, *final):
+    for name in (*lasting_files, *leftovers, *final):
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path, INITIAL.model_copy(update={"epoch": 7}))
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, *final}
+    assert {path.name for path in tmp_path.iterdir()} == {*lasting_files, *final}
     # A training that becomes longer has no final checkpoint any more.
     remove_leftovers(tmp_path, INITIAL.model_copy(update={"epoch": 6}))
-    assert {path.name for path in tmp_path.iterdir()} == {*kept}
+    assert {path.name for path in tmp_path.iterdir()} == {*lasting_files}
 
 
 class Small(nn.Module):
@@ -158,8 +158,8 @@ def test_a_model_is_a_checkpoint_a_fold_or_a_folder_with_one_fold(tmp_path: Path
     save(tmp_path / "fold_2", Small(5), "latest")
     assert find_checkpoint(tmp_path) == path
     save(tmp_path / "fold_1", Small(5))
-    with pytest.raises(Ambiguous) as several:
+    with pytest.raises(Ambiguous) as refusal:
         find_checkpoint(tmp_path)
-    assert several.value.candidates == tuple(str(tmp_path / f"fold_{fold}") for fold in (0, 1))
+    assert refusal.value.candidates == tuple(str(tmp_path / f"fold_{fold}") for fold in (0, 1))
     with pytest.raises(MissingFile):
         find_checkpoint(tmp_path / "fold_9")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_fold import make_plans
+from torch.utils.data import DataLoader, Dataset
 
 from llmreg.data.dataset import Pair
 from llmreg.devices import Machine
@@ -23,7 +25,7 @@ from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
 from llmreg.preprocessing.preprocessed_volumes import read_volume
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.options import FoldData
-from llmreg.training.samples import TrainingPairs, common_labels, load_batches, load_pair, number_samples
+from llmreg.training.samples import TrainingPairs, common_labels, load_batches, load_case, number_samples
 
 SHAPE = (60, 64, 70)
 PAIRS = (Pair("a", "b"), Pair("b", "c"))
@@ -47,17 +49,17 @@ def volumes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def minute() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     """Fail instead of waiting for ever."""
 
-    def too_long(*_: object) -> None:
-        raise TimeoutError("no batch for a minute")
+    def fail(*_: object) -> None:
+        raise TimeoutError("no batch for ten minutes")
 
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(60)
+    usual_handler = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(600)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, usual_handler)
 
 
 HALF = plan_configuration(SHAPE[::-1], 2, LLMMorphSettings(), Budget(Machine("cpu", 16, 2, False)))
@@ -72,27 +74,31 @@ def training_pairs(
     return TrainingPairs(fold, make_plans({"bidirectional": bidirectional}, **(changes | plans)), HALF)
 
 
-def one_by_one(numbers: range) -> list[list[int]]:
+def batches_of_one(numbers: range) -> list[list[int]]:
     return [[number] for number in numbers]
 
 
 def test_only_labels_that_are_annotated_in_both_count(volumes: Path) -> None:
-    nothing = Pair("a", "d")
-    assert common_labels(volumes, [*PAIRS, nothing]) == {PAIRS[0]: [1, 3], PAIRS[1]: [3], nothing: []}
+    unlabelled_pair = Pair("a", "d")
+    assert common_labels(volumes, [*PAIRS, unlabelled_pair]) == {PAIRS[0]: [1, 3], PAIRS[1]: [3], unlabelled_pair: []}
 
 
-def test_a_pair_is_padded_and_the_padding_is_seen_by_neither(volumes: Path) -> None:
-    pair = load_pair(volumes, PAIRS[0], HALF)
+def test_a_case_is_padded_and_the_padding_is_not_seen(volumes: Path) -> None:
+    case = load_case(volumes, "b", HALF)
     inside = np.s_[2:62, :, 13:83]
-    for found, name in ((pair.fixed, "a"), (pair.moving_labels, "b_seg"), (pair.moving_seen, "b_seen")):
-        assert found is not None
-        assert found.shape == (64, 64, 96)
-        np.testing.assert_array_equal(found[inside], read_volume(volumes / f"{name}.b2nd"))
-        assert found.sum(dtype=float) == pytest.approx(found[inside].sum(dtype=float))
+    for array, name in ((case.image, "b"), (case.labels, "b_seg"), (case.seen, "b_seen")):
+        assert array.shape == (64, 64, 96)
+        np.testing.assert_array_equal(array[inside], read_volume(volumes / f"{name}.b2nd"))
+        assert array.sum(dtype=float) == pytest.approx(array[inside].sum(dtype=float))
 
 
-def which(volumes: Path, sample: dict[str, torch.Tensor]) -> str:
-    """The fixed and the moving case of an unchanged sample, and its labels."""
+def test_a_case_without_annotation_has_an_empty_label_map(volumes: Path) -> None:
+    labels = load_case(volumes, "d", HALF).labels
+    assert (labels.shape, labels.dtype, labels.any()) == ((64, 64, 96), np.uint8, False)
+
+
+def describe_sample(volumes: Path, sample: dict[str, torch.Tensor]) -> str:
+    """Name the fixed and the moving case of an unchanged sample, and its labels."""
     corner = {float(read_volume(volumes / f"{name}.b2nd")[30, 30, 30]): name for name in "abcd"}
     cases = [corner[float(sample[role][0, 32, 30, 43])] for role in ("fixed", "moving")]
     return "".join(cases) + "".join(map(str, sample["labels"].tolist()))
@@ -100,63 +106,64 @@ def which(volumes: Path, sample: dict[str, torch.Tensor]) -> str:
 
 def test_pairs_are_turned_about_half_of_the_time(volumes: Path) -> None:
     pairs = training_pairs(volumes, bidirectional=True, augmentation=UNCHANGED)
-    drawn = [which(volumes, pairs[index]) for index in range(40)]
-    # Both ways, and with the labels of the pair.
+    drawn = [describe_sample(volumes, pairs[index]) for index in range(40)]
+    # Pairs come in both directions, with their labels.
     assert set(drawn) == {"ab13", "ba13", "bc3", "cb3"}
     assert 12 < sum(name[:2] in ("ba", "cb") for name in drawn) < 28
     # A sample depends on its number alone.
-    assert [which(volumes, pairs[index]) for index in (31, 3, 17)] == [drawn[31], drawn[3], drawn[17]]
+    assert [describe_sample(volumes, pairs[index]) for index in (31, 3, 17)] == [drawn[31], drawn[3], drawn[17]]
     straight = training_pairs(volumes, augmentation=UNCHANGED)
-    assert {which(volumes, straight[index]) for index in range(20)} == {"ab13", "bc3"}
+    assert {describe_sample(volumes, straight[index]) for index in range(20)} == {"ab13", "bc3"}
 
 
 def test_a_turned_pair_has_everything_turned(volumes: Path) -> None:
     pairs = training_pairs(volumes, [Pair("a", "b")], bidirectional=True, augmentation=UNCHANGED)
     straight, turned = (
-        next(s for s in (pairs[k] for k in range(50)) if which(volumes, s) == name) for name in ("ab13", "ba13")
+        next(s for s in (pairs[k] for k in range(50)) if describe_sample(volumes, s) == name)
+        for name in ("ab13", "ba13")
     )
-    for what in ("", "_labels", "_seen"):
-        assert torch.equal(straight[f"fixed{what}"], turned[f"moving{what}"])
-        assert torch.equal(straight[f"moving{what}"], turned[f"fixed{what}"])
-        assert not torch.equal(straight[f"fixed{what}"], turned[f"fixed{what}"])
+    for suffix in ("", "_labels", "_seen"):
+        assert torch.equal(straight[f"fixed{suffix}"], turned[f"moving{suffix}"])
+        assert torch.equal(straight[f"moving{suffix}"], turned[f"fixed{suffix}"])
+        assert not torch.equal(straight[f"fixed{suffix}"], turned[f"fixed{suffix}"])
 
 
 def test_pairs_without_labels_are_drawn_where_asked_for(volumes: Path) -> None:
     pairs = [*PAIRS, Pair("a", "d"), Pair("d", "c")]
     assert len(training_pairs(volumes, pairs)) == 2
-    asked = training_pairs(volumes, pairs, unlabelled=True, augmentation=UNCHANGED)
-    assert len(asked) == 4
-    samples = [asked[index] for index in range(24)]
-    assert {which(volumes, sample) for sample in samples} == {"ab13", "bc3", "ad", "dc"}
+    training_set = training_pairs(volumes, pairs, unlabelled=True, augmentation=UNCHANGED)
+    assert len(training_set) == 4
+    samples = [training_set[index] for index in range(24)]
+    assert {describe_sample(volumes, sample) for sample in samples} == {"ab13", "bc3", "ad", "dc"}
     for sample in samples:
-        fixed, moving = which(volumes, sample)[:2]
+        fixed, moving = describe_sample(volumes, sample)[:2]
         for role, case in (("fixed", fixed), ("moving", moving)):
             assert bool(sample[f"{role}_labels"].any()) == (case != "d")
             assert sample[f"{role}_seen"].any()
-    together = next(load_batches(asked, [list(range(8))], 0))
-    assert together["labels"].tolist() == []
-    assert together["fixed_labels"].shape == (8, 64, 64, 96)
+    batch = next(load_batches(training_set, [list(range(8))], 0))
+    assert batch["labels"].tolist() == []
+    assert batch["fixed_labels"].shape == (8, 64, 64, 96)
 
 
-def test_workers_change_nothing(volumes: Path, minute: None) -> None:
+def test_workers_change_nothing(volumes: Path, time_limit: None) -> None:
     # As in a training, this process has read volumes with blosc2's threads before the workers start.
     blosc2.set_nthreads(2)
     read_volume(volumes / "a.b2nd")
     pairs = training_pairs(volumes)
-    here = list(load_batches(pairs, one_by_one(range(4)), workers=0))
-    apart = list(load_batches(pairs, one_by_one(range(4)), workers=1))
-    assert len(here) == len(apart) == 4
-    for one, other in zip(here, apart, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert here[0]["fixed"].shape == (1, 1, 64, 64, 96)
+    expected = list(load_batches(pairs, batches_of_one(range(4)), workers=0))
+    actual = list(load_batches(pairs, batches_of_one(range(4)), workers=1))
+    assert len(expected) == len(actual) == 4
+    for expected_batch, actual_batch in zip(expected, actual, strict=True):
+        assert expected_batch.keys() == actual_batch.keys()
+        assert all(torch.equal(expected_batch[key], actual_batch[key]) for key in expected_batch)
+    assert expected[0]["fixed"].shape == (1, 1, 64, 64, 96)
 
 
 def test_samples_are_the_same_after_an_interruption(volumes: Path) -> None:
     pairs = training_pairs(volumes)
-    whole, rest = (list(load_batches(pairs, one_by_one(range(k, 4)), 0)) for k in (0, 2))
-    for one, other in zip(whole[2:], rest, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    undisturbed, resumed = (list(load_batches(pairs, batches_of_one(range(k, 4)), 0)) for k in (0, 2))
+    for expected, actual in zip(undisturbed[2:], resumed, strict=True):
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
 def test_a_batch_counts_what_all_its_pairs_know(volumes: Path) -> None:
@@ -171,13 +178,13 @@ def test_a_sample_says_which_pair_it_is(volumes: Path) -> None:
         for place, number in enumerate(batch["sample"].tolist()):
             sample = {key: batch[key][place] for key in ("fixed", "moving")} | {"labels": batch["labels"]}
             pair = pairs.pair(number)
-            assert which(volumes, sample)[:2] == pair.fixed + pair.moving
+            assert describe_sample(volumes, sample)[:2] == pair.fixed + pair.moving
 
 
 @pytest.mark.parametrize(("size", "accumulate", "world"), [(1, 1, 1), (1, 1, 3), (2, 2, 2), (3, 2, 1)])
 def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumulate: int, world: int) -> None:
     cpu, steps = torch.device("cpu"), range(5, 8)
-    shared = [
+    batches_by_process = [
         number_samples(steps, Training(batch_size=size, accumulate=accumulate), DistributedContext(k, world, cpu))
         for k in range(world)
     ]
@@ -185,7 +192,11 @@ def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumul
         steps, Training(batch_size=size, accumulate=accumulate * world), DistributedContext(0, 1, cpu)
     )
     for step in range(len(steps)):
-        parts = [batch for own in shared for batch in own[step * accumulate : (step + 1) * accumulate]]
+        parts = [
+            batch
+            for process_batches in batches_by_process
+            for batch in process_batches[step * accumulate : (step + 1) * accumulate]
+        ]
         assert sorted(parts) == sorted(alone[step * accumulate * world : (step + 1) * accumulate * world])
     drawn = [number for batch in alone for number in batch]
     per_step = size * accumulate * world
@@ -193,28 +204,50 @@ def test_processes_share_what_one_with_more_accumulation_sees(size: int, accumul
 
 
 def test_when_a_worker_is_killed_the_rest_is_loaded_here(
-    volumes: Path, minute: None, caplog: pytest.LogCaptureFixture
+    volumes: Path, time_limit: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = training_pairs(volumes)
-    here = list(load_batches(pairs, one_by_one(range(16)), workers=0))
-    loading = load_batches(pairs, one_by_one(range(16)), workers=1)
-    found = [next(loading)]
+    expected = list(load_batches(pairs, batches_of_one(range(16)), workers=0))
+    loading = load_batches(pairs, batches_of_one(range(16)), workers=1)
+    batches = [next(loading)]
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
-    found += list(loading)
+    batches += list(loading)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert len(found) == 16
-    for one, other in zip(here, found, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert len(batches) == 16
+    for expected_batch, batch in zip(expected, batches, strict=True):
+        assert all(torch.equal(expected_batch[key], batch[key]) for key in expected_batch)
 
 
-@pytest.mark.parametrize("lost", ["", "_seen", "_seg"])
-def test_a_volume_that_is_lost_is_the_same_error_from_a_worker(volumes: Path, minute: None, lost: str) -> None:
+@pytest.mark.parametrize("loss", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_when_a_batch_is_lost_on_its_way_the_rest_is_loaded_here(
+    volumes: Path, loss: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class BreakingLoader(DataLoader):
+        def __init__(self, dataset: Dataset, *, batch_size: None, sampler: Sequence[list[int]], **_: object) -> None:
+            super().__init__(dataset, batch_size=batch_size, sampler=sampler)
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from itertools.islice(super().__iter__(), 2)
+            raise loss
+
+    pairs = training_pairs(volumes)
+    expected = list(load_batches(pairs, batches_of_one(range(5)), workers=0))
+    monkeypatch.setattr("llmreg.training.samples.DataLoader", BreakingLoader)
+    batches = list(load_batches(pairs, batches_of_one(range(5)), workers=1))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [batch["sample"].item() for batch in batches] == [batch["sample"].item() for batch in expected]
+    for expected_batch, batch in zip(expected, batches, strict=True):
+        assert all(torch.equal(expected_batch[key], batch[key]) for key in expected_batch)
+
+
+@pytest.mark.parametrize("suffix", ["", "_seen", "_seg"])
+def test_a_volume_that_is_lost_is_the_same_error_from_a_worker(volumes: Path, time_limit: None, suffix: str) -> None:
     pairs = training_pairs(volumes)
     for name in "abc":
-        (volumes / f"{name}{lost}.b2nd").unlink()
-    with pytest.raises(NotPrepared) as caught:
-        next(load_batches(pairs, one_by_one(range(2)), workers=0 if lost else 1))
-    assert caught.value.step == "preprocess"
-    assert Path(caught.value.path).parent == volumes
-    assert Path(caught.value.path).name in [f"{name}{lost}.b2nd" for name in "abc"]
+        (volumes / f"{name}{suffix}.b2nd").unlink()
+    with pytest.raises(NotPrepared) as refusal:
+        next(load_batches(pairs, batches_of_one(range(2)), workers=0 if suffix else 1))
+    assert refusal.value.step == "preprocess"
+    assert Path(refusal.value.path).parent == volumes
+    assert Path(refusal.value.path).name in [f"{name}{suffix}.b2nd" for name in "abc"]

@@ -31,14 +31,14 @@ class Shift(nn.Module):
 
 
 def batch(seed: int) -> dict[str, Tensor]:
-    seen = torch.ones(1, *SHAPE, dtype=torch.uint8)
+    seen_mask = torch.ones(1, *SHAPE, dtype=torch.uint8)
     return make_batch(labels=(1,)) | {
         "fixed": rand(1, 1, *SHAPE, seed=10 * seed + 1),
         "moving": rand(1, 1, *SHAPE, seed=10 * seed + 2),
         "fixed_labels": label_blocks(1, 10 * seed + 3, SHAPE),
         "moving_labels": label_blocks(1, 10 * seed + 4, SHAPE),
-        "fixed_seen": seen,
-        "moving_seen": seen,
+        "fixed_seen": seen_mask,
+        "moving_seen": seen_mask,
         "sample": torch.tensor([seed]),
     }
 
@@ -76,27 +76,27 @@ def test_gradients_are_clipped_where_the_settings_say_so() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     network = Shift()
     start = network.shift.data.clone()
-    bad = batch(7) | {"moving": torch.full((1, 1, *SHAPE), torch.nan)}
-    with pytest.raises(NonFiniteBatch) as caught:
-        make_learner(network, accumulate=2).step(iter([bad, batch(8)]), 1.0)
+    bad_batch = batch(7) | {"moving": torch.full((1, 1, *SHAPE), torch.nan)}
+    with pytest.raises(NonFiniteBatch) as failure:
+        make_learner(network, accumulate=2).step(iter([bad_batch, batch(8)]), 1.0)
     assert torch.equal(network.shift.data, start)
-    assert caught.value.batch["sample"].tolist() == [7]
-    assert "loss_smoothness" in caught.value.values
+    assert failure.value.batch["sample"].tolist() == [7]
+    assert "loss_smoothness" in failure.value.values
 
 
 def test_a_batch_without_any_term_changes_nothing() -> None:
-    """Dice alone, of pairs without a structure in common."""
+    """Dice is the only term, and the pairs have no structure in common."""
     network = Shift()
     start = network.shift.data.clone()
     settings = Training(clip_gradient=None, autocast="none")
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     learner = Learner(network, optimizer, torch.device("cpu"), LossSettings(smoothness=0), settings)
-    nothing = batch(0) | {"labels": torch.zeros(0, dtype=torch.long)}
-    assert learner.step(iter([nothing]), 1.0) == {"loss": (0.0, 1)}
+    unlabelled_batch = batch(0) | {"labels": torch.zeros(0, dtype=torch.long)}
+    assert learner.step(iter([unlabelled_batch]), 1.0) == {"loss": (0.0, 1)}
     assert torch.equal(network.shift.data, start)
 
 
 def test_sums_of_values_that_are_not_always_known() -> None:
-    together = add_sums([{"a": (1.0, 1), "b": (2.0, 1)}, {"a": (3.0, 2)}, {}])
-    assert together == {"a": (4.0, 3), "b": (2.0, 1)}
-    assert mean_values(together) == {"a": 4 / 3, "b": 2.0}
+    sums = add_sums([{"a": (1.0, 1), "b": (2.0, 1)}, {"a": (3.0, 2)}, {}])
+    assert sums == {"a": (4.0, 3), "b": (2.0, 1)}
+    assert mean_values(sums) == {"a": 4 / 3, "b": 2.0}

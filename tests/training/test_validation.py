@@ -76,24 +76,24 @@ def test_scores_are_those_of_the_warped_moving_volumes(tmp_path: Path) -> None:
     assert initial.dice == pytest.approx(dice_by_hand(tmp_path, pair, 0.0), abs=1e-5)
     assert validation.dice != pytest.approx(dice_by_hand(tmp_path, Pair(pair.moving, pair.fixed), shift), abs=1e-3)
     moving, fixed = read_pair(tmp_path, pair, "")
-    _, seen = read_pair(tmp_path, pair, "_seen")
+    _, seen_mask = read_pair(tmp_path, pair, "_seen")
     assert initial.similarity == pytest.approx(
-        float(similarity_loss("mind", moving[None], fixed[None], seen[None] > 0)), rel=1e-5
+        float(similarity_loss("mind", moving[None], fixed[None], seen_mask[None] > 0)), rel=1e-5
     )
     assert (validation.folding, initial.folding) == (0.0, 0.0)
 
 
 def test_both_directions_are_evaluated_where_both_are_trained(tmp_path: Path) -> None:
     (pair,) = VALIDATION_PAIRS
-    turned = Pair(pair.moving, pair.fixed)
+    reversed_pair = Pair(pair.moving, pair.fixed)
     dice = make_validator(tmp_path, bidirectional=True).validate(NETWORK).dice
-    by_hand = [dice_by_hand(tmp_path, direction, shift_of(tmp_path, direction)) for direction in (pair, turned)]
-    assert dice == pytest.approx(sum(by_hand) / 2, abs=1e-5)
+    expected = [dice_by_hand(tmp_path, direction, shift_of(tmp_path, direction)) for direction in (pair, reversed_pair)]
+    assert dice == pytest.approx(sum(expected) / 2, abs=1e-5)
 
 
 def test_processes_share_the_pairs(tmp_path: Path) -> None:
     class Gathering(DistributedContext):
-        """Hands on what the process has itself, as if the others had nothing."""
+        """Gathers what this process has, as if the others had nothing."""
 
         def gather(self, item: list[dict[str, float]]) -> list[list[dict[str, float]]]:  # type: ignore[override]
             return [item]
@@ -102,20 +102,20 @@ def test_processes_share_the_pairs(tmp_path: Path) -> None:
         make_validator(tmp_path, Gathering(rank, 2, torch.device("cpu")), bidirectional=True).validate(NETWORK).dice
         for rank in range(2)
     ]
-    together = make_validator(tmp_path, bidirectional=True).validate(NETWORK).dice
+    dice = make_validator(tmp_path, bidirectional=True).validate(NETWORK).dice
     assert None not in shares
-    assert together == pytest.approx(np.mean(shares), abs=1e-6)
+    assert dice == pytest.approx(np.mean(shares), abs=1e-6)
     assert shares[0] != shares[1]
 
 
 def test_pairs_that_nothing_judges_are_left_out(tmp_path: Path) -> None:
-    nothing = make_validator(tmp_path, unlabelled="a").validate(NETWORK)
-    assert nothing == Validation(None, None, None)
-    assert nothing.score is None
-    image = make_validator(tmp_path, loss={"similarity": 1}).validate(NETWORK)
-    assert image.dice is None
-    assert image.similarity is not None
-    assert image.score == -image.similarity
+    validation = make_validator(tmp_path, unlabelled="a").validate(NETWORK)
+    assert validation == Validation(None, None, None)
+    assert validation.score is None
+    image_validation = make_validator(tmp_path, loss={"similarity": 1}).validate(NETWORK)
+    assert image_validation.dice is None
+    assert image_validation.similarity is not None
+    assert image_validation.score == -image_validation.similarity
 
 
 def test_dice_is_the_score_where_it_is_known() -> None:

@@ -47,8 +47,6 @@ CONVERTERS: Registry[Converter] = Registry(
     ("llmreg.data.converters.learn2reg_abdomen_mrct", "llmreg.data.converters.sr_reg"),
 )
 
-TEST_PAIRS, VALIDATION_PAIRS = "test_pairs.csv", "validation_pairs.csv"
-
 
 @dataclass(frozen=True)
 class RawImage:
@@ -81,10 +79,9 @@ class RawImage:
     @property
     def files(self) -> dict[str, tuple[Path, str]]:
         """The download's files, and their paths in the dataset's folder, by their keys in ``dataset.json``."""
-        files = {"image": self.image, "label": self.label, "mask": self.mask}
         return {
             key: (file, f"{key}s{self.part}/{self.name}{DEFAULT_ENDING}")
-            for key, file in files.items()
+            for key, file in (("image", self.image), ("label", self.label), ("mask", self.mask))
             if file is not None
         }
 
@@ -116,9 +113,9 @@ def new_dataset_folder(dataset_id: int, name: str) -> Path:
             "dataset_id", f"The dataset id {dataset_id} has more than three digits: choose one from 1 to 999."
         )
     raw = paths.raw_folder()
-    taken = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
-    if taken:
-        raise BadArgument("dataset_id", f"{taken[0]} exists already: remove it, or choose another dataset id.")
+    existing = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
+    if existing:
+        raise BadArgument("dataset_id", f"{existing[0]} exists already: remove it, or choose another dataset id.")
     return raw / f"Dataset{dataset_id:03d}_{name}"
 
 
@@ -142,18 +139,18 @@ def write_raw_dataset(
         NotWritable: the folder cannot be written.
         UserError: a file of the download cannot be read.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    except OSError as error:
-        raise NotWritable(folder, error.strerror or str(error)) from error
     path_of = {image.name: image.files["image"][1] for image in images}
     held_out = {name for pair in (*validation, *test) for name in (pair.fixed, pair.moving)}
     subjects = {image.subject for image in images if image.name in held_out}
     training = [image for image in images if image.subject not in subjects]
     used = [image for image in images if image.name in held_out or image.subject not in subjects]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=".partial-", dir=folder.parent)
+    except OSError as error:
+        raise NotWritable(folder, error.strerror or str(error)) from error
     # The hidden folder has the dataset's name, so that the dataset can be loaded before it is moved to its place.
-    unfinished = temporary / folder.name
+    unfinished = Path(temporary, folder.name)
     try:
         for source, target in tqdm([pair for image in used for pair in image.files.values()], "Link", unit="file"):
             _link_or_copy(source, unfinished / target)
@@ -169,17 +166,20 @@ def write_raw_dataset(
                 "registration_test": _list_pairs(test, path_of),
             },
         )
-        for name, pairs in ((VALIDATION_PAIRS, validation), (TEST_PAIRS, test)):
+        for part, pairs in (("validation", validation), ("test", test)):
             if pairs:
                 rows = [f"{path_of[pair.fixed]},{path_of[pair.moving]}\n" for pair in pairs]
-                write_text(unfinished / name, "fixed,moving\n" + "".join(rows))
+                write_text(unfinished / f"{part}_pairs.csv", "fixed,moving\n" + "".join(rows))
         dataset = load_dataset(unfinished)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    pairs = pairs_among(dataset, [image.name for image in training])
     log.info(
-        "%s: %d pairs to train on, %d to validate and %d to test with.", folder, len(pairs), len(validation), len(test)
+        "%s: %d pairs to train on, %d to validate and %d to test with.",
+        folder,
+        len(pairs_among(dataset, [image.name for image in training])),
+        len(validation),
+        len(test),
     )
 
 

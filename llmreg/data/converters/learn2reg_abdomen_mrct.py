@@ -1,13 +1,12 @@
 """Learn2Reg's AbdomenMRCT: eight subjects with MR and CT, and others with MR (CHAOS) or CT (BCV) alone."""
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from llmreg.data.converters.converter import (
     CONVERTERS,
@@ -30,12 +29,13 @@ log = logging.getLogger(__name__)
 Protocol = Literal["paper", "learn2reg"]
 
 MR, CT = 0, 1
-_IMAGE = re.compile(r"AbdomenMRCT_[0-9]{4}_000[01]" + re.escape(DEFAULT_ENDING))
 _LABELS = {1: "liver", 2: "spleen", 3: "kidney_right", 4: "kidney_left"}
-_DEFAULT_ID: dict[Protocol, int] = {"paper": 101, "learn2reg": 102}
-_NAME: dict[Protocol, str] = {"paper": "AbdomenMRCT", "learn2reg": "AbdomenMRCTLearn2Reg"}
-_OFFICIAL_VALIDATION = ("0006", "0007", "0008")
-_PAPER_COUNTS = {MR: 46, CT: 55}
+# The default id and the name of the dataset that each protocol makes.
+_DATASETS: dict[Protocol, tuple[int, str]] = {
+    "paper": (101, "AbdomenMRCT"),
+    "learn2reg": (102, "AbdomenMRCTLearn2Reg"),
+}
+_PAPER_COUNTS = (46, 55)
 
 PAPER_FILE = "learn2reg_abdomen_mrct_paper.json"
 _PAPER_SEED = 2408
@@ -78,11 +78,11 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
         BadDownload: the folder is not the download, or has too few images.
         BadArgument: the id is taken.
     """
-    protocol = options.protocol
     check_download(source)
     if not (source / "imagesTr").is_dir() and (source / "AbdomenMRCT" / "imagesTr").is_dir():
         source = source / "AbdomenMRCT"
-    target = new_dataset_folder(_DEFAULT_ID[protocol] if dataset_id is None else dataset_id, _NAME[protocol])
+    default_id, name = _DATASETS[options.protocol]
+    target = new_dataset_folder(default_id if dataset_id is None else dataset_id, name)
     images = _list_images(source, "Tr")
     for modality, contrast in ((MR, "MR"), (CT, "CT")):
         if not any(image.modality == modality for image in images):
@@ -91,30 +91,50 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
                 f"holds no {contrast} image AbdomenMRCT_<subject>_{modality:04d}{DEFAULT_ENDING}",
                 "give the folder of the unpacked AbdomenMRCT download",
             )
-    official = _read_challenge(source)
-    labels = (label_table(official.labels, description_file(source)) if official is not None else {}) or _LABELS
+    labels = _LABELS
+    official: RawDataset | None = None
+    if any(source.glob("*dataset.json")):
+        file = description_file(source)
+        official = validate(RawDataset, read_json(file), file)
+        labels = label_table(official.labels, file) or _LABELS
     description = {
-        "name": _NAME[protocol],
+        "name": name,
         "description": "AbdomenMRCT of Learn2Reg (https://learn2reg.grand-challenge.org), converted by llmreg; the "
         "download's README_LICENCE files hold the terms of use",
-        "protocol": protocol,
+        "protocol": options.protocol,
         "modality": {str(MR): "MR", str(CT): "CT"},
         "registration_direction": {"fixed": MR, "moving": CT},
-        "labels": {"0": "background"} | {str(label): name for label, name in labels.items()},
+        "labels": {"0": "background"} | {str(label): structure for label, structure in labels.items()},
     }
-    if protocol == "paper":
-        images = _keep_labelled(images, source)
-        test = paper_test_pairs(images, read_protocol(PAPER_FILE), source)
-        _report_counts(images, source)
-        write_raw_dataset(target, images, description | {"pairings": "unpaired"}, test=test)
+    if options.protocol == "paper":
+        labelled = [image for image in images if image.label is not None]
+        if len(labelled) < len(images):
+            log.warning(
+                "%d images are left out, as %s lacks their label maps, such as %s.",
+                len(images) - len(labelled),
+                source / "labelsTr",
+                next(image.name for image in images if image.label is None),
+            )
+        test = paper_test_pairs(labelled, read_protocol(PAPER_FILE), source)
+        counts = tuple(sum(image.modality == modality for image in labelled) for modality in (MR, CT))
+        if counts != _PAPER_COUNTS:
+            log.warning(
+                "%s holds %d MR and %d CT images with labels; the paper counts %d and %d and does not say which it "
+                "left out, so there will be other images to train on than the paper's.",
+                source,
+                *counts,
+                *_PAPER_COUNTS,
+            )
+        write_raw_dataset(target, labelled, description | {"pairings": "unpaired"}, test=test)
     else:
         challenge = _list_images(source, "Ts")
+        ct_of = {image.subject: image.name for image in challenge if image.modality == CT}
         write_raw_dataset(
             target,
             [*images, *challenge],
             description | {"pairings": "intra_subject"},
             validation=_official_validation(images, source, official),
-            test=_pairs_of_one_subject(challenge),
+            test=[Pair(i.name, ct_of[i.subject]) for i in challenge if i.modality == MR and i.subject in ct_of],
         )
     return target
 
@@ -148,8 +168,8 @@ def paper_test_pairs(images: Sequence[RawImage], protocol: Mapping[str, Any], so
     tested = _in_order(mr, protocol["mr_order"])[:number]
     subjects_with_mr, tested_subjects = {image.subject for image in mr}, {image.subject for image in tested}
     same_subjects = [image for image in ct if image.subject in tested_subjects]
-    others = [image for image in _in_order(ct, protocol["ct_order"]) if image.subject not in subjects_with_mr]
-    tested_ct = (same_subjects + others)[:number]
+    other_subjects = [image for image in _in_order(ct, protocol["ct_order"]) if image.subject not in subjects_with_mr]
+    tested_ct = (same_subjects + other_subjects)[:number]
     if len(tested_ct) < number or len(mr) <= number or len(ct) <= number:
         raise BadDownload(
             source,
@@ -159,8 +179,8 @@ def paper_test_pairs(images: Sequence[RawImage], protocol: Mapping[str, Any], so
         )
     # Subjects with both images come first in both lists and in the same order, so shifting by one pairs none of them
     # with itself.
-    both = {image.subject for image in same_subjects}
-    tested_mr = sorted(tested, key=lambda image: (image.subject not in both, image.name))
+    paired_subjects = {image.subject for image in same_subjects}
+    tested_mr = sorted(tested, key=lambda image: (image.subject not in paired_subjects, image.name))
     return [Pair(m.name, c.name) for m, c in zip(tested_mr, tested_ct[1:] + tested_ct[:1], strict=True)]
 
 
@@ -170,55 +190,22 @@ def _in_order(images: Sequence[RawImage], order: Iterable[int]) -> list[RawImage
 
 def _list_images(source: Path, part: str) -> list[RawImage]:
     """List the images of ``imagesTr`` or ``imagesTs`` with their label maps and masks, by name."""
+    pattern = f"AbdomenMRCT_[0-9][0-9][0-9][0-9]_000[01]{DEFAULT_ENDING}"
     images = []
-    for path in sorted((source / f"images{part}").glob(f"*{DEFAULT_ENDING}")):
-        if _IMAGE.fullmatch(path.name):
-            files = (source / f"{kind}{part}" / path.name for kind in ("labels", "masks"))
-            label, mask = (file if file.is_file() else None for file in files)
-            images.append(RawImage(strip_ending(path), path, label, mask, part))
+    for path in sorted((source / f"images{part}").glob(pattern)):
+        files = (source / f"{kind}{part}" / path.name for kind in ("labels", "masks"))
+        label, mask = (file if file.is_file() else None for file in files)
+        images.append(RawImage(strip_ending(path), path, label, mask, part))
     return images
-
-
-def _keep_labelled(images: Sequence[RawImage], source: Path) -> list[RawImage]:
-    labelled = [image for image in images if image.label is not None]
-    if len(labelled) < len(images):
-        log.warning(
-            "%d images are left out, as %s lacks their label maps, such as %s.",
-            len(images) - len(labelled),
-            source / "labelsTr",
-            next(image.name for image in images if image.label is None),
-        )
-    return labelled
-
-
-def _report_counts(images: Sequence[RawImage], source: Path) -> None:
-    counts = {modality: sum(image.modality == modality for image in images) for modality in (MR, CT)}
-    if counts != _PAPER_COUNTS:
-        log.warning(
-            "%s holds %d MR and %d CT images with labels; the paper counts %d and %d and does not say which it left "
-            "out, so there will be other images to train on than the paper's.",
-            source,
-            counts[MR],
-            counts[CT],
-            _PAPER_COUNTS[MR],
-            _PAPER_COUNTS[CT],
-        )
-
-
-def _read_challenge(source: Path) -> RawDataset | None:
-    if not any(source.glob("*dataset.json")):
-        return None
-    file = description_file(source)
-    return cast(RawDataset, validate(TypeAdapter(RawDataset), read_json(file), file))
 
 
 def _official_validation(images: Sequence[RawImage], source: Path, official: RawDataset | None) -> list[Pair]:
     """The challenge's validation pairs: those of its description, else those of subjects 0006, 0007 and 0008."""
-    pairs = [Pair(*(f"AbdomenMRCT_{subject}_{m:04d}" for m in (MR, CT))) for subject in _OFFICIAL_VALIDATION]
+    pairs = [Pair(*(f"AbdomenMRCT_{subject}_{m:04d}" for m in (MR, CT))) for subject in ("0006", "0007", "0008")]
     if official is not None and official.registration_val:
         file = description_file(source)
         entries = [
-            cast(RawPair, validate(TypeAdapter(RawPair), entry, file, "registration_val", position))
+            validate(RawPair, entry, file, "registration_val", position)
             for position, entry in enumerate(official.registration_val)
         ]
         pairs = [Pair(strip_ending(Path(pair.fixed)), strip_ending(Path(pair.moving))) for pair in entries]
@@ -230,11 +217,6 @@ def _official_validation(images: Sequence[RawImage], source: Path, official: Raw
             "unpack the whole download, or use the protocol paper",
         )
     return pairs
-
-
-def _pairs_of_one_subject(images: Sequence[RawImage]) -> list[Pair]:
-    ct = {image.subject: image.name for image in images if image.modality == CT}
-    return [Pair(i.name, ct[i.subject]) for i in images if i.modality == MR and i.subject in ct]
 
 
 CONVERTERS.register(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import Field
+from tqdm import tqdm
 
 from llmreg.data.converters.converter import (
     CONVERTERS,
@@ -21,9 +22,10 @@ from llmreg.data.dataset import Pair
 from llmreg.data.dataset_json import validate
 from llmreg.errors import BadDownload, UnreadableFile
 from llmreg.files import read_json
+from llmreg.geometry.grid import image_to_array
 from llmreg.images.formats import DEFAULT_ENDING
+from llmreg.images.image_files import read_image
 from llmreg.settings import Settings
-from llmreg.workers import map_in_processes
 
 MR, CT = 0, 1
 _STRUCTURES = {
@@ -68,7 +70,8 @@ def structure_name(label: int) -> str:
 
 
 _NAME, _DEFAULT_ID = "SRReg", 103
-_SUFFIXES = tuple(part + DEFAULT_ENDING for part in ("_mr", "_ct", ""))
+# The ends of the names of a subject's files.
+_ENDS = {"MR": f"_mr{DEFAULT_ENDING}", "CT": f"_ct{DEFAULT_ENDING}", "segmentation": DEFAULT_ENDING}
 
 PROTOCOL_FILE = "sr_reg.json"
 _SUBJECTS, _TEST, _VALIDATION = 180, 20, 10
@@ -126,14 +129,9 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
     check_download(source)
     target = new_dataset_folder(_DEFAULT_ID if dataset_id is None else dataset_id, _NAME)
     subjects = find_subjects(source)
-    if options.split is None:
-        division = _read_committed_division(subjects, source)
-    else:
-        division = read_division(options.split, subjects)
-    label_ids = map_in_processes(
-        _read_label_ids, [subject.segmentation for subject in subjects], 1, "Read labels", "file"
-    )
-    labels = {str(label): structure_name(label) for label in sorted(set().union(*label_ids) - {0})}
+    division = read_division(options.split, subjects) if options.split else _read_committed_division(subjects, source)
+    files = tqdm([subject.segmentation for subject in subjects], "Read labels", unit="file")
+    label_ids = set().union(*map(_read_label_ids, files)) - {0}
     number_of = {subject.name: f"{number:04d}" for number, subject in enumerate(subjects, start=1)}
     images = [
         RawImage(f"{_NAME}_{number_of[subject.name]}_{modality:04d}", image, subject.segmentation)
@@ -155,9 +153,10 @@ def convert(source: Path, options: Options, dataset_id: int | None = None) -> Pa
             "modality": {str(MR): "MR", str(CT): "CT"},
             "registration_direction": {"fixed": CT, "moving": MR},
             "pairings": "inter_subject",
-            "labels": {"0": "background"} | labels,
+            "labels": {"0": "background"} | {str(label): structure_name(label) for label in sorted(label_ids)},
         },
-        validation=[pair(*names) for names in ring(division.validation)],
+        # Each subject is paired with the next one, the last with the first.
+        validation=list(map(pair, division.validation, division.validation[1:] + division.validation[:1])),
         test=[pair(*names) for names in mambamorph_pairs(division.test)],
     )
     return target
@@ -179,7 +178,9 @@ def find_subjects(source: Path) -> list[Subject]:
                     "leave one folder of images and one of segmentations",
                 )
             files[path.name] = path
-    names = sorted({name.removesuffix(end) for end in _SUFFIXES[:2] for name in files if name.endswith(end)})
+    names = sorted(
+        {name.removesuffix(end) for end in (_ENDS["MR"], _ENDS["CT"]) for name in files if name.endswith(end)}
+    )
     if not names:
         raise BadDownload(
             source,
@@ -187,15 +188,14 @@ def find_subjects(source: Path) -> list[Subject]:
             "give the folder of the unpacked SR-Reg download",
         )
     for name in names:
-        missing = next((end for end in _SUFFIXES if name + end not in files), None)
-        if missing is not None:
-            kind = dict(zip(_SUFFIXES, ("MR", "CT", "segmentation"), strict=True))[missing]
-            raise BadDownload(
-                source,
-                f"has no {kind} of subject {name} ({name}{missing})",
-                "copy the file, or remove the subject's other files",
-            )
-    return [Subject(name, *(files[name + end] for end in _SUFFIXES)) for name in names]
+        for kind, end in _ENDS.items():
+            if name + end not in files:
+                raise BadDownload(
+                    source,
+                    f"has no {kind} of subject {name} ({name}{end})",
+                    "copy the file, or remove the subject's other files",
+                )
+    return [Subject(name, *(files[name + end] for end in _ENDS.values())) for name in names]
 
 
 def make_protocol() -> dict[str, Any]:
@@ -217,7 +217,7 @@ def read_division(file: Path, subjects: Sequence[Subject]) -> Division:
     Raises:
         UnreadableFile: a name is unknown or listed twice, or the test subjects cannot be paired.
     """
-    division = validate(TypeAdapter(Division), read_json(file), file)
+    division = validate(Division, read_json(file), file)
     names = (*division.test, *division.validation)
     existing = {subject.name for subject in subjects}
     for name in names:
@@ -241,11 +241,6 @@ def mambamorph_pairs(subjects: Sequence[str]) -> list[tuple[str, str]]:
     return [(subjects[a], subjects[b]) for a, b in zip(order[::2], order[1::2], strict=True)]
 
 
-def ring(subjects: Sequence[str]) -> list[tuple[str, str]]:
-    """(moving, fixed): each subject with the next, the last with the first."""
-    return list(zip(subjects, [*subjects[1:], *subjects[:1]], strict=True))
-
-
 def _read_committed_division(subjects: Sequence[Subject], source: Path) -> Division:
     protocol = read_protocol(PROTOCOL_FILE)
     if len(subjects) != protocol["subjects"]:
@@ -258,10 +253,6 @@ def _read_committed_division(subjects: Sequence[Subject], source: Path) -> Divis
 
 
 def _read_label_ids(path: Path) -> set[int]:
-    # Inside, since the command's help imports this module, and SimpleITK takes a moment.
-    from llmreg.geometry.grid import image_to_array
-    from llmreg.images.image_files import read_image
-
     values = np.unique(image_to_array(read_image(path)))
     ids = np.round(values).astype(int)
     if not np.allclose(values, ids) or ids.min() < 0:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register
+from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
 
 
 class DualPyramidSettings(NetworkSettings):
@@ -33,12 +33,11 @@ class DualPyramidPlugin(NetworkPlugin[DualPyramidSettings]):
     sizes = (8, 4)
 
     def step_cost(self, settings: DualPyramidSettings, size: StepSize) -> StepCost:
-        # Fitted to benchmarks/training_memory.py: widths 8 and 16, 64 and 96 voxels along each axis.
-        wider, bfloat16 = settings.width / 8, size.machine.bfloat16
-        fields, features, seconds = (0.64, 0.45, 8.0) if bfloat16 else (0.48, 0.74, 12.0)
-        return StepCost(
-            200_455 * wider**2, (fields + features * wider) * size.megavoxels, seconds * wider * size.megavoxels
-        )
+        # The numbers are fitted to benchmarks/training_memory.py: widths 8 and 16, 64 and 96 voxels along each axis. In
+        # both sums, the first one is the memory of the fields, the second that of the features.
+        wider = settings.width / 8
+        activations_gb = (0.48 + 0.74 * wider, 0.64 + 0.45 * wider)
+        return scale_cost(size, 200_455 * wider**2, activations_gb, core_seconds=(12.0 * wider, 8.0 * wider))
 
 
 register(DualPyramidPlugin())

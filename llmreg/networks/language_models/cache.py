@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,10 +48,9 @@ class StoredTensor:
         """The tensor itself, dequantised to float32 where it is quantised."""
         if self.gguf_type is None:
             return self.values
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
+        from gguf import GGMLQuantizationType, quants
 
-        numbers = dequantize(self.values.numpy(), GGMLQuantizationType[self.gguf_type])
+        numbers = quants.dequantize(self.values.numpy(), GGMLQuantizationType[self.gguf_type])
         # A copy, since what was not quantised is a read-only view of the file.
         return torch.from_numpy(np.array(numbers, dtype=np.float32))
 
@@ -95,8 +94,8 @@ class StoredLayers:
         return digest.digest()
 
 
-class Record(BaseModel):
-    """``layers.json``.
+class Record(BaseModel, frozen=True):
+    """``layers.json``; keys that earlier versions wrote are ignored.
 
     Attributes:
         source: what the plan calls the model.
@@ -108,9 +107,6 @@ class Record(BaseModel):
         dtypes: the types in which the tensors are stored.
         sha256: digest of the tensors.
     """
-
-    # Earlier versions wrote more.
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     source: str
     revision: str | None
@@ -159,8 +155,8 @@ def write(stored: StoredLayers, cache: Path) -> Path:
 
 def find(sha256: str, cache: Path) -> Path | None:
     """The cache folder of layers with that hash, if there is one. Raises UserError when its record is damaged."""
-    alike = (path.parent for path in sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}")))
-    return next((folder for folder in alike if read_record(folder).sha256 == sha256), None)
+    paths = sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}"))
+    return next((path.parent for path in paths if read_record(path.parent).sha256 == sha256), None)
 
 
 def find_named(source: str, layers: tuple[int, ...], weights: str, cache: Path) -> Path | None:
@@ -197,7 +193,15 @@ def read(folder: Path) -> StoredLayers:
     stored = StoredLayers(
         record.source, record.revision, record.config, record.layers, record.rows, tensors, record.weights
     )
-    checked, state = None, _state_of(folder / TENSORS_FILE, record)
+    status = (folder / TENSORS_FILE).stat()
+    state = {
+        "size": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "changed_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+        "record": hashlib.sha256(record.model_dump_json().encode()).hexdigest(),
+    }
+    checked = None
     with suppress(UserError):
         checked = read_json(folder / CHECKED_FILE)
     if checked != state:
@@ -207,14 +211,3 @@ def read(folder: Path) -> StoredLayers:
         with suppress(UserError):
             write_json(folder / CHECKED_FILE, state)
     return stored
-
-
-def _state_of(path: Path, record: Record) -> dict[str, Any]:
-    state = path.stat()
-    return {
-        "size": state.st_size,
-        "modified_ns": state.st_mtime_ns,
-        "changed_ns": state.st_ctime_ns,
-        "inode": state.st_ino,
-        "record": hashlib.sha256(record.model_dump_json().encode()).hexdigest(),
-    }

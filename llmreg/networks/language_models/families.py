@@ -90,8 +90,10 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     model_type = str(config.get("model_type")) if isinstance(config, dict) else "none"
     family = FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
     if family is None:
-        known = ", ".join(sorted({*FAMILIES, *_TEXT_MODEL}))
-        raise UserError(f"{where}: model family '{model_type}' is not supported; known: {known}. Choose another model.")
+        raise UserError(
+            f"{where}: model family '{model_type}' is not supported; known: "
+            f"{', '.join(sorted(FAMILIES | _TEXT_MODEL))}. Choose another model."
+        )
     return family
 
 
@@ -102,19 +104,20 @@ def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
         UserError: the configuration makes no sense.
     """
     try:
-        # A model with a picture encoder nests the text model's part, or has everything at the top.
-        text = {**config, **config.get("text_config", {}), "model_type": family.name}
-        for key in ("text_config", "vision_config", "auto_map"):
-            text.pop(key, None)
+        text = {
+            key: value
+            # A model with a picture encoder nests the text model's part, or has everything at the top.
+            for key, value in {**config, **config.get("text_config", {})}.items()
+            if key not in ("text_config", "vision_config", "auto_map")
+        }
+        # Families call dropout by three names.
+        text |= {"model_type": family.name, "attention_dropout": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
         scaling = text.get("rope_scaling") or {}
         if scaling.get("type") == "su":
             # Phi-3's first name for it; transformers accepts the name, but then misses the length that belongs to it.
             text["rope_scaling"] = {**scaling, "type": "longrope"}
         built: PreTrainedConfig = CONFIG_MAPPING[family.name].from_dict(text)
         built._attn_implementation = family.kernel
-        for key in ("attention_dropout", "attn_pdrop", "resid_pdrop"):
-            if hasattr(built, key):
-                setattr(built, key, 0.0)
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"config.json of the {family.name} model is damaged ({first}): get the model again.") from error
@@ -137,10 +140,10 @@ def split_fused(layer: nn.Module, family: Family, config: PreTrainedConfig) -> N
     fused: Any = attention.get_submodule(family.fused)
     # GPT-2's Conv1D keeps its weight transposed.
     weight = fused.weight if isinstance(fused, nn.Linear) else fused.weight.T
-    heads = int(config.num_attention_heads)
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    sizes = (heads * head_dim(config), key_heads * head_dim(config), key_heads * head_dim(config))
-    setattr(attention, family.fused, SplitProjection(weight, fused.bias, sizes))
+    queries = config.num_attention_heads * head_dim(config)
+    # There are as many values as keys.
+    keys = (len(weight) - queries) // 2
+    setattr(attention, family.fused, SplitProjection(weight, fused.bias, (queries, keys, keys)))
 
 
 class SplitProjection(nn.Module):
@@ -151,10 +154,9 @@ class SplitProjection(nn.Module):
         weights = weight.detach().split(sizes)
         biases = (None,) * 3 if bias is None else bias.detach().split(sizes)
         for name, part, offset in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
-            linear = nn.Linear(part.shape[1], part.shape[0], bias=offset is not None, device="meta")
+            linear = nn.Linear(part.shape[1], part.shape[0], device="meta")
             linear.weight = nn.Parameter(part, requires_grad=False)
-            if offset is not None:
-                linear.bias = nn.Parameter(offset, requires_grad=False)
+            linear.register_parameter("bias", None if offset is None else nn.Parameter(offset, requires_grad=False))
             self.add_module(name, linear)
 
     def forward(self, hidden: Tensor) -> Tensor:

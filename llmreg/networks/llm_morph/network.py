@@ -13,9 +13,6 @@ from llmreg.networks.llm_morph.encoder import Encoder, encoding_blocks
 from llmreg.networks.llm_morph.plugin import STRIDE, LLMMorphSettings
 from llmreg.networks.registration_network import RegistrationNetwork
 
-# Channels between an adapter's two linear layers are this times the width: 1024 at the paper's width of 16.
-_ADAPTER_WIDTH = 64
-
 
 class LLMMorph(RegistrationNetwork):
     """Dual encoders, encoding blocks on their deepest features, adapters and a coarse-to-fine decoder.
@@ -35,26 +32,27 @@ class LLMMorph(RegistrationNetwork):
             raise ValueError(f"shape {self.shape} is not three multiples of {STRIDE}")
         d, h, w = (size // STRIDE for size in self.shape)
         self.token_grid = (d, h, w)
-        base = settings.width
-        channels, hidden = 32 * base, _ADAPTER_WIDTH * base
+        # Of both images' deepest features, and between an adapter's two linear layers.
+        channels, hidden = 32 * settings.width, 64 * settings.width
         self.llm_sha256 = "" if loaded is None else loaded.sha256
         with_tokens = settings.blocks != "none"
-        self.moving_encoder = Encoder(base, settings.normalization, with_tokens=with_tokens)
-        self.fixed_encoder = Encoder(base, settings.normalization, with_tokens=with_tokens)
+        self.moving_encoder = Encoder(settings.width, settings.normalization, with_tokens=with_tokens)
+        self.fixed_encoder = Encoder(settings.width, settings.normalization, with_tokens=with_tokens)
         self.position_embedding: nn.Parameter | None = None
         if settings.position_embedding and with_tokens:
-            self.position_embedding = nn.Parameter(torch.empty(1, d * h * w, channels))
-            nn.init.normal_(self.position_embedding, std=0.02)
+            self.position_embedding = nn.Parameter(torch.empty(1, d * h * w, channels).normal_(std=0.02))
         self.blocks = encoding_blocks(settings, channels, hidden, self.token_grid, loaded)
-        width = settings.token_width if loaded is None else int(loaded.config.hidden_size)
+        token_width = settings.token_width if loaded is None else int(loaded.config.hidden_size)
         adapters = [
-            StageAdapter(width, base, stage, direct=settings.reshape == "direct")
+            StageAdapter(token_width, settings.width, stage, direct=settings.reshape == "direct")
             for stage in (1, 2, 3, 4)
             if with_tokens
         ]
         self.adapters = nn.ModuleList(adapters)
         adapted = [adapter.channels for adapter in adapters] or [0] * 4
-        self.decoder = Decoder(base, adapted, settings.normalization, settings.accumulate, settings.cost_volume)
+        self.decoder = Decoder(
+            settings.width, adapted, settings.normalization, settings.accumulate, settings.cost_volume
+        )
 
     def merge_lora(self) -> Callable[[], None] | None:
         return merge_lora(self)

@@ -37,7 +37,7 @@ class LLMMorphSettings(NetworkSettings):
             a language model has its own.
     """
 
-    # With a default, since the first plans did not name their network.
+    # The name has a default, since the first plans do not hold it.
     name: Literal["llm_morph"] = "llm_morph"
     width: int = Field(default=16, ge=1)
     normalization: Literal["instance", "none"] = "instance"
@@ -62,7 +62,7 @@ def cost_channels(radius: int) -> int:
     return (2 * radius + 1) ** 3 if radius else 0
 
 
-# The paper's ablations, and the controls it lacks, as changes of the plans.
+# These are the paper's ablations, and the controls that it lacks, as changes of the plans.
 _ABLATIONS = {
     "no-blocks": Variant(
         "w/o LEBs and adapters",
@@ -97,7 +97,7 @@ BFLOAT16_SHARE, RECOMPUTED_SHARE = 0.87, 0.7
 FLOAT32_SECONDS, BFLOAT16_SECONDS = 35.0, 9.2
 # How many times that time is needed when the finest level is recomputed, and with cost volumes.
 RECOMPUTED_TIME, COSTS_TIME = 1.15, 1.2
-# Of SmolLM2-135M, the built-in model: hidden width, and parameters of a layer.
+# The hidden width of SmolLM2-135M, the built-in model, and the parameters of one of its layers.
 BUILT_IN_SIZE = 576, 3_540_096
 
 
@@ -110,7 +110,7 @@ def llm_size(settings: LLMSettings) -> tuple[int, int]:
     """
     if settings.source == LLMSettings().source:
         return BUILT_IN_SIZE
-    # Imported here, since these import transformers, which takes seconds.
+    # These are imported here, since they import transformers, which takes seconds.
     from llmreg.networks.language_models.families import build_config, family_of
     from llmreg.networks.language_models.loading import find_layers
 
@@ -132,11 +132,11 @@ def trained_parameters(settings: LLMMorphSettings, hidden: int, tokens: int) -> 
         tokens: how many there are; each has a position embedding.
     """
     width, blocks = settings.width, len(settings.llm.layers)
-    # Of both encoders' first four levels and the decoder.
+    # Both encoders' first four levels and the decoder have so many.
     convolutions = 19_500 * width**2
     if settings.blocks == "none":
         return convolutions
-    # The encoders' last level, and the decoder's convolutions over what the adapters give.
+    # The encoders' last level is added, and the decoder's convolutions over what the adapters give.
     convolutions += 10_500 * width**2
     adapters = 1360 * width * hidden + 2048 * width**2 + (2 * blocks - 1) * 64 * width * hidden
     positions = 32 * width * tokens if settings.position_embedding else 0
@@ -163,14 +163,13 @@ class LLMMorphPlugin(NetworkPlugin[LLMMorphSettings]):
     def step_cost(self, settings: LLMMorphSettings, size: StepSize) -> StepCost:
         hidden, frozen = llm_size(settings.llm) if settings.blocks == "llm" else (settings.token_width, 0)
         bfloat16 = size.machine.bfloat16
-        tokens = math.prod(size.shape) // STRIDE**3
-        costs = COSTS_GB * cost_channels(settings.cost_volume)
-        activations = (FIELDS_GB + FEATURES_GB * settings.width / 16 + costs) * size.megavoxels
+        activations = FIELDS_GB + FEATURES_GB * settings.width / 16 + COSTS_GB * cost_channels(settings.cost_volume)
+        activations *= size.megavoxels
         activations *= (BFLOAT16_SHARE if bfloat16 else 1.0) * (RECOMPUTED_SHARE if size.recompute else 1.0)
         seconds = (BFLOAT16_SECONDS if bfloat16 else FLOAT32_SECONDS) * settings.width / 16 * size.megavoxels
         seconds *= (COSTS_TIME if settings.cost_volume else 1.0) * (RECOMPUTED_TIME if size.recompute else 1.0)
         return StepCost(
-            trained_parameters(settings, hidden, tokens),
+            trained_parameters(settings, hidden, math.prod(size.shape) // STRIDE**3),
             activations,
             seconds,
             frozen_bytes=(2 if bfloat16 else 4) * len(settings.llm.layers) * frozen,
@@ -178,7 +177,7 @@ class LLMMorphPlugin(NetworkPlugin[LLMMorphSettings]):
         )
 
     def default_settings(self) -> LLMMorphSettings:
-        # The paper's network, but for cost volumes, with which it learns faster.
+        # This is the paper's network but for cost volumes, with which it learns faster.
         return LLMMorphSettings(cost_volume=1)
 
     def as_published(self, settings: LLMMorphSettings) -> LLMMorphSettings:

@@ -15,8 +15,6 @@ from llmreg.networks.transmorph.token_pyramid import PATCH, SkipDecoder, TokenPy
 from llmreg.networks.voxelmorph.network import UNet
 
 _STAGES, _STATES, _KERNEL, _EXPANSION, _FEATURES = 3, 16, 4, 2, 16
-# Smallest and largest step size at the start.
-_STEPS = (1e-3, 1e-1)
 
 
 class Mamba(nn.Module):
@@ -38,12 +36,12 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, _STATES + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        low, high = (math.log(step) for step in _STEPS)
+        # The steps lie between these sizes at first.
+        low, high = math.log(1e-3), math.log(1e-1)
         steps = torch.exp(low + (high - low) * torch.rand(inner))
-        with torch.no_grad():
-            nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-            # The inverse of softplus.
-            self.dt_proj.bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        # The inverse of softplus.
+        self.dt_proj.bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, C) -> the same; a token sees those before it."""

@@ -1,18 +1,16 @@
 """MambaMorph in the registry of networks."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, register
+from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
 
-# Measured by benchmarks/training_memory.py at 64 and 96 voxels along each axis, in float32 and bfloat16; with and
-# without the feature extractor.
-_COSTS = {
-    True: MeasuredCost(7_590_531, activations_gb=(3.12, 2.23), core_seconds=(19.9, 12.1), libraries_gb=0.2),
-    False: MeasuredCost(7_305_459, activations_gb=(2.07, 1.77), core_seconds=(13.5, 8.5), libraries_gb=0.2),
+# Arguments of :func:`scale_cost`, which benchmarks/training_memory.py measured at 64 and 96 voxels along each axis,
+# with and without the feature extractor.
+_COSTS: dict[bool, Any] = {
+    True: {"trained_parameters": 7_590_531, "activations_gb": (3.12, 2.23), "core_seconds": (19.9, 12.1)},
+    False: {"trained_parameters": 7_305_459, "activations_gb": (2.07, 1.77), "core_seconds": (13.5, 8.5)},
 }
-# The share of activations that is left when the feature extractor is recomputed, and how many times the time is needed.
-_RECOMPUTED_SHARE, _RECOMPUTED_TIME = 0.72, 1.15
 
 
 class MambaMorphSettings(NetworkSettings):
@@ -38,14 +36,10 @@ class MambaMorphPlugin(NetworkPlugin[MambaMorphSettings]):
     coarsest = 16
 
     def step_cost(self, settings: MambaMorphSettings, size: StepSize) -> StepCost:
-        cost = _COSTS[settings.features].scale_to(size)
-        if not (settings.features and size.recompute):
-            return cost
-        return replace(
-            cost,
-            activations_gb=cost.activations_gb * _RECOMPUTED_SHARE,
-            core_seconds=cost.core_seconds * _RECOMPUTED_TIME,
-        )
+        cost = scale_cost(size, **_COSTS[settings.features], libraries_gb=0.2)
+        # A step needs less memory and more time where the feature extractor is recomputed.
+        memory, time = (0.72, 1.15) if settings.features and size.recompute else (1.0, 1.0)
+        return replace(cost, activations_gb=cost.activations_gb * memory, core_seconds=cost.core_seconds * time)
 
 
 register(MambaMorphPlugin())

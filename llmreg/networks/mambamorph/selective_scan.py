@@ -97,15 +97,15 @@ def _run_recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence
     # States of the recurrence, forwards in time, or backwards where the steps within a chunk go backwards.
     chunks = decay.shape[1] // CHUNK
     decay, drive = (value.reshape(len(value), chunks, CHUNK, *value.shape[2:]) for value in (decay, drive))
-    # First the end of each chunk if it started at zero, and the share of its starting state that is left there.
-    end, left = torch.zeros_like(drive[:, :, 0]), torch.ones_like(decay[:, :, 0])
+    # First the end of each chunk if it started at zero, and the share of its starting state that remains there.
+    end, remaining = torch.zeros_like(drive[:, :, 0]), torch.ones_like(decay[:, :, 0])
     for step in steps:
         end.mul_(decay[:, :, step]).add_(drive[:, :, step])
-        left.mul_(decay[:, :, step])
+        remaining.mul_(decay[:, :, step])
     state, starts = start, torch.empty_like(end)
     for chunk in range(chunks) if steps[0] == 0 else reversed(range(chunks)):
         starts[:, chunk] = state
-        state = torch.addcmul(end[:, chunk], left[:, chunk], state)
+        state = torch.addcmul(end[:, chunk], remaining[:, chunk], state)
     states, state = torch.empty_like(drive), starts
     for step in steps:
         state = torch.addcmul(drive[:, :, step], decay[:, :, step], state)

@@ -1,15 +1,15 @@
 """TransMorph in the registry of networks."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from llmreg.networks.registry import MeasuredCost, NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
+from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register, scale_cost
 
-# Measured by benchmarks/training_memory.py at 64 and 96 voxels along each axis, in float32 and bfloat16.
-_COSTS = {
-    4: MeasuredCost(46_771_251, activations_gb=(1.57, 1.14), core_seconds=(15.0, 8.5), libraries_gb=0.3),
-    3: MeasuredCost(14_287_299, activations_gb=(1.57, 1.14), core_seconds=(11.3, 6.9), libraries_gb=0.3),
+# Arguments of :func:`scale_cost`, which benchmarks/training_memory.py measured at 64 and 96 voxels along each axis.
+_COSTS: dict[int, Any] = {
+    4: {"trained_parameters": 46_771_251, "activations_gb": (1.57, 1.14), "core_seconds": (15.0, 8.5)},
+    3: {"trained_parameters": 14_287_299, "activations_gb": (1.57, 1.14), "core_seconds": (11.3, 6.9)},
 }
 
 
@@ -37,7 +37,7 @@ class TransMorphPlugin(NetworkPlugin[TransMorphSettings]):
     variants: ClassVar = {"transmorph-3": Variant("TransMorph (3 stages)", ("network.stages=3",), in_tables=False)}
 
     def step_cost(self, settings: TransMorphSettings, size: StepSize) -> StepCost:
-        return _COSTS[settings.stages].scale_to(size)
+        return scale_cost(size, **_COSTS[settings.stages], libraries_gb=0.3)
 
     def coarsest_stride(self, settings: TransMorphSettings) -> int:
         return 1 << (settings.stages + 1)

@@ -106,8 +106,7 @@ class SkipDecoder(nn.Module):
         half = widths[0] // 2
         self.full_skip = _normalized_conv(incoming, _FINEST)
         self.half_skip = _normalized_conv(incoming, half)
-        outgoing = [*reversed(widths[:-1]), half, _FINEST]
-        self.blocks = nn.ModuleList(UpBlock(a, b, b) for a, b in pairwise([widths[-1], *outgoing]))
+        self.blocks = nn.ModuleList(UpBlock(a, b, b) for a, b in pairwise([*reversed(widths), half, _FINEST]))
         self.head = FieldHead(_FINEST)
 
     def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:

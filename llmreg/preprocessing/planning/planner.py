@@ -8,10 +8,11 @@ import numpy as np
 
 from llmreg.data.dataset import Dataset
 from llmreg.engine.prealignment import PreAlignment
+from llmreg.errors import UnknownName
 from llmreg.networks.registry import NetworkSettings, default_settings, plugin_of
 from llmreg.plans.plan_settings import AugmentationSettings, Normalization, Training
 from llmreg.plans.plans import Plans
-from llmreg.preprocessing.common_frame import MR_PERCENTILES, is_ct, is_mr, safe_default
+from llmreg.preprocessing.common_frame import is_ct, is_mr, safe_default
 from llmreg.preprocessing.fingerprint import CaseFingerprint, Fingerprint
 from llmreg.preprocessing.planning.sizes import (
     Budget,
@@ -45,19 +46,14 @@ def plan_window(cases: Sequence[CaseFingerprint], modality: str) -> tuple[Normal
                 f"{modality}: values lie in {lower:g} to {upper:g}, so the images are normalised already and are "
                 "used as they are."
             )
+    default = safe_default(modality)
+    percentiles = f"each image's own foreground percentiles {default.lower:g} and {default.upper:g}"
     if is_mr(modality):
-        lower, upper = MR_PERCENTILES
-        return safe_default(modality), (
-            f"{modality}: clipped to each image's own foreground percentiles {lower:g} and {upper:g}, as in the paper."
-        )
+        return default, f"{modality}: clipped to {percentiles}, as in the paper."
     if not is_ct(modality):
-        default = safe_default(modality)
-        return default, (
-            f"{modality}: neither CT nor MR by its name, so the safe default: each image's own foreground percentiles "
-            f"{default.lower:g} and {default.upper:g}."
-        )
+        return default, f"{modality}: neither CT nor MR by its name, so the safe default: {percentiles}."
     if low >= 0 or high - low < LEAST_HU_RANGE:
-        return safe_default(modality), (
+        return default, (
             f"{modality}: values from {low:g} to {high:g} cannot be Hounsfield units, so each image's own percentiles "
             "are used."
         )
@@ -109,9 +105,7 @@ class PlannerOverrides:
     spacing: tuple[float, ...] | None = None
 
 
-def make_plans(
-    dataset: Dataset, fingerprint: Fingerprint, budget: Budget, overrides: PlannerOverrides | None = None
-) -> Plans:
+def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, overrides: PlannerOverrides) -> Plans:
     """Make the plans of a dataset; each decision's reason is in ``reasons``.
 
     The pre-alignment is not chosen yet: see :func:`llmreg.preprocessing.dataset_alignment.choose_prealignment`.
@@ -121,14 +115,19 @@ def make_plans(
         fingerprint: of the dataset.
         budget: what training may cost.
         overrides: what the user decides.
+
+    Raises:
+        UnknownName: the user decides for another configuration than ``full`` and ``half``.
+        NotEnoughMemory: not even the smallest network fits.
     """
-    overrides = overrides or PlannerOverrides()
     cases = [case for case in fingerprint.cases if case.case not in dataset.held_out]
     reasons: dict[str, str] = {}
     normalization = {}
     for modality, name in sorted(dataset.modalities.items()):
         # Where all cases of a modality are held out, there is nothing else to choose its normalisation by.
-        of_modality = [case for case in cases if case.modality == modality] or fingerprint.of_modality(modality)
+        of_modality = [c for c in cases if c.modality == modality] or [
+            c for c in fingerprint.cases if c.modality == modality
+        ]
         normalization[modality], reasons[f"normalization.{modality}"] = plan_window(of_modality, name)
     loss, reasons["loss"] = plan_loss(fingerprint)
     budget = replace(budget, loss=loss)
@@ -139,13 +138,15 @@ def make_plans(
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned=aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
     if overrides.configuration is not None:
+        if overrides.configuration not in CONFIGURATIONS:
+            raise UnknownName("configuration", overrides.configuration, CONFIGURATIONS)
         default, reasons["default_configuration"] = overrides.configuration, f"{overrides.configuration}: requested."
-    chosen = sizes.full if default == "full" else sizes.half
+    chosen = sizes.configurations[default]
     if chosen.memory_gb > budget.machine.memory_gb:
         reasons["default_configuration"] += (
             f" It needs about {chosen.memory_gb:.1f} GB, more than the {budget.machine.memory_gb:g} GB available."
         )
-    checkpointed = [name for name, planned in (("full", sizes.full), ("half", sizes.half)) if planned.recompute]
+    checkpointed = [name for name, planned in sizes.configurations.items() if planned.recompute]
     reasons["recompute"] = (
         f"{' and '.join(checkpointed) or 'no configuration'}: gradient checkpointing recomputes the finest level where "
         f"training needs more than {budget.machine.memory_gb:g} GB otherwise."
@@ -174,7 +175,7 @@ def make_plans(
             "prealignment": PreAlignment(
                 method="affine", reference_case=reference, aligned_grid=grid.to_dict() if grid else None
             ),
-            "configurations": {"full": sizes.full, "half": sizes.half},
+            "configurations": sizes.configurations,
             "default_configuration": default,
             "network": sizes.network,
             "loss": loss,
@@ -225,22 +226,29 @@ def paper_plans(plans: Plans) -> Plans:
     for modality in content["normalization"].values():
         if modality["scheme"] == "window" and is_ct(modality["modality"]) and modality["lower"] < -1:
             modality["lower"], modality["upper"] = PAPER_HU
-    content["plans_name"] = "paper"
-    # Images on different grids need at least a common centre to lie in the frame at all.
     aligned = plans.prealignment.aligned_grid is not None
-    content["prealignment"]["method"] = "identity" if aligned else "centre"
-    content["network"] = plugin_of(plans.network).as_published(plans.network)
-    content["loss"] |= {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1}
-    content["training"] |= {
-        "learning_rate": 1e-4,
-        "schedule": "constant",
-        "clip_gradient": None,
-        "epochs": 50,
-        "steps_per_epoch": 1620,
-    }
-    content["augmentation"] |= {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0}
-    content["reasons"]["paper"] = (
-        "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its brain 300 epochs. "
-        + ("" if aligned else "Unlike in the paper, cases are centred, since they have different grids.")
-    ).strip()
-    return Plans.model_validate(content)
+    reason = (
+        "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its brain 300 epochs."
+        + ("" if aligned else " Unlike in the paper, cases are centred, since they have different grids.")
+    )
+    return Plans.model_validate(
+        content
+        | {
+            "plans_name": "paper",
+            # Images on different grids need at least a common centre to lie in the frame at all.
+            "prealignment": content["prealignment"] | {"method": "identity" if aligned else "centre"},
+            "network": plugin_of(plans.network).as_published(plans.network),
+            "loss": content["loss"] | {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1},
+            "training": content["training"]
+            | {
+                "learning_rate": 1e-4,
+                "schedule": "constant",
+                "clip_gradient": None,
+                "epochs": 50,
+                "steps_per_epoch": 1620,
+            },
+            "augmentation": content["augmentation"]
+            | {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0},
+            "reasons": content["reasons"] | {"paper": reason},
+        }
+    )

@@ -106,17 +106,22 @@ class Budget:
 
     def step_of(self, configuration: Configuration, pairs: int = 1) -> StepSize:
         """The size of a training step of some pairs."""
-        x, y, z = configuration.network_shape
-        voxels = math.prod(configuration.padded_size)
-        return StepSize((z, y, x), voxels, self.machine, configuration.recompute, pairs, self.loss.memory_gb)
+        return StepSize(
+            configuration.network_shape[::-1],
+            math.prod(configuration.padded_size),
+            self.machine,
+            configuration.recompute,
+            pairs,
+            self.loss.memory_gb,
+        )
 
 
 def affordable_epochs(configuration: Configuration, network: NetworkSettings, budget: Budget) -> int | None:
     """The number of epochs that a night on the CPU allows; None on a GPU, for which there are no measurements."""
     if budget.machine.device != "cpu":
         return None
-    seconds = step_seconds(network, budget.step_of(configuration))
-    return int(NIGHT_HOURS * 3600 / (seconds * Training().steps_per_epoch))
+    epoch_seconds = step_seconds(network, budget.step_of(configuration)) * Training().steps_per_epoch
+    return int(NIGHT_HOURS * 3600 / epoch_seconds)
 
 
 def plan_epochs(configuration: Configuration, network: NetworkSettings, budget: Budget) -> tuple[int, str]:
@@ -160,17 +165,19 @@ def plan_configuration(
     multiple = plugin.stride(network) * downsampling
     padded = [-(-n // multiple) * multiple for n in size]
     shape = [n // downsampling for n in padded]
-    coarsest = plugin.coarsest_stride(network)
-    tokens = plugin.token_grid(network, shape) or [-(-n // coarsest) for n in shape]
-    content = {
-        "downsampling": downsampling,
-        "padded_size": padded,
-        "network_shape": shape,
-        "token_grid": tokens,
-        "token_length": math.prod(tokens),
-    }
+    tokens = plugin.token_grid(network, shape) or [-(-n // plugin.coarsest_stride(network)) for n in shape]
     for recompute in (False, True):
-        planned = Configuration.model_validate(content | {"recompute": recompute, "memory_gb": 0.0})
+        planned = Configuration.model_validate(
+            {
+                "downsampling": downsampling,
+                "padded_size": padded,
+                "network_shape": shape,
+                "token_grid": tokens,
+                "token_length": math.prod(tokens),
+                "recompute": recompute,
+                "memory_gb": 0.0,
+            }
+        )
         # It is rounded as in the plans, so that a reader can follow the decision.
         memory = round(training_memory_gb(network, budget.step_of(planned)), 2)
         if memory <= budget.machine.memory_gb:
@@ -184,12 +191,14 @@ def replace_network(plans: Plans, network: NetworkSettings, budget: Budget) -> P
     Configurations whose shape the network takes keep it, so that volumes and digests stay; the others are padded again.
     """
     configurations = {}
-    for name, old in plans.configurations.items():
-        if plugin_of(network).shape_problem(network, old.network_shape, old.token_grid):
-            configurations[name] = plan_configuration(plans.size, old.downsampling, network, budget)
+    for name, planned in plans.configurations.items():
+        if plugin_of(network).shape_problem(network, planned.network_shape, planned.token_grid):
+            configurations[name] = plan_configuration(plans.size, planned.downsampling, network, budget)
         else:
-            new = plan_configuration(old.padded_size, old.downsampling, network, budget)
-            configurations[name] = old.model_copy(update={"memory_gb": new.memory_gb, "recompute": new.recompute})
+            costs = plan_configuration(planned.padded_size, planned.downsampling, network, budget)
+            configurations[name] = planned.model_copy(
+                update={"memory_gb": costs.memory_gb, "recompute": costs.recompute}
+            )
     return plans.model_copy(update={"network": network, "configurations": configurations})
 
 
@@ -200,15 +209,13 @@ class Sizes:
     Attributes:
         spacing: of the common grid, mm, x, y, z.
         size: its voxels, x, y, z.
-        full: the configuration at the grid's resolution.
-        half: the configuration at half of it.
+        configurations: ``full`` at the grid's resolution and ``half`` at half of it.
         network: its settings, of which the planner chose the size.
     """
 
     spacing: tuple[float, ...]
     size: tuple[int, ...]
-    full: Configuration
-    half: Configuration
+    configurations: dict[str, Configuration]
     network: NetworkSettings
 
 
@@ -240,11 +247,10 @@ def plan_sizes(
     memory = budget.machine.memory_gb
     plugin = plugin_of(network)
     key = plugin.size_setting
-    candidates = [network, *plugin.narrower(network)]
     coarsening = 1.0
     while True:
         voxel, size, reason = plan_grid(cases, aligned=aligned, coarsening=coarsening, requested=spacing)
-        for chosen in candidates:
+        for chosen in (network, *plugin.narrower(network)):
             full, half = (plan_configuration(size, factor, chosen, budget) for factor in (1, 2))
             least = full if min(half.token_grid) < FEWEST_TOKENS_PER_AXIS else half
             if least.memory_gb <= memory:
@@ -254,8 +260,8 @@ def plan_sizes(
                     if chosen is network
                     else f"{value}: a wider network does not fit into {memory:g} GB even at half resolution."
                 )
-                reasons = {"grid": reason, f"network.{key or 'name'}": size_reason}
-                return Sizes(voxel, size, full, half, chosen), reasons
+                sizes = Sizes(voxel, size, {"full": full, "half": half}, chosen)
+                return sizes, {"grid": reason, f"network.{key or 'name'}": size_reason}
         if max(size) <= 2 * plugin.coarsest_stride(network):
             raise NotEnoughMemory(half.memory_gb, memory)
         coarsening *= COARSENING
@@ -276,7 +282,7 @@ def displacement_voxels(pairs: Sequence[PairFingerprint], spacing: Sequence[floa
 
 def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budget) -> tuple[str, str]:
     """Choose full or half resolution by displacement, then by memory, then by time."""
-    full, half, machine = sizes.full, sizes.half, budget.machine
+    full, half = sizes.configurations["full"], sizes.configurations["half"]
     # Where structures lie further apart than half a token, half resolution is needed: it doubles the network's reach.
     reach = plugin_of(sizes.network).coarsest_stride(sizes.network) / 2
     if min(half.token_grid) < FEWEST_TOKENS_PER_AXIS:
@@ -294,6 +300,7 @@ def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budge
             "half resolution reaches twice as far."
         )
     distance = f"structures lie {displacement:.1f} voxels apart, no more than the {reach:g} of half a token"
+    machine = budget.machine
     if full.memory_gb > machine.memory_gb:
         return "half", f"half: {distance}, but full resolution needs {full.memory_gb:.1f} GB of {machine.memory_gb:g}."
     epochs = affordable_epochs(full, sizes.network, budget)

@@ -133,9 +133,9 @@ def test_other_images_of_a_held_out_subject_are_left_out(raw: Path, images: list
 
 def test_an_id_is_used_once_and_has_three_digits(raw: Path, images: list[RawImage]) -> None:
     (raw / "Dataset004_Other").mkdir(parents=True)
-    with pytest.raises(BadArgument, match="Dataset004_Other") as refused:
+    with pytest.raises(BadArgument, match="Dataset004_Other") as refusal:
         new_dataset_folder(4, "Toy")
-    assert refused.value.argument == "dataset_id"
+    assert refusal.value.argument == "dataset_id"
     with pytest.raises(UserError, match="1000"):
         new_dataset_folder(1000, "Toy")
     with pytest.raises(BadDownload):

@@ -21,7 +21,7 @@ from llmreg.data.splits import make_splits
 from llmreg.errors import UserError
 from llmreg.inference.pair_inputs import find_pairs
 
-# Of the plans, a table of pairs needs the numbers of the modalities alone.
+# A table of pairs needs nothing of the plans but the numbers of the modalities.
 ANY_PLANS = SimpleNamespace(normalization={0: None, 1: None})
 
 PAIRED = 8
@@ -33,14 +33,14 @@ def case(subject: int, modality: int) -> str:
 
 
 def names_of(mr: int, ct: int) -> list[str]:
-    """So many images of each modality: of eight people both, of the others one."""
-    both = [case(subject, modality) for subject in range(1, PAIRED + 1) for modality in (0, 1)]
-    alone_ct = [case(1000 + number, 1) for number in range(ct - PAIRED)]
-    return both + alone_ct + [case(1500 + number, 0) for number in range(mr - PAIRED)]
+    """Name so many images of each modality: eight people have both, all others have one."""
+    paired_names = [case(subject, modality) for subject in range(1, PAIRED + 1) for modality in (0, 1)]
+    ct_names = [case(1000 + number, 1) for number in range(ct - PAIRED)]
+    return paired_names + ct_names + [case(1500 + number, 0) for number in range(mr - PAIRED)]
 
 
 def write(folder: Path, names: list[str], kinds: tuple[str, ...] = ("imagesTr", "labelsTr", "masksTr")) -> Path:
-    """A download of tiny images."""
+    """Write a download of tiny images."""
     folder.mkdir(parents=True, exist_ok=True)
     image = folder / "tiny.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(64, dtype=np.uint8).reshape(4, 4, 4) % 5), str(image))
@@ -124,9 +124,9 @@ def test_other_numbers_than_the_papers_are_said(download: Path, raw: Path, capsy
     for name in (case(1500, 0), case(2, 1)):
         (download / "labelsTr" / f"{name}.nii.gz").unlink()
     assert main([ABDOMEN, str(download)]) == 0
-    said = capsys.readouterr().err
-    assert "2 images are left out" in said
-    assert "holds 47 MR and 56 CT images with labels; the paper counts 46 and 55" in said
+    printed = capsys.readouterr().err
+    assert "2 images are left out" in printed
+    assert "holds 47 MR and 56 CT images with labels; the paper counts 46 and 55" in printed
     dataset = load_dataset(raw / "Dataset101_AbdomenMRCT")
     assert len(dataset.cases) == len(names) - 2
     assert len(pairs_among(dataset, training_cases(dataset))) == 37 * 46
@@ -148,7 +148,7 @@ def test_the_challenges_protocol_without_its_description(download: Path, raw: Pa
 
 
 def describe(folder: Path, **keys: Any) -> None:
-    """The challenge's description, of which these keys are known."""
+    """Write the challenge's description, in which these keys replace the usual ones."""
     content: dict[str, Any] = {
         "name": "AbdomenMRCT",
         "pairings": "hybrid",
@@ -191,9 +191,9 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(
     if names is not None:
         write(download, names)
     assert main([ABDOMEN, str(download), *arguments]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
     assert not raw.exists()
 
 
@@ -230,15 +230,15 @@ def test_without_a_place_for_raw_data_nothing_is_done(
 def test_files_are_copied_where_links_are_forbidden(download: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(download, names_of(20, 20))
 
-    def forbidden(*arguments: object) -> None:
+    def refuse_link(*arguments: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(converter.os, "link", forbidden)
+    monkeypatch.setattr(converter.os, "link", refuse_link)
     assert main([ABDOMEN, str(download)]) == 0
-    made = raw / "Dataset101_AbdomenMRCT" / "imagesTr" / f"{case(1, 0)}.nii.gz"
-    original = download / "imagesTr" / made.name
-    assert not made.samefile(original)
-    assert made.read_bytes() == original.read_bytes()
+    copied_file = raw / "Dataset101_AbdomenMRCT" / "imagesTr" / f"{case(1, 0)}.nii.gz"
+    original = download / "imagesTr" / copied_file.name
+    assert not copied_file.samefile(original)
+    assert copied_file.read_bytes() == original.read_bytes()
 
 
 def test_nothing_is_left_of_a_conversion_that_failed(

@@ -43,13 +43,13 @@ def test_another_structure_is_called_by_its_id() -> None:
     assert structure_name(77) == "FreeSurfer-77"
 
 
-# Of the plans, a table of pairs needs the numbers of the modalities alone.
+# A table of pairs needs nothing of the plans but the numbers of the modalities.
 ANY_PLANS = SimpleNamespace(normalization={0: None, 1: None})
 
 NAMES = [f"1B{centre}{number:03d}" for centre in "ABC" for number in range(1, 181, 3)]
 
 
-def tiny(path: Path, values: Any) -> Path:
+def write_tiny_image(path: Path, values: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.zeros((4, 4, 4), np.asarray(values).dtype)
     image.ravel()[: len(values)] = values
@@ -58,9 +58,9 @@ def tiny(path: Path, values: Any) -> Path:
 
 
 def write(folder: Path, names: list[str], images: str = "vol", segmentations: str = "seg") -> Path:
-    """A download of tiny images; the segmentation of every second person has a structure more."""
+    """Write a download of tiny images, in which every second person's segmentation has one structure more."""
     originals = [
-        tiny(folder.parent / f"{name}.nii.gz", values)
+        write_tiny_image(folder.parent / f"{name}.nii.gz", values)
         for name, values in {
             "mr": [100.0, 200.0],
             "ct": [-1000.0, 40.0],
@@ -106,7 +106,7 @@ def test_150_people_train_10_validate_and_20_test(download: Path, raw: Path) -> 
         assert len(pairs) == 10
     assert {name: len(subjects) for name, subjects in people.items()} == {"train": 150, "validation": 10, "test": 20}
     assert sum(len(subjects) for subjects in people.values()) == len(set.union(*people.values())) == 180
-    # The image of a test person that no pair uses is not there to be learned from either.
+    # A test person's image that no pair uses is left out too, so that nothing is learned from it.
     assert len(dataset.cases) == 2 * 150 + 2 * 10 + 20 == len(list((dataset.folder / "imagesTr").iterdir()))
     assert len(pairs_among(dataset, [c.name for c in dataset.cases if c.name not in dataset.held_out])) == 150 * 149
     fold = make_splits(dataset)[0]
@@ -170,13 +170,13 @@ def test_folders_of_any_name(images: str, segmentations: str, download: Path, ra
     write(download, NAMES[:6], images, segmentations)
     (download / "._1BA001_mr.nii.gz").touch()
     assert main(["sr-reg", str(download), "--split", str(split)]) == 0
-    assert len(load_dataset(raw / "Dataset103_SRReg").subjects) == 6
+    assert len({case.subject for case in load_dataset(raw / "Dataset103_SRReg").cases}) == 6
 
 
 def refuse(source: Path, split: Path | None = None) -> UserError:
-    with pytest.raises((BadDownload, UnreadableFile)) as refused:
+    with pytest.raises((BadDownload, UnreadableFile)) as refusal:
         convert(source, Options(split=split))
-    return refused.value
+    return refusal.value
 
 
 def test_what_cannot_be_converted_names_the_file(download: Path, raw: Path, split: Path) -> None:
@@ -193,9 +193,9 @@ def test_what_cannot_be_converted_names_the_file(download: Path, raw: Path, spli
         hidden.rename(download / f"{file}.nii.gz")
     segmentation = download / "seg" / "1BA004.nii.gz"
     segmentation.unlink()
-    tiny(segmentation, [0.5])
+    write_tiny_image(segmentation, [0.5])
     assert refuse(download, split).path == segmentation
-    twin = tiny(download / "other" / "1BA004.nii.gz", [2])
+    twin = write_tiny_image(download / "other" / "1BA004.nii.gz", [2])
     assert str(twin) in refuse(download).problem + str(refuse(download).path)
     assert not raw.exists()
 
@@ -215,16 +215,16 @@ def test_lists_that_cannot_be_used(
 ) -> None:
     write(download, NAMES[:6])
     split.write_text(json.dumps(division))
-    with pytest.raises(UserError, match=named) as refused:
+    with pytest.raises(UserError, match=named) as refusal:
         convert(download, Options(split=split))
-    assert str(split) in str(refused.value)
+    assert str(split) in str(refusal.value)
 
 
 def test_an_existing_dataset_is_never_overwritten(download: Path, raw: Path, split: Path) -> None:
     write(download, NAMES[:6])
     folder = convert(download, Options(split=split))
-    with pytest.raises(BadArgument) as refused:
+    with pytest.raises(BadArgument) as refusal:
         convert(download, Options(split=split))
-    assert refused.value.argument == "dataset_id"
+    assert refusal.value.argument == "dataset_id"
     assert folder == raw / "Dataset103_SRReg"
-    assert str(folder) in refused.value.problem
+    assert str(folder) in refusal.value.problem

@@ -22,12 +22,12 @@ def test_constant_fields_of_the_levels_add_up_in_the_finest_voxels() -> None:
 
 
 def test_both_images_pass_through_one_encoder() -> None:
-    """Where they are equal, features of the coarsest level are, too: its head sees the same twice."""
+    """The coarsest level's head gets the same features of two images that are equal."""
     network = DualPyramid(network_settings("dual_pyramid", width=2), (16, 16, 16))
-    seen = []
-    network.heads[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    head_inputs = []
+    network.heads[0].register_forward_hook(lambda module, inputs, output: head_inputs.append(inputs[0]))
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         network(image, image)
-    moving, fixed = seen[0].chunk(2, dim=1)
+    moving, fixed = head_inputs[0].chunk(2, dim=1)
     torch.testing.assert_close(moving, fixed)

@@ -22,7 +22,7 @@ from llmreg.networks.language_models.settings import LLMSettings
 
 
 @pytest.fixture
-def moved_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+def llama_copy(tiny_llama: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may take away."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "tiny_llama"))
 
@@ -32,11 +32,11 @@ def _in_gguf(stored: StoredLayers) -> StoredLayers:
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    def quantised(values: torch.Tensor) -> StoredTensor:
+    def quantise(values: torch.Tensor) -> StoredTensor:
         kind = "Q8_0" if values.ndim == 2 else "F32"
         return StoredTensor(torch.from_numpy(np.array(quantize(values.numpy(), GGMLQuantizationType[kind]))), kind)
 
-    tensors = {key: quantised(tensor.values) for key, tensor in stored.tensors.items()}
+    tensors = {key: quantise(tensor.values) for key, tensor in stored.tensors.items()}
     return StoredLayers("model.gguf", None, stored.config, stored.layers, "gguf", tensors)
 
 
@@ -95,26 +95,26 @@ def test_layers_are_hashed_once_and_again_when_their_file_changes(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = cache.write(read_layers(str(tiny_llama), (1, 2)), tmp_path)
-    hashed: list[StoredLayers] = []
+    hashed_layers: list[StoredLayers] = []
 
-    def counted(self: StoredLayers) -> str:
-        hashed.append(self)
+    def record_hash(self: StoredLayers) -> str:
+        hashed_layers.append(self)
         return digest(self)
 
     digest = StoredLayers.sha256.func
-    monkeypatch.setattr(StoredLayers, "sha256", property(counted))
+    monkeypatch.setattr(StoredLayers, "sha256", property(record_hash))
     for _ in range(3):
         cache.read(folder)
-    assert len(hashed) == 1
+    assert len(hashed_layers) == 1
     path = folder / "layers.safetensors"
     before, record = path.stat(), (folder / "layers.json").read_text()
-    # Layers in another order under the same hash.
+    # The record lists the layers in another order under the same hash.
     (folder / "layers.json").write_text(json.dumps(json.loads(record) | {"layers": [2, 1]}))
     with pytest.raises(UserError, match="does not hold the weights"):
         cache.read(folder)
     (folder / "layers.json").write_text(record)
     cache.read(folder)
-    # Other weights in a file of the same size and time.
+    # The file has other weights, and the same size and time.
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -153,24 +153,24 @@ def test_the_hash_is_of_these_layers_in_this_order_type_and_shape(tiny_llama: Pa
         tensors = {key: StoredTensor(change(t.values)) for key, t in stored.tensors.items()}  # type: ignore[operator]
         return StoredLayers("", None, stored.config, (1, 2), "huggingface", tensors).sha256
 
-    def nudged(values: torch.Tensor) -> torch.Tensor:
+    def nudge(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         values.view(-1)[-1] += 1e-6
         return values
 
-    others = [read_layers(str(tiny_llama), layers).sha256 for layers in ((2, 1), (1,), (1, 3))]
-    changes = (torch.Tensor.half, torch.Tensor.bfloat16, lambda v: v[None], nudged)
-    digests = {stored.sha256, *others, *map(digest, changes)}
-    assert len(digests) == 1 + len(others) + len(changes)
+    other_hashes = [read_layers(str(tiny_llama), layers).sha256 for layers in ((2, 1), (1,), (1, 3))]
+    changes = (torch.Tensor.half, torch.Tensor.bfloat16, lambda v: v[None], nudge)
+    digests = {stored.sha256, *other_hashes, *map(digest, changes)}
+    assert len(digests) == 1 + len(other_hashes) + len(changes)
     assert digest(torch.clone) == stored.sha256
 
 
-def test_the_cache_is_enough_when_the_source_is_gone(moved_llama: Path, tmp_path: Path) -> None:
-    stored = read_layers(str(moved_llama), (1, 2))
+def test_the_cache_is_enough_when_the_source_is_gone(llama_copy: Path, tmp_path: Path) -> None:
+    stored = read_layers(str(llama_copy), (1, 2))
     folder = tmp_path / "cache"
     cache.write(stored, folder)
-    shutil.rmtree(moved_llama)
-    _same(find_layers(LLMSettings(source=str(moved_llama), layers=(1, 2), sha256=stored.sha256), folder), stored)
+    shutil.rmtree(llama_copy)
+    _same(find_layers(LLMSettings(source=str(llama_copy), layers=(1, 2), sha256=stored.sha256), folder), stored)
 
 
 def test_the_source_is_enough_when_there_is_no_cache(tiny_llama: Path, tmp_path: Path) -> None:
@@ -187,12 +187,12 @@ def _not_found(settings: LLMSettings, folder: Path, match: str) -> str:
     return str(raised.value)
 
 
-def test_layers_that_are_nowhere_are_a_sentence(moved_llama: Path, tmp_path: Path) -> None:
-    sha256 = read_layers(str(moved_llama), (1, 2)).sha256
-    shutil.rmtree(moved_llama)
-    settings = LLMSettings(source=str(moved_llama), layers=(1, 2), sha256=sha256)
+def test_layers_that_are_nowhere_are_a_sentence(llama_copy: Path, tmp_path: Path) -> None:
+    sha256 = read_layers(str(llama_copy), (1, 2)).sha256
+    shutil.rmtree(llama_copy)
+    settings = LLMSettings(source=str(llama_copy), layers=(1, 2), sha256=sha256)
     message = _not_found(settings, tmp_path / "cache", "not in the layer cache .* and not at their source")
-    for part in ("Layers 1, 2", str(moved_llama), sha256[:12], str(tmp_path / "cache")):
+    for part in ("Layers 1, 2", str(llama_copy), sha256[:12], str(tmp_path / "cache")):
         assert part in message
 
 

@@ -27,7 +27,7 @@ LENGTH = 11
 
 
 def _layer(folder: Path, index: int, **changes: object) -> FrozenLayer:
-    """As the whole model runs it, unless told otherwise."""
+    """Build a frozen layer that runs as in the whole model, apart from changes of its settings."""
     loaded = build_layers(read_layers(str(folder), (index,)), torch.float32)
     values = {"rotary": "1d" if loaded.family.rotary else "none", "attention": "causal", "lora": None} | changes
     settings = LLMSettings(source=str(folder), layers=(index,), dtype="float32", **values)
@@ -53,6 +53,15 @@ def test_layers_equal_those_of_the_whole_model(tiny_model: Tiny, family: str) ->
             ours = layer(states[index])
         assert (states[index + 1] - states[index]).abs().max() > 0.1
         assert (ours - states[index + 1]).abs().max().item() == 0, index
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_drops_nothing_out(tmp_path: Path, family: str) -> None:
+    names = ("attn_pdrop", "resid_pdrop") if family == "gpt2" else ("attention_dropout", "resid_pdrop")
+    layer = _layer(save_random_model(tmp_path, family, **dict.fromkeys(names, 0.5)), 1)
+    hidden = torch.randn(2, LENGTH, 64)
+    with torch.no_grad():
+        assert torch.equal(layer.train()(hidden), layer.eval()(hidden))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

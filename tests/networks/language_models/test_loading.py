@@ -71,13 +71,13 @@ def test_a_network_is_built_from_the_layer_cache_alone(
     shutil.copytree(tiny_llama, source)
     settings = tiny_settings(llm={"source": str(source)})
     pinned = settings.model_copy(update={"llm": fetch(settings.llm, cache_folder)})
-    whole = build_network(pinned, (16, 16, 32))
+    expected = build_network(pinned, (16, 16, 32))
     shutil.rmtree(source)
     alone = build_network(pinned, (16, 16, 32))
     assert alone.llm_sha256 == pinned.llm.sha256
     frozen = {name: p for name, p in alone.named_parameters() if not p.requires_grad}
     assert frozen
-    assert all(torch.equal(p, frozen[name]) for name, p in whole.named_parameters() if name in frozen)
+    assert all(torch.equal(p, frozen[name]) for name, p in expected.named_parameters() if name in frozen)
     shutil.rmtree(cache_folder)
     with pytest.raises(UserError, match="are not in the layer cache"):
         build_network(pinned, (16, 16, 32))
@@ -93,10 +93,10 @@ def test_a_folder_is_pinned_by_its_whole_path(
 
 def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
     source = str(tiny_llama)
-    kept = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
+    base_settings = LLMSettings(source="other", layers=(7, 8), dtype="float32", sha256="0" * 64, lora=None)
     for names, layers in ((["0", "3"], (0, 3)), (["2"], (2,)), (["middle"], (1, 2)), (["deep"], (2, 3))):
         expected = LLMSettings(source=source, layers=layers, dtype="float32", lora=None)
-        assert select_layers(source, names, kept) == expected
+        assert select_layers(source, names, base_settings) == expected
         assert select_layers(source, names) == LLMSettings(source=source, layers=layers)
 
 

@@ -188,9 +188,9 @@ def test_a_file_that_the_hub_lost_is_a_sentence(start: Callable[[Hub], Hub], tin
 @pytest.fixture
 def nobody(start: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that refuses connections."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    with socket.socket() as unused_socket:
+        unused_socket.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused_socket.getsockname()[1]}")
 
 
 @pytest.mark.usefixtures("nobody")

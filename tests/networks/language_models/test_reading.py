@@ -111,7 +111,7 @@ def test_only_the_layers_tensors_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 # --- what is wrong with them
 
 
-def _refused(source: Path, match: str, layers: tuple[int, ...] = (1, 2)) -> None:
+def _check_refusal(source: Path, match: str, layers: tuple[int, ...] = (1, 2)) -> None:
     with pytest.raises(UserError, match=match) as raised:
         read_layers(str(source), layers)
     assert "\n" not in str(raised.value)
@@ -119,23 +119,23 @@ def _refused(source: Path, match: str, layers: tuple[int, ...] = (1, 2)) -> None
 
 def test_pickled_weights_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_llama / "config.json", tmp_path)
-    _refused(tmp_path, r"no model\.safetensors or .*; get it again")
+    _check_refusal(tmp_path, r"no model\.safetensors or .*; get it again")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    _refused(tmp_path, "pickled weights could run code: convert them to safetensors")
+    _check_refusal(tmp_path, "pickled weights could run code: convert them to safetensors")
 
 
 def test_what_is_no_model_is_a_sentence(tmp_path: Path) -> None:
-    _refused(tmp_path / "nowhere", "neither a built-in name")
-    _refused(tmp_path, r"holds no config\.json")
+    _check_refusal(tmp_path / "nowhere", "neither a built-in name")
+    _check_refusal(tmp_path, r"holds no config\.json")
 
 
 @pytest.mark.parametrize("layers", [(1, 4), (-1,)])
 def test_layers_that_do_not_exist_are_a_sentence(tiny_llama: Path, layers: tuple[int, ...]) -> None:
-    _refused(tiny_llama, f"has layers 0 to 3, so layer {layers[-1]} cannot be used", layers)
+    _check_refusal(tiny_llama, f"has layers 0 to 3, so layer {layers[-1]} cannot be used", layers)
 
 
 @pytest.fixture
-def copied(tiny_llama: Path, tmp_path: Path) -> Path:
+def single_file_model(tiny_llama: Path, tmp_path: Path) -> Path:
     """A model in one file that a test may damage."""
     weights = {name: value for path in tiny_llama.glob("*.safetensors") for name, value in load_file(path).items()}
     folder = tmp_path / "model"
@@ -155,10 +155,10 @@ def copied(tiny_llama: Path, tmp_path: Path) -> Path:
     ],
     ids=str,
 )
-def test_a_configuration_of_another_model_is_a_sentence(copied: Path, changes: dict, match: str) -> None:
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | changes))
-    _refused(copied, match, (1, 5) if "num_hidden_layers" in changes else (1, 2))
+def test_a_configuration_of_another_model_is_a_sentence(single_file_model: Path, changes: dict, match: str) -> None:
+    config = json.loads((single_file_model / "config.json").read_text())
+    (single_file_model / "config.json").write_text(json.dumps(config | changes))
+    _check_refusal(single_file_model, match, (1, 5) if "num_hidden_layers" in changes else (1, 2))
 
 
 def _rewrite_header(path: Path, name: str, **changes: object) -> None:
@@ -180,15 +180,15 @@ def _rewrite_header(path: Path, name: str, **changes: object) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_header_is_a_sentence(copied: Path, changes: dict, match: str) -> None:
-    _rewrite_header(copied / SINGLE_FILE, "model.layers.1.self_attn.q_proj.weight", **changes)
-    _refused(copied, match)
+def test_a_wrong_header_is_a_sentence(single_file_model: Path, changes: dict, match: str) -> None:
+    _rewrite_header(single_file_model / SINGLE_FILE, "model.layers.1.self_attn.q_proj.weight", **changes)
+    _check_refusal(single_file_model, match)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, struct.pack("<Q", 5) + b"{not}", struct.pack("<Q", 2) + b"{}"])
-def test_a_damaged_file_is_a_sentence(copied: Path, content: bytes) -> None:
-    (copied / SINGLE_FILE).write_bytes(content)
-    _refused(copied, "cannot be read|lacks the tensors")
+def test_a_damaged_file_is_a_sentence(single_file_model: Path, content: bytes) -> None:
+    (single_file_model / SINGLE_FILE).write_bytes(content)
+    _check_refusal(single_file_model, "cannot be read|lacks the tensors")
 
 
 def test_damaged_json_and_lost_shards_are_sentences(tiny_llama: Path, tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_damaged_json_and_lost_shards_are_sentences(tiny_llama: Path, tmp_path: 
     shutil.copytree(tiny_llama, folder)
     for path in folder.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-100])
-    _refused(folder, "cannot be read.*ends too early", (0, 1, 2, 3))
+    _check_refusal(folder, "cannot be read.*ends too early", (0, 1, 2, 3))
     for path in folder.glob("*.safetensors"):
         path.unlink()
-    _refused(folder, "cannot be read")
+    _check_refusal(folder, "cannot be read")
     for name, text in ((INDEX_FILE, "{}"), (INDEX_FILE, "{"), ("config.json", "{")):
         (folder / name).write_text(text)
-        _refused(folder, "cannot be read")
+        _check_refusal(folder, "cannot be read")
 
 
 # --- GGUF
@@ -221,7 +221,7 @@ def test_the_rotary_permutation_is_undone() -> None:
     assert torch.equal(undo_rotary_permutation(stored[:, 0], heads), weight[:, 0])
 
 
-def _interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
+def _interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """``LlamaModel.permute`` of llama.cpp's convert_hf_to_gguf.py."""
     return rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
@@ -265,7 +265,7 @@ def _save_gguf(model: PreTrainedModel, path: Path, quantisation: str) -> PreTrai
         parameter.data = torch.from_numpy(rounded)
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-2])
         if config.model_type == "llama" and heads is not None:
-            values = _interleaved(values, heads)
+            values = _interleave(values, heads)
         writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -346,7 +346,7 @@ def test_smollm2_layers_are_those_of_transformers_with_the_files_tensors(monkeyp
         values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         heads = {"attn_q": 9, "attn_k": 3}.get(GGUF_NAMES[inner])
         if heads is not None:
-            values[_interleaved(np.arange(len(values)), heads)] = values.copy()
+            values[_interleave(np.arange(len(values)), heads)] = values.copy()
         parameter.data = torch.from_numpy(values)
     hidden = torch.randn(1, 9, 576, generator=torch.Generator().manual_seed(1))
     settings = LLMSettings(dtype="float32", attention="causal", rotary="1d", lora=None)
@@ -360,19 +360,19 @@ def test_smollm2_layers_are_those_of_transformers_with_the_files_tensors(monkeyp
 
 
 def test_what_is_wrong_with_gguf_files_is_a_sentence(tiny_llama: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
+    broken_file = tmp_path / "broken.gguf"
     for content in (b"", b"GGUF", b"GGUF" + bytes(20), b"no model at all, but some text"):
-        broken.write_bytes(content)
-        _refused(broken, "cannot be read" if content[:4] == b"GGUF" else "not a GGUF file.*name the folder")
-    other = tmp_path / "other.gguf"
-    writer = gguf.GGUFWriter(other, "bert")
+        broken_file.write_bytes(content)
+        _check_refusal(broken_file, "cannot be read" if content[:4] == b"GGUF" else "not a GGUF file.*name the folder")
+    bert_file = tmp_path / "other.gguf"
+    writer = gguf.GGUFWriter(bert_file, "bert")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _refused(other, "GGUF files of the family 'bert' are not supported; known: llama, qwen2, qwen3")
-    whole = tmp_path / "model.gguf"
-    _save_gguf(AutoModelForCausalLM.from_pretrained(tiny_llama), whole, "F16")
-    _refused(whole, "has layers 0 to 3, so layer 4", (4,))
-    whole.write_bytes(whole.read_bytes()[:-100_000])
-    _refused(whole, "cannot be read")
+    _check_refusal(bert_file, "GGUF files of the family 'bert' are not supported; known: llama, qwen2, qwen3")
+    model_file = tmp_path / "model.gguf"
+    _save_gguf(AutoModelForCausalLM.from_pretrained(tiny_llama), model_file, "F16")
+    _check_refusal(model_file, "has layers 0 to 3, so layer 4", (4,))
+    model_file.write_bytes(model_file.read_bytes()[:-100_000])
+    _check_refusal(model_file, "cannot be read")

@@ -154,12 +154,12 @@ def test_each_image_has_an_encoder_of_its_own(role: str) -> None:
     torch.manual_seed(0)
     network = build_network(LLMMorphSettings(width=2, blocks="none"), (16, 16, 16))
     images = {name: torch.rand(1, 1, 16, 16, 16) for name in ("moving", "fixed")}
-    seen: list[Tensor] = []
+    encoder_inputs: list[Tensor] = []
     encoder: nn.Module = getattr(network, f"{role}_encoder")
-    encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder.register_forward_pre_hook(lambda _, inputs: encoder_inputs.append(inputs[0]))
     network(images["moving"], images["fixed"])
-    assert len(seen) == 1
-    assert torch.equal(seen[0], images[role])
+    assert len(encoder_inputs) == 1
+    assert torch.equal(encoder_inputs[0], images[role])
 
 
 def test_cost_volumes_compare_the_warped_moving_image_with_the_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,8 @@ def test_without_blocks_the_images_meet_in_the_decoder_alone(tiny_settings: Make
     assert not len(network.adapters)
     assert network.position_embedding is None
     assert network.llm_sha256 == ""
-    whole = build_network(tiny_settings(blocks="adapters"), SHAPE)
-    assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in whole.parameters())
+    complete_network = build_network(tiny_settings(blocks="adapters"), SHAPE)
+    assert sum(p.numel() for p in network.parameters()) < sum(p.numel() for p in complete_network.parameters())
 
 
 @pytest.mark.parametrize("blocks", ["vit", "adapters", "none"])
@@ -160,9 +160,9 @@ def test_each_level_of_the_encoder_halves_the_image_and_doubles_the_channels(wit
 
 def test_a_level_sees_the_level_above_alone() -> None:
     encoder = Encoder(2, "none")
-    seen: list[Tensor] = []
+    level_inputs: list[Tensor] = []
     for level in encoder.levels:
-        level.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        level.register_forward_pre_hook(lambda _, inputs: level_inputs.append(inputs[0]))
     image = torch.rand(1, 1, 16, 16, 16)
     pyramid = encoder(image)
-    assert all(map(torch.equal, seen, [image, *pyramid[:-1]]))
+    assert all(map(torch.equal, level_inputs, [image, *pyramid[:-1]]))

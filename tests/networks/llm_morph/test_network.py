@@ -101,14 +101,14 @@ def test_computing_the_finest_level_twice_changes_memory_alone(
     network = build_network(tiny_settings(blocks=blocks, cost_volume=cost_volume), SHAPE)
     images = _images()
 
-    def learned(recompute: bool) -> tuple[int, dict[str, Tensor]]:
-        """Bytes kept for the backward pass, without weights, and the gradients that it gives."""
+    def differentiate(recompute: bool) -> tuple[int, dict[str, Tensor]]:
+        """Count the bytes that are kept for the backward pass, without weights, and compute its gradients."""
         network.recompute = recompute
         network.zero_grad()
-        kept: dict[int, int] = {}
+        saved_sizes: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            saved_sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with (
@@ -117,16 +117,16 @@ def test_computing_the_finest_level_twice_changes_memory_alone(
         ):
             loss = (network(*images) - 1).square().mean()
         loss.backward()
-        activations = sum(size for address, size in kept.items() if address not in weights)
+        activations = sum(size for address, size in saved_sizes.items() if address not in weights)
         return activations, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
     weights = {p.data_ptr() for p in network.parameters()}
-    (many, plain), (few, again) = learned(False), learned(True)
-    assert few < 0.75 * many
-    assert plain.keys() == again.keys()
-    loose = {"rtol": 0.05, "atol": 5e-4} if precision == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
-    for name, gradient in plain.items():
-        torch.testing.assert_close(again[name], gradient, **loose)
+    (plain_bytes, plain_gradients), (recomputed_bytes, recomputed_gradients) = differentiate(False), differentiate(True)
+    assert recomputed_bytes < 0.75 * plain_bytes
+    assert plain_gradients.keys() == recomputed_gradients.keys()
+    tolerance = {"rtol": 0.05, "atol": 5e-4} if precision == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-6}
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(recomputed_gradients[name], gradient, **tolerance)
 
 
 @pytest.mark.parametrize("hardware", [True, False])
@@ -137,7 +137,7 @@ def test_bfloat16_weights_are_held_in_what_the_hardware_computes_in(
     network = build_network(tiny_settings(), SHAPE)
     frozen = [p for p in network.parameters() if not p.requires_grad]
     assert {p.dtype for p in frozen} == {torch.bfloat16 if hardware else torch.float32}
-    # The same numbers on either.
+    # Weights that bfloat16 cannot hold are rounded on both kinds of hardware.
     assert all(torch.equal(p, p.bfloat16().to(p.dtype)) for p in frozen)
     assert build_network(tiny_settings(llm={"dtype": "float32"}), SHAPE).llm_sha256 == network.llm_sha256
 

@@ -61,8 +61,8 @@ def test_memory_is_estimated_as_measured(grid, downsampling, width, recompute, p
     assert training_memory_gb(LLMMorphSettings(width=width), step) == pytest.approx(peak, rel=0.15)
 
 
-def built(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
-    """The network as it is trained, without memory for its numbers."""
+def build_on_meta(settings: LLMMorphSettings, shape: tuple[int, ...], llm: dict[str, int]) -> LLMMorph:
+    """Build the network as it is trained, without memory for its numbers."""
     config = LlamaConfig(num_hidden_layers=32, **llm)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
@@ -79,7 +79,7 @@ LORA_SETTINGS = [None, LoRASettings(r=8), LoRASettings(r=64)]
 @pytest.mark.parametrize("lora", LORA_SETTINGS, ids=["no LoRA", "r = 8", "r = 64"])
 def test_trained_parameters_are_those_of_the_network(llm, width, lora) -> None:
     settings = LLMMorphSettings(width=width, llm=LLMSettings(lora=lora))
-    network = built(settings, (96, 208, 160), llm)
+    network = build_on_meta(settings, (96, 208, 160), llm)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
     estimate = trained_parameters(settings, llm["hidden_size"], 6 * 13 * 10)
     assert estimate == pytest.approx(count_trained(network), rel=0.03)

@@ -47,6 +47,6 @@ def test_computing_features_twice_changes_no_gradient() -> None:
         network.recompute = recompute
         loss = (network(moving, fixed) - 1).square().mean()
         gradients.append(torch.autograd.grad(loss, list(network.features.parameters())))
-    for kept, recomputed in zip(*gradients, strict=True):
-        assert kept.any()
-        torch.testing.assert_close(recomputed, kept, rtol=1e-4, atol=1e-7)
+    for expected, actual in zip(*gradients, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)

@@ -14,7 +14,7 @@ from llmreg.networks.mambamorph import selective_scan as scans
 from llmreg.networks.mambamorph.selective_scan import selective_scan
 
 
-def looped(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+def scan_by_loop(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     state, outputs = torch.zeros(len(u), *a.shape, device=u.device), []
     for t in range(u.shape[1]):
         decay = torch.exp(delta[:, t, :, None] * a)
@@ -42,19 +42,19 @@ def inputs(seed: int, batch: int, length: int, channels: int, states: int, large
     length=st.integers(1, 140),
     channels=st.integers(1, 3),
     states=st.integers(1, 3),
-    held=st.sampled_from([1, 400, 2**22]),
+    held_numbers=st.sampled_from([1, 400, 2**22]),
 )
 def test_values_and_gradients_are_those_of_a_loop(
-    seed: int, batch: int, length: int, channels: int, states: int, held: int
+    seed: int, batch: int, length: int, channels: int, states: int, held_numbers: int
 ) -> None:
     arguments = inputs(seed, batch, length, channels, states)
     weights = torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
         # Blocks of one chunk, of several, and a single one.
-        patch.setattr(scans, "HELD_NUMBERS", held)
+        patch.setattr(scans, "HELD_NUMBERS", held_numbers)
         scanned = selective_scan(*arguments)
         gradients = torch.autograd.grad((scanned * weights).sum(), arguments)
-    expected = looped(*arguments)
+    expected = scan_by_loop(*arguments)
     torch.testing.assert_close(scanned, expected, rtol=1e-4, atol=1e-4)
     for gradient, expected_gradient in zip(
         gradients, torch.autograd.grad((expected * weights).sum(), arguments), strict=True
@@ -65,7 +65,7 @@ def test_values_and_gradients_are_those_of_a_loop(
 def test_large_steps_forget_without_overflow() -> None:
     arguments = inputs(0, 1, 70, 2, 3, largest=500.0)
     scanned = selective_scan(*arguments)
-    torch.testing.assert_close(scanned, looped(*arguments), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scanned, scan_by_loop(*arguments), rtol=1e-4, atol=1e-3)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(scanned.sum(), arguments))
 
 

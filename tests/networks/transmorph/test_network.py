@@ -33,8 +33,8 @@ def test_attention_knows_offsets_in_maps_smaller_than_a_window() -> None:
     nn.init.zeros_(block.attn.relative_position_bias_table)
     block.attn.relative_position_bias_table.data[ahead] = 50.0
     tokens = torch.randn(1, 2, 3, 4, 4)
-    seen: Tensor = stage(tokens) - tokens
-    torch.testing.assert_close(seen[..., :3, :], tokens[..., 1:, :], rtol=1e-4, atol=1e-4)
+    attention_output: Tensor = stage(tokens) - tokens
+    torch.testing.assert_close(attention_output[..., :3, :], tokens[..., 1:, :], rtol=1e-4, atol=1e-4)
 
 
 def test_training_skips_blocks_by_the_seed() -> None:

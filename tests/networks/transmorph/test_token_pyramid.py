@@ -26,32 +26,32 @@ def test_positions_are_encoded_axis_by_axis(channels: int) -> None:
 
 @pytest.mark.parametrize("positions", [False, True])
 def test_stages_see_merged_tokens_of_four_voxels(positions: bool) -> None:
-    seen: list[Tensor] = []
+    stage_inputs: list[Tensor] = []
     stages = [nn.Identity(), nn.Identity()]
     for stage in stages:
-        stage.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        stage.register_forward_pre_hook(lambda _, inputs: stage_inputs.append(inputs[0]))
     pyramid = TokenPyramid(2, stages, positions=positions)
     images = torch.rand(1, 2, 8, 16, 24)
     fine, coarse = pyramid(images)
     assert (fine.shape, coarse.shape) == ((1, 96, 2, 4, 6), (1, 192, 1, 2, 3))
     embedded = pyramid.embedding(images) + (sinusoidal_positions((2, 4, 6), 96, images.device) if positions else 0)
-    torch.testing.assert_close(seen[0], embedded.movedim(1, -1))
-    torch.testing.assert_close(seen[1], pyramid.merges[0](seen[0]))
-    torch.testing.assert_close(fine.movedim(1, -1), functional.layer_norm(seen[0], (96,)))
+    torch.testing.assert_close(stage_inputs[0], embedded.movedim(1, -1))
+    torch.testing.assert_close(stage_inputs[1], pyramid.merges[0](stage_inputs[0]))
+    torch.testing.assert_close(fine.movedim(1, -1), functional.layer_norm(stage_inputs[0], (96,)))
 
 
 def test_the_decoder_joins_each_resolution_with_its_skip() -> None:
-    """Features of one resolution reach the field through their skip, and where they lie."""
+    """Features of each resolution enter the block of that resolution through their skip."""
     decoder = SkipDecoder(2, [8, 16])
     nn.init.normal_(decoder.head.weight, std=0.1)
     images, pyramid = torch.rand(1, 2, 16, 16, 32), [torch.rand(1, 8, 4, 4, 8), torch.rand(1, 16, 2, 2, 4)]
-    seen: dict[int, tuple[Tensor, ...]] = {}
+    block_inputs: dict[int, tuple[Tensor, ...]] = {}
     for index, block in enumerate(decoder.blocks):
-        block.register_forward_pre_hook(lambda _, inputs, index=index: seen.__setitem__(index, inputs))
+        block.register_forward_pre_hook(lambda _, inputs, index=index: block_inputs.__setitem__(index, inputs))
     with torch.no_grad():
         field = decoder(images, pyramid)
     assert (field.shape, field.dtype) == ((1, 3, 16, 16, 32), torch.float32)
-    assert torch.equal(seen[0][0], pyramid[1])
+    assert torch.equal(block_inputs[0][0], pyramid[1])
     skips = [pyramid[0], decoder.half_skip(functional.avg_pool3d(images, 3, 2, 1)), decoder.full_skip(images)]
     for index, skip in enumerate(skips):
-        torch.testing.assert_close(seen[index][1], skip)
+        torch.testing.assert_close(block_inputs[index][1], skip)

@@ -20,15 +20,15 @@ from simulated_studies import (
     Study,
     abdomen,
     brain,
-    ct,
     default,
+    make_ct_case,
+    make_mr_case,
+    make_study,
     names_of,
-    seen,
-    study,
 )
 
 from llmreg.devices import Machine
-from llmreg.errors import UserError
+from llmreg.errors import UnknownName, UserError
 from llmreg.geometry.grid import Grid
 from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import parse_plans
@@ -39,10 +39,10 @@ from llmreg.preprocessing.planning.sizes import FEWEST_EPOCHS, MOST_VOXELS
 
 def test_a_window_follows_the_structures() -> None:
     def window(*structures: tuple[float, ...], cases: int = 3) -> tuple[float, float]:
-        found, reason = plan_window([ct(structures=structures) for _ in range(cases)], "CT venous")
-        assert found.scheme == "window"
-        assert f"{found.lower:g} to {found.upper:g} HU" in reason
-        return found.lower, found.upper
+        normalization, reason = plan_window([make_ct_case(structures=structures) for _ in range(cases)], "CT venous")
+        assert normalization.scheme == "window"
+        assert f"{normalization.lower:g} to {normalization.upper:g} HU" in reason
+        return normalization.lower, normalization.upper
 
     assert window(LIVER, KIDNEY) == (-180, 400)
     assert window() == (-180, 400)  # Lungs and bones of bodies do not count.
@@ -56,26 +56,26 @@ def test_a_window_follows_the_structures() -> None:
     assert low < 2
     assert high > 45
     assert high - low < 200
-    # Of structures that are all alike, too, something is seen.
+    # The window has a width even where all structures are alike.
     low, high = window((40.1, 40.1, 40.2, 40.3, 40.3))
     assert low < high
     # A single image does not decide.
-    odd = [ct(structures=(BRAIN,)) for _ in range(30)] + [ct(structures=(BONE,))]
+    odd = [make_ct_case(structures=(BRAIN,)) for _ in range(30)] + [make_ct_case(structures=(BONE,))]
     assert plan_window(odd, "CT")[0].upper < 100
 
 
 @pytest.mark.parametrize("name", ["CT", "MR", "PET"])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.002, 0.99)])
 def test_images_that_are_normalised_already_stay_as_they_are(name: str, low: float, high: float) -> None:
-    found, reason = plan_window([seen(range=[low, high]), seen(range=[low, high])], name)
-    assert (found.scheme, found.lower, found.upper) == ("window", round(low), round(high))
+    normalization, reason = plan_window([make_mr_case(range=[low, high]), make_mr_case(range=[low, high])], name)
+    assert (normalization.scheme, normalization.lower, normalization.upper) == ("window", round(low), round(high))
     assert "already" in reason
 
 
 @pytest.mark.parametrize("ranges", [[[0.0, 0.3], [0.0, 1.0]], [[0.0, 1.0], [0.0, 40.0]], [[-0.4, 0.9]]])
 def test_small_numbers_are_not_taken_to_be_normalised(ranges: list[list[float]]) -> None:
-    found, _ = plan_window([seen(range=r) for r in ranges], "PET")
-    assert (found.scheme, found.lower, found.upper) == ("percentiles", 0.5, 99.5)
+    normalization, _ = plan_window([make_mr_case(range=r) for r in ranges], "PET")
+    assert (normalization.scheme, normalization.lower, normalization.upper) == ("percentiles", 0.5, 99.5)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,20 @@ def test_small_numbers_are_not_taken_to_be_normalised(ranges: list[list[float]])
     [("MR T1", 0, 95), ("FLAIR", 0, 95), ("PET", 0.5, 99.5), ("ultrasound", 0.5, 99.5), ("unheard of", 0.5, 99.5)],
 )
 def test_other_contrasts_are_ranked(name: str, lower: float, upper: float) -> None:
-    found, reason = plan_window([seen(), seen()], name)
-    assert (found.modality, found.scheme, found.lower, found.upper) == (name, "percentiles", lower, upper)
+    normalization, reason = plan_window([make_mr_case(), make_mr_case()], name)
+    assert (normalization.modality, normalization.scheme, normalization.lower, normalization.upper) == (
+        name,
+        "percentiles",
+        lower,
+        upper,
+    )
     assert ("safe default" in reason) == (lower > 0)
 
 
 @pytest.mark.parametrize("values", [[0.0, 4095.0], [3.0, 255.0], [-20.0, 60.0]])
 def test_ct_without_hounsfield_units_is_ranked(values: list[float]) -> None:
-    found, reason = plan_window([ct(structures=(BRAIN,), range=values)], "CT")
-    assert (found.scheme, found.lower, found.upper) == ("percentiles", 0.5, 99.5)
+    normalization, reason = plan_window([make_ct_case(structures=(BRAIN,), range=values)], "CT")
+    assert (normalization.scheme, normalization.lower, normalization.upper) == ("percentiles", 0.5, 99.5)
     assert "Hounsfield" in reason
 
 
@@ -138,12 +143,12 @@ def test_what_is_held_out_shapes_no_decision() -> None:
     odd = Grid((40, 50, 60), (5.0, 5.0, 5.0), (9.0, 9, 9), RAS)
     cases = [
         *brain_cases(),
-        seen("A_0008_0000", odd, mirror_overlap=0.1),
-        ct("A_0008_0001", (BONE,), odd, mirror_overlap=0.1),
+        make_mr_case("A_0008_0000", odd, mirror_overlap=0.1),
+        make_ct_case("A_0008_0001", (BONE,), odd, mirror_overlap=0.1),
     ]
-    held = study(cases, (4.0, 2.0), held_out=("A_0008_0000", "A_0008_0001"))
-    assert held.plans() == study(brain_cases(), (4.0, 2.0)).plans()
-    assert held.plans() != study(cases, (4.0, 2.0)).plans()
+    study_with_held_out = make_study(cases, (4.0, 2.0), held_out=("A_0008_0000", "A_0008_0001"))
+    assert study_with_held_out.plans() == make_study(brain_cases(), (4.0, 2.0)).plans()
+    assert study_with_held_out.plans() != make_study(cases, (4.0, 2.0)).plans()
 
 
 def brain_cases() -> list[CaseFingerprint]:
@@ -152,7 +157,7 @@ def brain_cases() -> list[CaseFingerprint]:
 
 @pytest.mark.parametrize("kind", ["abdomen", "brain", "lung without labels"])
 def test_every_decision_has_its_reason(kind: str) -> None:
-    lung = study([seen(), ct(structures=(LUNG,))], None, unlabelled=["A_0001_0001"])
+    lung = make_study([make_mr_case(), make_ct_case(structures=(LUNG,))], None, unlabelled=["A_0001_0001"])
     plans = {"abdomen": abdomen(), "brain": brain()}.get(kind, lung).plans()
     assert plans.reasons.keys() == DECISIONS | {"normalization.0", "normalization.1"}
     for decision, reason in plans.reasons.items():
@@ -160,8 +165,8 @@ def test_every_decision_has_its_reason(kind: str) -> None:
     assert plans.reasons["default_configuration"].startswith(f"{plans.default_configuration}:")
     assert plans.reasons["network.width"].startswith(f"{plans.network.width}")
     assert plans.reasons["training.batch_size"][:2] in ("1,", "1:")
-    for modality, made in plans.normalization.items():
-        assert f"{made.upper:g}" in plans.reasons[f"normalization.{modality}"]
+    for modality, normalization in plans.normalization.items():
+        assert f"{normalization.upper:g}" in plans.reasons[f"normalization.{modality}"]
 
 
 def test_the_configuration_that_is_requested_is_planned() -> None:
@@ -176,7 +181,7 @@ def test_the_configuration_that_is_requested_is_planned() -> None:
 
 @st.composite
 def studies(draw) -> Study:
-    """Any dataset that could be."""
+    """Draw any dataset that could exist."""
     names = draw(
         st.sampled_from([{0: "MR", 1: "CT"}, {0: "T1", 1: "T2", 2: "PET"}, {0: "CT"}, {0: "ultrasound", 1: "CTA"}])
     )
@@ -194,7 +199,7 @@ def studies(draw) -> Study:
         low, high = draw(st.sampled_from([(-1024, 3071), (0, 4095), (0, 1), (-1, 1), (-200, 300), (-32768, 32767)]))
         percentiles = st.lists(st.floats(low, high, width=32), min_size=5, max_size=5).map(sorted)
         cases.append(
-            seen(
+            make_mr_case(
                 f"A_000{subject}_000{modality}",
                 grid,
                 range=[low, high],
@@ -206,8 +211,8 @@ def studies(draw) -> Study:
         )
     everyone = [case.case for case in cases]
     unlabelled = draw(st.sampled_from([[], everyone, everyone[:1]]))
-    apart = draw(st.none() | st.tuples(*[st.floats(0, 300)] * 2))
-    return study(cases, apart, unlabelled, draw(st.sampled_from([[], everyone[-1:]])), names)
+    separation = draw(st.none() | st.tuples(*[st.floats(0, 300)] * 2))
+    return make_study(cases, separation, unlabelled, draw(st.sampled_from([[], everyone[-1:]])), names)
 
 
 machines = st.builds(Machine, st.sampled_from(["cpu", "cuda"]), st.floats(0.5, 100), st.integers(1, 128), st.booleans())
@@ -221,13 +226,13 @@ def test_any_dataset_gets_sound_plans_or_a_sentence(planned: Study, machine: Mac
     except UserError:
         assert machine.memory_gb < 1.5
         return
-    # Rounded up along each axis.
+    # The size is rounded up along each axis.
     assert np.prod(np.array(plans.size) - 1.0) <= MOST_VOXELS
     assert min(default(plans).token_grid) >= 1
     assert default(plans).memory_gb <= machine.memory_gb + 0.01
     assert FEWEST_EPOCHS <= plans.training.epochs <= Training().epochs
-    for made in (plans, paper_plans(plans)):
-        assert parse_plans(json.loads(json.dumps(made.model_dump(mode="json"))), "plans.json") == made
+    for variant in (plans, paper_plans(plans)):
+        assert parse_plans(json.loads(json.dumps(variant.model_dump(mode="json"))), "plans.json") == variant
 
 
 def test_without_labels_images_alone_align() -> None:
@@ -242,14 +247,16 @@ def test_with_some_labels_both_labels_and_images_align(lacking: str) -> None:
     plans = brain(**{lacking: names_of(brain(), 1)}).plans()
     assert (plans.loss.dice, plans.loss.similarity) == (1, 1)
     assert "50 %" in plans.reasons["loss"]
-    # What is held out is not trained on: it may lack labels.
-    held = brain(**{lacking: names_of(brain(), 1)[:1]}, held_out=names_of(brain(), 1)[:1])
-    assert held.plans().loss.similarity == 0
+    # A held-out case is not trained on, so it may lack labels.
+    study_with_held_out = brain(**{lacking: names_of(brain(), 1)[:1]}, held_out=names_of(brain(), 1)[:1])
+    assert study_with_held_out.plans().loss.similarity == 0
 
 
 @pytest.mark.parametrize(("overlap", "axes"), [(0.95, ("x",)), (0.6, ())])
 def test_symmetric_anatomy_is_mirrored(overlap: float, axes: tuple[str, ...]) -> None:
-    plans = study([seen("A_0001_0000", mirror_overlap=overlap), ct(mirror_overlap=overlap)]).plans()
+    plans = make_study(
+        [make_mr_case("A_0001_0000", mirror_overlap=overlap), make_ct_case(mirror_overlap=overlap)]
+    ).plans()
     assert plans.augmentation.mirror_axes == axes
     assert f"{overlap:.2f}" in plans.reasons["augmentation.mirror_axes"]
 
@@ -264,7 +271,14 @@ def test_the_papers_settings_are_those_of_the_paper() -> None:
     assert (paper.normalization[1].lower, paper.normalization[1].upper) == (-180, 400)
     assert paper.augmentation.mirror_axes == ()
     assert paper.reasons["paper"]
-    apart = study([seen("A_0001_0000", Grid((90, 90, 90), (1, 1, 1), (5, 5, 5))), ct()])
-    assert paper_plans(apart.plans()).prealignment.method == "centre"
-    unit = study([seen(range=[0.0, 1.0]), ct(range=[0.0, 1.0])])
+    unaligned = make_study([make_mr_case("A_0001_0000", Grid((90, 90, 90), (1, 1, 1), (5, 5, 5))), make_ct_case()])
+    assert paper_plans(unaligned.plans()).prealignment.method == "centre"
+    unit = make_study([make_mr_case(range=[0.0, 1.0]), make_ct_case(range=[0.0, 1.0])])
     assert paper_plans(unit.plans()).normalization[1].upper == 1
+
+
+def test_a_configuration_that_the_planner_does_not_make_is_refused() -> None:
+    assert brain().plans(configuration="half").default_configuration == "half"
+    with pytest.raises(UnknownName) as refusal:
+        brain().plans(configuration="quarter")
+    assert (refusal.value.name, refusal.value.known) == ("quarter", ("full", "half"))
