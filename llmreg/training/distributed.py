@@ -92,8 +92,12 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
         torch.cuda.set_device(device)
     # The others wait so long for the first process, which may have to fetch a language model.
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    context = DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
     try:
-        yield DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
+        yield context
+        # A thread of PyTorch releases the items of the last gather, for which it needs Python. A process that ended at
+        # once could be gone by then, and would be aborted.
+        context.wait()
     finally:
         distributed.destroy_process_group()
 
