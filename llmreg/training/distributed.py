@@ -4,11 +4,13 @@
 first one's device, and its ``main_process_first`` leaves the other processes waiting when the first one fails.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -27,11 +29,14 @@ class DistributedContext:
         rank: its number, from 0.
         world: the number of processes.
         device: where it computes.
+        store: what the processes share; None for a process that is alone.
     """
 
     rank: int
     world: int
     device: torch.device
+    store: distributed.Store | None = field(default=None, compare=False, repr=False)
+    _numbers: Iterator[int] = field(default_factory=count, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -41,11 +46,16 @@ class DistributedContext:
     def gather(self, item: Item) -> list[Item]:
         """Return the item of each process, in the order of their ranks; every process must call it.
 
-        PyTorch pickles the items between these processes; no pickle is written to or read from a file.
+        Items of other processes arrive as JSON, with lists for tuples. ``torch.distributed.all_gather_object`` is not
+        used: a thread of its own needs Python to release the last items, and a process that ends meanwhile is aborted.
         """
-        items: list[Item] = [item] * self.world
-        if self.world > 1:
-            distributed.all_gather_object(items, item)
+        if self.store is None:
+            return [item]
+        number = next(self._numbers)
+        self.store.set(f"{number}/{self.rank}", json.dumps(item))
+        items = [json.loads(self.store.get(f"{number}/{rank}")) for rank in range(self.world)]
+        # Every process has sent its item after it had read those of the call before.
+        self.store.delete_key(f"{number - 1}/{self.rank}")
         return items
 
     def reduce_max(self, *numbers: int) -> list[int]:
@@ -91,12 +101,14 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # The others wait so long for the first process, which may have to fetch a language model.
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
-    context = DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
+    timeout = timedelta(hours=2)
+    store, rank, world = next(distributed.rendezvous("env://", timeout=timeout))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    context = DistributedContext(rank, world, device, distributed.PrefixStore("llmreg", store))
     try:
         yield context
-        # A thread of PyTorch releases the items of the last gather, for which it needs Python. A process that ended at
-        # once could be gone by then, and would be aborted.
+        # The first process may hold the store, which the others read until they come here.
         context.wait()
     finally:
         distributed.destroy_process_group()
