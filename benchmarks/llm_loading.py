@@ -77,8 +77,8 @@ def peak_mb() -> float:
 
 
 def fill_cache(folder: Path) -> None:
+    from llmreg.networks.language_models.llm_settings import LLMSettings
     from llmreg.networks.language_models.loading import fetch, find_layers
-    from llmreg.networks.language_models.settings import LLMSettings
 
     pinned = fetch(LLMSettings(source=str(folder), layers=LAYERS), folder / "cache")
     find_layers(pinned, folder / "cache")
@@ -91,10 +91,10 @@ def measure(way: str, folder: Path, dtype: torch.dtype) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModel
 
+    from llmreg.networks.language_models.llm_settings import LLMSettings
     from llmreg.networks.language_models.loading import build_layers, find_layers
     from llmreg.networks.language_models.model_files import LocalFiles
     from llmreg.networks.language_models.reading import read_layers
-    from llmreg.networks.language_models.settings import LLMSettings
 
     read = 0
     read_whole = LocalFiles.read

@@ -18,10 +18,16 @@ import torch
 from llmreg.devices import Machine, autocast, detect_machine
 from llmreg.machine import peak_memory_gb
 from llmreg.networks.factory import build_network
+from llmreg.networks.network_registry import (
+    NetworkSettings,
+    StepSize,
+    default_settings,
+    step_seconds,
+    training_memory_gb,
+)
 from llmreg.networks.registration_network import GridNetwork
-from llmreg.networks.registry import NetworkSettings, StepSize, default_settings, step_seconds, training_memory_gb
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
-from llmreg.similarity.registry import Prediction
+from llmreg.similarity.term_registry import LossInputs
 
 LABELS = 29
 
@@ -121,7 +127,7 @@ def step(run: Run) -> tuple[float, float]:
         start = time.process_time()
         with autocast(device, "bfloat16"):
             flow, full = model(batch["moving"], batch["fixed"])
-        loss = sum_terms(compute_terms(Prediction(batch, flow, full), weights), weights)
+        loss = sum_terms(compute_terms(LossInputs(batch, flow, full), weights), weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -30,8 +30,8 @@ from transformers import LlamaConfig
 
 from llmreg.devices import autocast, has_bfloat16
 from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import LoadedLayers, build_layers, random_layers
-from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.network import LLMMorph
 from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 from llmreg.networks.registration_network import GridNetwork

@@ -177,7 +177,7 @@ def evaluate(
     labels: Path | str | None = None,
     output: Path | str | None = None,
     *,
-    keypoints: Path | str | None = None,
+    landmarks: Path | str | None = None,
     label_interpolation: LabelInterpolation = "nearest",
     convention: Convention = "lps",
     processes: int = 2,
@@ -194,7 +194,7 @@ def evaluate(
         labels: folder with a label map ``<case name>.nii.gz`` for each case, or a dataset's folder; those that
             ``predict.json`` names when None.
         output: folder of the results; the predictions' when None.
-        keypoints: folder with landmarks ``<case name>.csv``; those that ``predict.json`` names when None.
+        landmarks: folder with landmarks ``<case name>.csv``; those that ``predict.json`` names when None.
         label_interpolation: how label maps are warped.
         convention: coordinates of the landmarks in tables.
         processes: number of pairs that are scored at the same time.
@@ -204,7 +204,7 @@ def evaluate(
     """
     source = Path(predictions)
     label_folder, target, landmarks = (
-        None if folder is None else Path(folder) for folder in (labels, output, keypoints)
+        None if folder is None else Path(folder) for folder in (labels, output, landmarks)
     )
     evaluate_folder(source, label_folder, target, processes, label_interpolation, landmarks, convention)
     return read_evaluation(target or source)

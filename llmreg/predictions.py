@@ -40,7 +40,7 @@ class _Record(BaseModel):
             raise UnreadableFile(path, problem, "run the prediction again") from None
 
 
-class Placement(_Record):
+class PlacementRecord(_Record):
     """How a case was brought into the common frame; see :class:`llmreg.engine.prealignment.CaseTransform`."""
 
     matrix: list[list[float]]
@@ -109,8 +109,8 @@ class PredictedPair(_Record):
     fixed_mask: str | None = None
     moving_mask: str | None = None
     initial_transform: str | None = None
-    fixed_transform: Placement | None = None
-    moving_transform: Placement | None = None
+    fixed_transform: PlacementRecord | None = None
+    moving_transform: PlacementRecord | None = None
     mean_mm: float | None = None
     largest_mm: float | None = None
     folding_percent: float | None = None

@@ -9,8 +9,8 @@ from llmreg.commands import shell
 EXAMPLES = """\
   llmreg_apply -t disp_A_B.nii.gz -i B.nii.gz -o B_on_A.nii.gz
   llmreg_apply -t disp_A_B.nii.gz -i B.nii.gz --labels B_seg.nii.gz --interpolation label -o warped/
-  llmreg_apply -t disp_A_B.nii.gz --points landmarks_of_A.csv --convention ras -o landmarks_in_B.csv
-  llmreg_apply -t disp_A_B.nii.gz --points landmarks_of_B.csv --inverse -o landmarks_in_A.csv
+  llmreg_apply -t disp_A_B.nii.gz --landmarks landmarks_of_A.csv --convention ras -o landmarks_in_B.csv
+  llmreg_apply -t disp_A_B.nii.gz --landmarks landmarks_of_B.csv --inverse -o landmarks_in_A.csv
   llmreg_apply -t disp_A_B.nii.gz -i A.nii.gz --inverse --like B.nii.gz -o A_on_B.nii.gz
   llmreg_apply -t disp_A_B.nii.gz B_to_C.tfm -i C.nii.gz -o C_on_A.nii.gz
 
@@ -23,7 +23,7 @@ def action(options: argparse.Namespace) -> None:
     """Transform the files and list the results."""
     from llmreg.inference.apply import ApplyInputs, ApplyOptions, apply
 
-    inputs = ApplyInputs(tuple(options.input), tuple(options.labels), tuple(options.points))
+    inputs = ApplyInputs(tuple(options.input), tuple(options.labels), tuple(options.landmarks))
     applied = ApplyOptions(
         options.interpolation,
         options.like,
@@ -40,7 +40,7 @@ def action(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = shell.create_parser(
-        "Apply displacement fields and affine transforms, chained, to images, label maps and points; images are "
+        "Apply displacement fields and affine transforms, chained, to images, label maps and landmarks; images are "
         "resampled once.",
         EXAMPLES,
     )
@@ -58,9 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     for flags, text in (
         (("-i", "--input"), "images"),
         (("--labels",), "label maps"),
-        (("--points",), "landmarks: .csv, or 3D Slicer's .fcsv and .mrk.json"),
+        (("--landmarks",), "landmarks: .csv, or 3D Slicer's .fcsv and .mrk.json"),
     ):
         parser.add_argument(*flags, nargs="+", action="extend", default=[], type=Path, metavar="FILE", help=text)
+    shell.accept_old_spelling(parser, "--points", dest="landmarks", nargs="+", action="extend", type=Path)
     parser.add_argument(
         "--like", type=Path, metavar="IMAGE", help="the result gets this image's grid (default: the first field's)"
     )
@@ -76,13 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--convention",
         choices=("lps", "ras", "voxel"),
         default="lps",
-        help="coordinates of .csv points: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
+        help="coordinates of .csv landmarks: mm as in ITK (lps, default) or NIfTI (ras), or voxels counted from 0",
     )
     parser.add_argument(
-        "--fixed", type=Path, metavar="IMAGE", help="the image whose voxels points of the fixed image count"
+        "--fixed", type=Path, metavar="IMAGE", help="the image whose voxels the landmarks of the fixed image count"
     )
     parser.add_argument(
-        "--moving", type=Path, metavar="IMAGE", help="the image whose voxels points of the moving image count"
+        "--moving", type=Path, metavar="IMAGE", help="the image whose voxels the landmarks of the moving image count"
     )
     parser.add_argument("--inverse", action="store_true", help="from the moving to the fixed image")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmreg import paths
 from llmreg.commands import shell
-from llmreg.networks.registry import NETWORKS, all_ablations
+from llmreg.networks.network_registry import NETWORKS, all_ablations
 
 EXAMPLES = """\
   llmreg_benchmark -d 2
@@ -41,7 +41,7 @@ def action(options: argparse.Namespace) -> None:
         plans=options.plans,
         configuration=options.configuration,
         minutes=options.minutes,
-        peer_seconds=60 * options.peer_minutes,
+        peer_seconds=60 * options.classical_minutes,
         device=options.device,
         workers=options.workers,
     )
@@ -79,12 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of training for each learned method and fold (default: the plans' number of epochs)",
     )
     parser.add_argument(
-        "--peer_minutes",
+        "--classical_minutes",
         type=shell.positive_number,
         default=15.0,
         metavar="M",
-        help="how long another program may take for a pair (default: 15)",
+        help="how long a classical method may take for a pair (default: 15)",
     )
+    shell.accept_old_spelling(parser, "--peer_minutes", dest="classical_minutes", type=shell.positive_number)
     parser.add_argument("--llms", nargs="+", default=[], metavar="SOURCE", help="language models of table3")
     parser.add_argument("-o", "--output", type=Path, help="default: benchmark/ in the dataset's folder of results")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda when there is one)")

@@ -9,7 +9,7 @@ from llmreg.commands import shell
 EXAMPLES = """\
   llmreg_evaluate -i predictions -l $llmreg_raw/Dataset002_BrainMRCT/labelsTr
   llmreg_evaluate -i predictions -l labels -o scores --num_processes 4
-  llmreg_evaluate -i predictions -l labels --keypoints landmarks --convention voxel
+  llmreg_evaluate -i predictions -l labels --landmarks landmarks --convention voxel
 """
 
 
@@ -36,12 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="how label maps are warped (default: nearest); linear: the label that weighs most, less jagged",
     )
     parser.add_argument(
-        "--keypoints",
+        "--landmarks",
         type=Path,
         metavar="FOLDER",
         help="landmarks <case name>.csv, .fcsv or .mrk.json, the same places in one order in both images of a pair; "
         "may be left out when predict.json names them",
     )
+    shell.accept_old_spelling(parser, "--keypoints", dest="landmarks", type=Path)
     parser.add_argument(
         "--convention",
         choices=("lps", "ras", "voxel"),
@@ -65,7 +66,7 @@ def action(options: argparse.Namespace) -> None:
         options.output,
         options.num_processes,
         options.label_interpolation,
-        options.keypoints,
+        options.landmarks,
         options.convention,
     )
     output = options.output or options.input

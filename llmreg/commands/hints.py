@@ -49,7 +49,7 @@ _COMMANDS = {
 # Options whose names are not those of the arguments that they set.
 _OPTIONS = {
     "dataset_id": "-d",
-    "inputs": "-i, --labels or --points",
+    "inputs": "-i, --labels or --landmarks",
     "name": "--as, which names plans that are changed with --set",
     "outputs": "--save",
 }

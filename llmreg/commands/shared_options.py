@@ -92,7 +92,7 @@ def add_layers(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse._ActionsContainer, purpose: str) -> None:
     """Add the options that choose a trained model and its folds."""
-    from llmreg.networks.registry import NETWORKS
+    from llmreg.networks.network_registry import NETWORKS
 
     parser.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
     parser.add_argument("-c", "--configuration", help="full or half")

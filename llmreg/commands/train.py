@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from llmreg.commands import shell
 from llmreg.errors import UserError
-from llmreg.networks.registry import NETWORKS, all_ablations
+from llmreg.networks.network_registry import NETWORKS, all_ablations
 
 EXAMPLES = """\
   llmreg_train 1 fold0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmreg.errors import BadArgument
-from llmreg.networks.registry import DEFAULT_NETWORK, NetworkSettings, plugin_of
+from llmreg.networks.network_registry import DEFAULT_NETWORK, NetworkSettings, plugin_of
 from llmreg.paths import preprocessed_dataset
 from llmreg.plans.plans import Plans, find_plans
 

@@ -58,7 +58,7 @@ def digest_registration_inputs(pairs: Iterable[Pair], dataset: Dataset) -> str:
 def digest_scoring_inputs(pairs: Iterable[Pair], dataset: Dataset) -> str:
     """Hash what scores are made from beside fields: the pairs, their cases' files and annotation, the labels."""
     cases = _cases_of(pairs, dataset)
-    landmarks = [None if case.keypoints is None else file_digest(case.keypoints) for case in cases]
+    landmarks = [None if case.landmarks is None else file_digest(case.landmarks) for case in cases]
     return json_digest([[[case.name, sources_of(case)] for case in cases], landmarks, list(dataset.labels.items())])
 
 
@@ -67,7 +67,7 @@ def _annotated_pairs(pairs: Iterable[Pair], dataset: Dataset) -> tuple[Pair, ...
 
     def is_annotated(pair: Pair) -> bool:
         cases = _cases_of([pair], dataset)
-        return all(case.label is not None for case in cases) or all(case.keypoints is not None for case in cases)
+        return all(case.label is not None for case in cases) or all(case.landmarks is not None for case in cases)
 
     return tuple(filter(is_annotated, pairs))
 

@@ -8,7 +8,7 @@ from typing import Literal
 from llmreg.comparison.benchmark_settings import count_layers
 from llmreg.comparison.classical_methods import CLASSICAL
 from llmreg.errors import BadArgument, UnknownName
-from llmreg.networks.registry import DEFAULT_NETWORK, NETWORKS, NetworkSettings, plugin_of
+from llmreg.networks.network_registry import DEFAULT_NETWORK, NETWORKS, NetworkSettings, plugin_of
 
 INITIAL = "initial"
 # Ends the name of a learned method whose fields are refined.

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_plans
 from llmreg.data.dataset import Case, Dataset, Pair
-from llmreg.engine.prealignment import CaseTransform, between
+from llmreg.engine.prealignment import CaseTransform, pair_prealignment
 from llmreg.files import write_text
 from llmreg.paths import preprocessed_dataset
 from llmreg.predictions import PredictedPair
@@ -58,7 +58,7 @@ def classical_pairs(settings: BenchmarkSettings, pairs: Sequence[Pair], dataset:
         ClassicalPair(
             dataset.case(pair.fixed),
             dataset.case(pair.moving),
-            between(_read_transform(volumes, pair.fixed), _read_transform(volumes, pair.moving)),
+            pair_prealignment(_read_transform(volumes, pair.fixed), _read_transform(volumes, pair.moving)),
         )
         for pair in pairs
     ]

@@ -51,7 +51,7 @@ class Case:
         image: the image's file.
         label: its label map.
         mask: its foreground.
-        keypoints: its landmarks.
+        landmarks: its landmarks.
         annotated_labels: ids of the structures that were looked for; None when these are all of the label table.
     """
 
@@ -61,7 +61,7 @@ class Case:
     image: Path
     label: Path | None = None
     mask: Path | None = None
-    keypoints: Path | None = None
+    landmarks: Path | None = None
     annotated_labels: tuple[int, ...] | None = None
 
     def annotated_structures(self, label_table: Collection[int]) -> set[int]:
@@ -350,7 +350,7 @@ class _CaseReader:
             image=image,
             label=label,
             mask=self._find_beside(image, "masks", entry.mask),
-            keypoints=self._find_beside(image, "keypoints", entry.keypoints, ".csv"),
+            landmarks=self._find_beside(image, "keypoints", entry.keypoints, ".csv"),
             annotated_labels=self._parse_annotated(entry.annotated_labels, where),
         )
         return self.cases[name]

@@ -157,7 +157,7 @@ def align_case(case: CaseToPlace, settings: PreAlignment) -> CaseTransform:
     return last
 
 
-def between(fixed: CaseTransform, moving: CaseTransform) -> sitk.Transform:
+def pair_prealignment(fixed: CaseTransform, moving: CaseTransform) -> sitk.Transform:
     """The pre-alignment of a pair, fixed points -> moving points, from the transforms of its cases."""
     affine = chain_transforms(fixed.to_sitk().GetInverse(), moving.to_sitk())
     return CaseTransform.from_sitk(affine, "prealignment").to_sitk()

@@ -64,7 +64,7 @@ _LEAST_DETERMINANT = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Refined:
+class RefinementResult:
     """A refined displacement.
 
     Attributes:
@@ -101,7 +101,7 @@ def refine(
     moving_seen: Tensor,
     loss: LossSettings,
     iterations: int,
-) -> Refined:
+) -> RefinementResult:
     """Add a smooth correction to a displacement so that its images fit better; no labels are needed.
 
     The objective is the mean squared difference of the images' MIND-SSC descriptors plus the plan's regularisers: the
@@ -150,8 +150,8 @@ def refine(
             before = objective(torch.zeros_like(_shrink_flow(padded))).item()
             after = objective(_shrink_flow(correction)).item()
         if not after < before:
-            return Refined(start, before, before, steps)
-        return Refined(start + correction[..., : size[0], : size[1], : size[2]], before, after, steps)
+            return RefinementResult(start, before, before, steps)
+        return RefinementResult(start + correction[..., : size[0], : size[1], : size[2]], before, after, steps)
 
 
 def _objective(correction: Tensor, *, flow: Tensor, fixed: _Side, moving: _Side, loss: LossSettings) -> Tensor:

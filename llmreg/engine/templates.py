@@ -35,7 +35,7 @@ from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import read_image, write_image
 
 TEMPLATE_MM = 8.0
-RECORD_FILE = "templates.json"
+TEMPLATES_FILE = "templates.json"
 # Sizes of a body that are tried.
 SCALES = (0.92, 1.0, 1.08)
 # Least overlap of image and template, as a share of the smaller of the two.
@@ -283,12 +283,12 @@ def write_templates(folder: Path, templates: Mapping[int, Template]) -> None:
         modality: {"centre": template.centre.tolist(), "spread": template.spread.tolist()}
         for modality, template in templates.items()
     }
-    write_json(folder / RECORD_FILE, record)
+    write_json(folder / TEMPLATES_FILE, record)
 
 
 def read_templates(folder: Path) -> dict[int, Template]:
     """Read the templates of all modalities. Raises UserError when they are missing or damaged."""
-    record = read_json(folder / RECORD_FILE)
+    record = read_json(folder / TEMPLATES_FILE)
     templates = {}
     try:
         for modality, row in record.items():
@@ -296,5 +296,7 @@ def read_templates(folder: Path) -> dict[int, Template]:
             seen = image_to_array(read_image(folder / f"seen_{int(modality):04d}{DEFAULT_ENDING}")) > 0
             templates[int(modality)] = Template(image, seen, np.array(row["centre"]), np.array(row["spread"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UnreadableFile(folder / RECORD_FILE, f"is damaged ({error})", "preprocess the dataset again") from error
+        raise UnreadableFile(
+            folder / TEMPLATES_FILE, f"is damaged ({error})", "preprocess the dataset again"
+        ) from error
     return templates

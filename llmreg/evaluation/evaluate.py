@@ -39,7 +39,7 @@ def evaluate_folder(
     output: Path | None = None,
     num_processes: int = 2,
     label_interpolation: LabelInterpolation = "nearest",
-    keypoints: Path | None = None,
+    landmarks: Path | None = None,
     convention: Convention = "lps",
 ) -> dict[str, Any]:
     """Score every pair of a predictions folder that ``predict.json`` lists, and write the results.
@@ -51,7 +51,7 @@ def evaluate_folder(
         output: where ``metrics.csv``, ``summary.json`` and ``learn2reg.json`` go; the predictions folder by default.
         num_processes: pairs scored at the same time; labels, where there are fewer pairs.
         label_interpolation: how moving label maps are warped.
-        keypoints: folder with landmarks ``<case name>.csv``; else they are those that ``predict.json`` names, else
+        landmarks: folder with landmarks ``<case name>.csv``; else they are those that ``predict.json`` names, else
             the dataset's in ``labels``.
         convention: of the coordinates of landmarks in tables; a dataset's own are in voxels.
 
@@ -62,7 +62,7 @@ def evaluate_folder(
     Raises:
         UserError: for missing or unreadable files, grids that do not agree, or nothing to score.
     """
-    inputs = find_inputs(predictions, labels, keypoints)
+    inputs = find_inputs(predictions, labels, landmarks)
     output = output or predictions
     check_writable(output)
     score = partial(
@@ -125,8 +125,8 @@ def _score_pair(
     # What all rows of the pair share.
     shared: Row = pair.prediction.model_dump(include={"pair_id", "fixed", "moving", "seconds"}, exclude_none=True)
     distances: list[float] = []
-    if pair.keypoints is not None:
-        landmarks = read_landmark_pair(*pair.keypoints, pair.convention or convention, fixed_grid, moving_grid)
+    if pair.landmarks is not None:
+        landmarks = read_landmark_pair(*pair.landmarks, pair.convention or convention, fixed_grid, moving_grid)
         errors = landmark_errors(*landmarks, field, moving_grid, initial)
         shared |= {metric: float(values.mean()) for metric, values in errors.items()}
         distances = errors["tre_l2r"].tolist()

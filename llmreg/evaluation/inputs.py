@@ -28,7 +28,7 @@ class PairFiles:
         prealignment: file of the affine part of the field, where there is one.
         labels: id -> name; those of the two label maps when None.
         annotated: the ids that both images have; all of them when None.
-        keypoints: files of the fixed and of the moving image's landmarks.
+        landmarks: files of the fixed and of the moving image's landmarks.
         convention: of the coordinates in these, where it is certain.
     """
 
@@ -39,7 +39,7 @@ class PairFiles:
     prealignment: Path | None
     labels: dict[int, str] | None
     annotated: frozenset[int] | None
-    keypoints: tuple[Path, Path] | None
+    landmarks: tuple[Path, Path] | None
     convention: Convention | None
 
 
@@ -60,12 +60,12 @@ class EvaluationInputs:
     sha256: str
 
 
-def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None) -> EvaluationInputs:
+def find_inputs(folder: Path, labels: Path | None, landmarks: Path | None = None) -> EvaluationInputs:
     """Find the files of all pairs of ``predict.json``.
 
     A label map is ``<labels>/<case name>.nii.gz``, else the one that ``predict.json`` names. Label names and the
     annotated labels come from the ``dataset.json`` in the label maps' folder or the one above it, if there is one.
-    Landmarks are ``<keypoints>/<case name>`` with one of :data:`llmreg.images.landmarks.LANDMARK_ENDINGS`, else those
+    Landmarks are ``<landmarks>/<case name>`` with one of :data:`llmreg.images.landmarks.LANDMARK_ENDINGS`, else those
     that ``predict.json`` names, else, in voxels, those of the dataset in ``labels``; pairs may have none. Where a
     pair's label maps are missing, landmarks are enough.
 
@@ -77,7 +77,7 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
     predictions = read_predictions(folder)
     if not predictions.pairs:
         raise UnreadableFile(folder / PREDICT_FILE, "lists no pairs", "predict at least one pair")
-    for place, content in ((labels, "label maps"), (keypoints, "landmarks")):
+    for place, content in ((labels, "label maps"), (landmarks, "landmarks")):
         if place is not None and not place.is_dir():
             raise MissingFile(place, f"name the folder that holds the {content}")
 
@@ -89,14 +89,14 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
             raise BadArgument(
                 "outputs", f"{folder} holds no field of {pair.pair_id}: predict again, and save the field."
             )
-        landmarks, convention = _find_keypoints(pair, keypoints, cases)
+        landmark_files, convention = _find_landmarks(pair, landmarks, cases)
         labelled = True
         try:
             fixed, moving = (_find_label_map(pair, role, labels, cases) for role in ("fixed", "moving"))
             if labels is None and dataset is None:
                 dataset = _find_dataset_around(fixed.parent)
         except UserError as error:
-            if landmarks is None:
+            if landmark_files is None:
                 raise
             log.warning("%s: its landmarks alone are scored. %s", pair.pair_id, error)
             labelled = False
@@ -111,13 +111,13 @@ def find_inputs(folder: Path, labels: Path | None, keypoints: Path | None = None
                 prealignment=_check_exists(folder / pair.prealignment, remedy) if pair.prealignment else None,
                 labels=dataset.labels if dataset else None,
                 annotated=_intersect_annotated(dataset, pair) if dataset else None,
-                keypoints=landmarks,
+                landmarks=landmark_files,
                 convention=convention,
             )
         )
-    if keypoints is not None and all(pair.keypoints is None for pair in pairs):
+    if landmarks is not None and all(pair.landmarks is None for pair in pairs):
         names = f"{predictions.pairs[0].fixed}.csv, {predictions.pairs[0].moving}.csv"
-        raise BadArgument("keypoints", f"{keypoints} holds no landmarks of any pair: name the files {names}.")
+        raise BadArgument("landmarks", f"{landmarks} holds no landmarks of any pair: name the files {names}.")
     return EvaluationInputs(
         name=dataset.name if dataset else folder.resolve().name,
         pairs=tuple(pairs),
@@ -170,7 +170,7 @@ def _find_label_map(pair: PredictedPair, role: str, folder: Path | None, cases: 
     return _check_exists(path, f"add the label map of {case}, or name another folder of label maps")
 
 
-def _find_keypoints(
+def _find_landmarks(
     pair: PredictedPair, folder: Path | None, cases: Mapping[str, Case]
 ) -> tuple[tuple[Path, Path] | None, Convention | None]:
     """The landmarks of both images, and the convention of their coordinates, where that is certain."""
@@ -178,7 +178,7 @@ def _find_keypoints(
     if fixed is not None and moving is not None:
         return (fixed, moving), None
     dataset_fixed, dataset_moving = (
-        cases[case].keypoints if case in cases else None for case in (pair.fixed, pair.moving)
+        cases[case].landmarks if case in cases else None for case in (pair.fixed, pair.moving)
     )
     if dataset_fixed is not None and dataset_moving is not None:
         # Learn2Reg's landmarks count voxels.

@@ -39,12 +39,12 @@ class ApplyInputs:
 
     images: tuple[Path, ...] = ()
     labels: tuple[Path, ...] = ()
-    points: tuple[Path, ...] = ()
+    landmarks: tuple[Path, ...] = ()
 
     @property
     def all(self) -> tuple[Path, ...]:
         """All of them."""
-        return self.images + self.labels + self.points
+        return self.images + self.labels + self.landmarks
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
         options: everything else.
 
     Returns:
-        The written files, in the order of images, labels and points.
+        The written files, in the order of images, labels and landmarks.
 
     Raises:
         BadArgument: arguments are missing or do not fit each other.
@@ -111,12 +111,12 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
     grid = _choose_grid(options, start) if inputs.images or inputs.labels else None
     with logging_redirect_tqdm(), tqdm(total=len(targets), desc="Apply", unit="file") as progress:
         # Landmarks come first, since they take no time and show whether the direction is right.
-        if inputs.points:
+        if inputs.landmarks:
             fixed, moving = (
                 None if path is None else Grid.from_image(read_image(path)) for path in (options.fixed, options.moving)
             )
             ends = (moving, fixed or start) if options.inverse else (fixed or start, moving)
-            for path in inputs.points:
+            for path in inputs.landmarks:
                 _transform_points(path, targets[path], steps, ends, options)
                 progress.update()
         if grid is not None:
@@ -177,7 +177,7 @@ def _name_targets(inputs: ApplyInputs, output: Path) -> dict[Path, Path]:
             raise MissingFile(path, "check its name")
         if path in targets:
             raise UserError(f"{path} is given twice: leave one out.")
-        fitting = (_landmark_ending(path),) if path in inputs.points else image_endings(writable=True)
+        fitting = (_landmark_ending(path),) if path in inputs.landmarks else image_endings(writable=True)
         name = path.name if path.name.endswith(fitting) else strip_ending(path) + fitting[0]
         target = output if is_file else output / name
         if not target.name.endswith(fitting):
@@ -215,9 +215,9 @@ def _transform_points(
             "whether the inverse is meant"
             if options.inverse
             else "outside the field's grid, where it moves nothing: check their convention, and whether they belong to "
-            "the fixed image (points of the moving image need the inverse)"
+            "the fixed image (landmarks of the moving image need the inverse)"
         )
-        log.warning("%s: %d of %d points lie %s.", path, (~is_defined).sum(), len(points), reason)
+        log.warning("%s: %d of %d landmarks lie %s.", path, (~is_defined).sum(), len(points), reason)
     write_landmarks(table, mapped, target, ends[1])
 
 

@@ -75,7 +75,7 @@ class Ensemble:
             the field of a made-up pair by less than :data:`MERGED_CHANGE` voxels.
 
     Attributes:
-        velocity: whether the flows are velocities and not displacements.
+        predicts_velocity: whether the flows are velocities and not displacements.
 
     Raises:
         UserError: the checkpoints, plans and LLM weights do not belong together.
@@ -86,7 +86,7 @@ class Ensemble:
         self._autocast, self._device = plans.training.autocast, device
         network = build_network(plans.network, configuration.network_shape[::-1], device)
         self._network = GridNetwork(network, configuration.downsampling).eval()
-        self.velocity = network.velocity
+        self.predicts_velocity = network.predicts_velocity
         self._states: list[dict[str, Tensor]] = []
         for path in model.folds.values():
             read_own_state(path, plans, model.configuration)
@@ -113,7 +113,7 @@ class Ensemble:
 
     def _flow(self, moving: Tensor, fixed: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(self._device, self._autocast):
-            return self._network.raw(moving, fixed)
+            return self._network.predict_raw(moving, fixed)
 
     def _merge_lora(self) -> None:
         """Merge LoRA into the frozen weights, unless rounding the sum to their type changes the field too much."""
@@ -257,7 +257,7 @@ class Predictor:
         with self._lock:
             flows = [flow[crop] for flow in self._ensemble.flows(moving, fixed)]
         spread = self._measure_spread(flows, pair.moving_case.transform) if self.options.uncertainty else None
-        flow, is_velocity = torch.stack(flows).mean(dim=0), self._ensemble.velocity
+        flow, is_velocity = torch.stack(flows).mean(dim=0), self._ensemble.predicts_velocity
         objective = None
         if self.options.refine:
             flow, objective = self._refine(pair, warping.exponential(flow) if is_velocity else flow)
@@ -296,7 +296,7 @@ class Predictor:
     def _measure_spread(self, flows: Sequence[Tensor], placement: CaseTransform) -> sitk.Image:
         """Standard deviation of the displacement over folds, mm in the moving image's space, on the frame."""
         frame = self.plans.frame
-        displacements = [warping.exponential(flow) for flow in flows] if self._ensemble.velocity else flows
+        displacements = [warping.exponential(flow) for flow in flows] if self._ensemble.predicts_velocity else flows
         fields = [DisplacementField.from_flow(flow[0].cpu().numpy(), frame).vectors for flow in displacements]
         return array_to_image(deviation(fields, placement.matrix), frame)
 

@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
-from llmreg.engine.prealignment import CaseTransform, between
+from llmreg.engine.prealignment import CaseTransform, pair_prealignment
 from llmreg.errors import BadArgument, UnknownName
 from llmreg.files import atomic_write
 from llmreg.geometry.field import (
@@ -94,7 +94,7 @@ class Registration:
     @property
     def prealignment(self) -> sitk.Transform:
         """The affine part alone, fixed points -> moving points."""
-        return between(self.fixed_transform, self.moving_transform)
+        return pair_prealignment(self.fixed_transform, self.moving_transform)
 
     @cached_property
     def field(self) -> DisplacementField:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from llmreg.devices import autocast
 from llmreg.errors import UserError
 from llmreg.networks.fast_layers import choose_memory_format
+from llmreg.networks.network_registry import NetworkSettings, plugin_of
 from llmreg.networks.registration_network import GridNetwork, RegistrationNetwork
-from llmreg.networks.registry import NetworkSettings, plugin_of
 
 log = logging.getLogger(__name__)
 

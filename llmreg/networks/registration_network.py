@@ -21,7 +21,7 @@ class RegistrationNetwork(nn.Module, ABC):
 
     Attributes:
         shape: (z, y, x).
-        velocity: whether :meth:`raw` is a stationary velocity and not the displacement.
+        predicts_velocity: whether :meth:`predict_raw` is a stationary velocity and not the displacement.
         recompute: gradient checkpointing of the finest level in training: less memory for more time, and the same
             gradients up to rounding. A network ignores it where it would not lower the peak.
         llm_sha256: digest of its frozen layers, which checkpoints hold; empty where it has none.
@@ -41,7 +41,7 @@ class RegistrationNetwork(nn.Module, ABC):
         self.shape = tuple(int(size) for size in shape)
         if len(self.shape) != 3 or min(self.shape) <= 0:
             raise ValueError(f"shape {self.shape} is not three sizes above 0")
-        self.velocity = field == "velocity"
+        self.predicts_velocity = field == "velocity"
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Predict the field that aligns ``moving`` with ``fixed``.
@@ -56,10 +56,10 @@ class RegistrationNetwork(nn.Module, ABC):
         Raises:
             ValueError: the images are not of the shape the network was built for.
         """
-        raw = self.raw(moving, fixed)
-        return warping.exponential(raw) if self.velocity else raw
+        raw = self.predict_raw(moving, fixed)
+        return warping.exponential(raw) if self.predicts_velocity else raw
 
-    def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict_raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """The network's own output for the images of :meth:`forward`, a displacement or a velocity."""
         for image in (moving, fixed):
             if image.shape[1:] != (1, *self.shape):
@@ -70,7 +70,7 @@ class RegistrationNetwork(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """:meth:`raw` of images that are padded already; what a network implements."""
+        """:meth:`predict_raw` of images that are padded already; what a network implements."""
 
     def merge_lora(self) -> Callable[[], None] | None:
         """Add low-rank adaptation to the weights that it adapts, for faster prediction of the same up to rounding.
@@ -108,14 +108,14 @@ class GridNetwork(nn.Module):
     Attributes:
         network: as given; checkpoints hold its state, not that of the wrapper.
         shape: (z, y, x) of the images on the grid.
-        velocity: whether :meth:`raw` is a stationary velocity and not a displacement.
+        predicts_velocity: whether :meth:`predict_raw` is a stationary velocity and not a displacement.
     """
 
     def __init__(self, network: RegistrationNetwork, factor: int) -> None:
         super().__init__()
         self.network = network
         self.shape = tuple(size * factor for size in network.shape)
-        self.velocity = network.velocity
+        self.predicts_velocity = network.predicts_velocity
         self._factor = factor
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Flows:
@@ -123,9 +123,9 @@ class GridNetwork(nn.Module):
         flow: Tensor = self.network(self._reduce(moving), self._reduce(fixed))
         return Flows(flow, self._enlarge(flow))
 
-    def raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
+    def predict_raw(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """What the network itself predicts, a displacement or a velocity, (B, 3, z, y, x) on the grid."""
-        return self._enlarge(self.network.raw(self._reduce(moving), self._reduce(fixed)))
+        return self._enlarge(self.network.predict_raw(self._reduce(moving), self._reduce(fixed)))
 
     def zero_flows(self, images: Tensor) -> Flows:
         """Make the displacement zero for images (B, 1, z, y, x), at both resolutions."""

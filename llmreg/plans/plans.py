@@ -12,7 +12,7 @@ from llmreg.engine.prealignment import PreAlignment
 from llmreg.errors import BadAssignment, BadPlans, NotPrepared, UnknownName
 from llmreg.files import json_digest, read_json, write_json
 from llmreg.geometry.grid import Grid
-from llmreg.networks.registry import DEFAULT_NETWORK, AnyNetworkSettings, network_settings, plugin_of
+from llmreg.networks.network_registry import DEFAULT_NETWORK, AnyNetworkSettings, network_settings, plugin_of
 from llmreg.plans.plan_settings import (
     AugmentationSettings,
     Configuration,
@@ -30,7 +30,7 @@ PLANS_FILE = "plans.json"
 VOLUMES_FORMAT = 2
 
 
-class Planned(Settings):
+class PlanningRecord(Settings):
     """A record of what plans were planned from, so that planning again changes only what must change.
 
     Attributes:
@@ -85,7 +85,7 @@ class Plans(Settings):
     training: Training = Training()
     augmentation: AugmentationSettings = AugmentationSettings()
     reasons: dict[str, str]
-    planned: Planned | None = None
+    planned: PlanningRecord | None = None
 
     @model_validator(mode="after")
     def _check_configurations(self) -> Self:

@@ -17,7 +17,7 @@ from llmreg.files import write_text
 from llmreg.geometry.grid import Grid, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.image_files import read_image
-from llmreg.networks.registry import plugin_of
+from llmreg.networks.network_registry import plugin_of
 from llmreg.plans.plan_settings import Normalization
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.common_frame import find_foreground, is_ct, normalize_image

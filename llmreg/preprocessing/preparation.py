@@ -13,9 +13,9 @@ from llmreg.data.splits import SPLITS_FILE, Split, check_splits, make_splits, re
 from llmreg.devices import Machine, detect_machine
 from llmreg.errors import EditedPlans, NotPrepared, UserError
 from llmreg.files import json_digest, write_json
-from llmreg.networks.registry import NetworkSettings, default_settings, plugin_of
+from llmreg.networks.network_registry import NetworkSettings, default_settings, plugin_of
 from llmreg.plans.plan_settings import Configuration
-from llmreg.plans.plans import Planned, Plans, find_plans, parse_plans, plans_path, read_plans, write_plans
+from llmreg.plans.plans import PlanningRecord, Plans, find_plans, parse_plans, plans_path, read_plans, write_plans
 from llmreg.preprocessing.dataset_alignment import choose_prealignment
 from llmreg.preprocessing.fingerprint import (
     FINGERPRINT_FILE,
@@ -203,7 +203,7 @@ def complete_plans(path: Path, plans: Plans, existing: Plans | None, inputs: dic
     """
     added = {} if existing is None else _list_added_configurations(existing)
     content = plans.model_dump() | {
-        "planned": Planned(inputs=inputs, result=_digest_decisions(plans)),
+        "planned": PlanningRecord(inputs=inputs, result=_digest_decisions(plans)),
         "configurations": plans.configurations | added,
     }
     return parse_plans(content, f"{path} with the configurations that were added to it")

@@ -16,13 +16,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
-from llmreg.engine.templates import RECORD_FILE, read_templates
+from llmreg.engine.templates import TEMPLATES_FILE, read_templates
 from llmreg.errors import BadArgument, UserError
 from llmreg.files import atomic_write, check_outputs, file_digest, write_json
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.inference.models import Model, read_own_state
 from llmreg.networks.language_models import cache
-from llmreg.networks.registry import plugin_of
+from llmreg.networks.network_registry import plugin_of
 from llmreg.paths import ModelName, fold_folder, llm_cache_folder
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
@@ -47,7 +47,7 @@ _LIMITS = {
     re.compile(re.escape(PLANS_FILE)): 4 * MiB,
     re.compile(re.escape(FINGERPRINT_FILE)): 32 * MiB,
     re.compile(re.escape(REFERENCE_FILE)): 1024 * MiB,
-    re.compile(_TEMPLATES + re.escape(RECORD_FILE)): MiB,
+    re.compile(_TEMPLATES + re.escape(TEMPLATES_FILE)): MiB,
     re.compile(_TEMPLATES + r"(?:template|seen)_[0-9]{4}" + re.escape(DEFAULT_ENDING)): 64 * MiB,
     re.compile(_CHECKPOINT + r"\.json"): MiB,
     re.compile(_CHECKPOINT + r"\.safetensors"): 4096 * MiB,
@@ -86,7 +86,7 @@ class NeededLayers(Settings):
     Attributes:
         source: the language model's name in the plans; of a local one, its folder or file on another computer.
         layers: zero-based indices.
-        weights: see :class:`llmreg.networks.language_models.settings.LLMSettings`.
+        weights: see :class:`llmreg.networks.language_models.llm_settings.LLMSettings`.
         sha256: digest of the layers' weights.
         revision: commit on the hub, where the layers are known to come from it.
     """
@@ -139,7 +139,7 @@ def find_needed_layers(plans: Plans, states: Sequence[TrainingState]) -> NeededL
     revision = None
     with suppress(UserError):
         cached = cache.find(sha256, llm_cache_folder())
-        revision = None if cached is None else cache.read_record(cached).revision
+        revision = None if cached is None else cache.read_layers_record(cached).revision
     return NeededLayers(source=llm.source, layers=llm.layers, weights=llm.weights, sha256=sha256, revision=revision)
 
 
@@ -200,7 +200,7 @@ def _find_plain_files(model: Model, plans: Plans) -> dict[str, Path]:
     sets = {ALL_CASES, *map(name_template_set, model.folds)} if plans.prealignment.uses_templates else set()
     for folder in (f"{TEMPLATES_FOLDER}/{name}" for name in sorted(sets)):
         if (model.folder / folder).exists():
-            names.append(f"{folder}/{RECORD_FILE}")
+            names.append(f"{folder}/{TEMPLATES_FILE}")
             names += [
                 f"{folder}/{kind}_{number:04d}{DEFAULT_ENDING}"
                 for number in read_templates(model.folder / folder)

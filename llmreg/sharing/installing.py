@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from llmreg.engine.templates import RECORD_FILE, read_templates
+from llmreg.engine.templates import TEMPLATES_FILE, read_templates
 from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
 from llmreg.files import file_digest, read_json, report_unwritable
 from llmreg.inference.models import Model, load_model, read_own_state
 from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import find_layers
 from llmreg.networks.language_models.reading import BUILT_IN, is_local
-from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.paths import ModelName, llm_cache_folder
 from llmreg.plans.plans import PLANS_FILE, read_plans
 from llmreg.preprocessing.common_frame import REFERENCE_FILE, read_reference
@@ -227,7 +227,7 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
         with checking(member) as path:
             check_unpacked_size(path, _LARGEST_TEMPLATE)
     for template_set in sorted({str(PurePosixPath(member).parent) for member in templates}):
-        with checking(f"{template_set}/{RECORD_FILE}") as path:
+        with checking(f"{template_set}/{TEMPLATES_FILE}") as path:
             read_templates(path.parent)
 
 

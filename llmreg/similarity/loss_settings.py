@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmreg.settings import Settings
 from llmreg.similarity.image_similarity import Kind
-from llmreg.similarity.registry import LOSS_TERMS, Prediction, TermSettings
+from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs, TermSettings
 from llmreg.similarity.terms import SimilaritySettings
 
 
@@ -95,7 +95,7 @@ class LossSettings(Settings):
         )
 
 
-def compute_terms(prediction: Prediction, loss: LossSettings) -> dict[str, Tensor]:
+def compute_terms(prediction: LossInputs, loss: LossSettings) -> dict[str, Tensor]:
     """Return the terms of weight above 0 by name, each a scalar; those that need labels only where a pair has some."""
     return {
         name: LOSS_TERMS.get(name).compute(prediction, settings)
@@ -111,7 +111,7 @@ def sum_terms(terms: Mapping[str, Tensor], loss: LossSettings) -> Tensor:
 
 
 @torch.no_grad()
-def measure_image_match(prediction: Prediction, loss: LossSettings) -> float | None:
+def measure_image_match(prediction: LossInputs, loss: LossSettings) -> float | None:
     """Return the mean of the loss's image terms, weighted like the loss; lower is better. None where it has none."""
     terms = loss.image_terms
     total = sum(settings.weight for settings in terms.values())

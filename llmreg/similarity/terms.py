@@ -6,8 +6,8 @@ from torch.nn import functional
 from llmreg.geometry import warping
 from llmreg.geometry.warping import jacobian_determinant
 from llmreg.similarity.image_similarity import Kind, similarity_loss
-from llmreg.similarity.registry import LOSS_TERMS, LossTerm, Prediction, TermSettings
 from llmreg.similarity.soft_dice import soft_dice
+from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs, LossTerm, TermSettings
 
 
 def gradient_l2(flow: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class SimilaritySettings(TermSettings):
     kind: Kind = "mind"
 
 
-def compute_dice(prediction: Prediction, settings: TermSettings) -> Tensor:
+def compute_dice(prediction: LossInputs, settings: TermSettings) -> Tensor:
     """Return one minus soft Dice on the images' grid, over the voxels at which the images can be compared."""
     batch = prediction.batch
     return soft_dice(
@@ -71,7 +71,7 @@ def compute_dice(prediction: Prediction, settings: TermSettings) -> Tensor:
     )[0]
 
 
-def compute_similarity(prediction: Prediction, settings: SimilaritySettings) -> Tensor:
+def compute_similarity(prediction: LossInputs, settings: SimilaritySettings) -> Tensor:
     """Return how unlike the images are on the network's grid, over the voxels at which they can be compared."""
     return similarity_loss(
         settings.kind,

@@ -13,7 +13,7 @@ from llmreg.data.splits import SPLITS_FILE, Split, check_splits, parse_fold, rea
 from llmreg.devices import detect_machine
 from llmreg.errors import BadArgument, NotPrepared, OtherPlans
 from llmreg.files import atomic_write
-from llmreg.networks.registry import default_settings, plugin_of
+from llmreg.networks.network_registry import default_settings, plugin_of
 from llmreg.paths import (
     ModelName,
     find_dataset_folder,

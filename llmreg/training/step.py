@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from llmreg.devices import autocast
 from llmreg.plans.plan_settings import Training
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
-from llmreg.similarity.registry import Prediction
+from llmreg.similarity.term_registry import LossInputs
 
 # Of each logged value, its sum over steps and the number of steps in which it was known.
 Sums = dict[str, tuple[float, int]]
@@ -98,7 +98,7 @@ class Learner:
         with record_function("forward"), autocast(self._device, self._settings.autocast):
             flow, full_flow = self._network(batch["moving"], batch["fixed"])
         with record_function("loss"):
-            terms = compute_terms(Prediction(batch, flow, full_flow), self._loss)
+            terms = compute_terms(LossInputs(batch, flow, full_flow), self._loss)
             # Several pairs without a structure in common have no Dice, and smoothness may have the weight 0.
             loss = sum_terms(terms, self._loss) if terms else torch.zeros((), device=self._device)
             # A NaN flow yields a finite Dice loss of 1; this sum makes the loss NaN, so the check fires.

@@ -11,8 +11,8 @@ from llmreg.geometry import warping
 from llmreg.networks.registration_network import GridNetwork
 from llmreg.plans.plan_settings import Configuration, Training
 from llmreg.similarity.loss_settings import LossSettings, measure_image_match
-from llmreg.similarity.registry import Prediction
 from llmreg.similarity.soft_dice import soft_dice
+from llmreg.similarity.term_registry import LossInputs
 from llmreg.training.distributed import DistributedContext
 from llmreg.training.options import FoldData
 from llmreg.training.samples import common_labels, load_case, to_tensors
@@ -105,7 +105,7 @@ class Validator:
             )
         scores = {
             "folding": 100 * (warping.jacobian_determinant(flow) <= 0).float().mean().item(),
-            "similarity": measure_image_match(Prediction(batch, flow, full_flow), self._loss),
+            "similarity": measure_image_match(LossInputs(batch, flow, full_flow), self._loss),
         }
         if len(sample["labels"]):
             # Dice covers all voxels here, unlike in the loss.

@@ -30,7 +30,7 @@ def folder(tmp_path, oblique, monkeypatch):
 
 
 def test_everything_at_once(folder, capsys):
-    typed = "-t field.nii.gz -t shift.tfm -i image.nii.gz --labels labels.nii.gz --points points.csv -o out"
+    typed = "-t field.nii.gz -t shift.tfm -i image.nii.gz --labels labels.nii.gz --landmarks points.csv -o out"
     assert apply.main(typed.split()) == 0
     assert capsys.readouterr().out.split() == ["out/image.nii.gz", "out/labels.nii.gz", "out/points.csv"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["image.nii.gz", "labels.nii.gz", "points.csv"]
@@ -39,7 +39,7 @@ def test_everything_at_once(folder, capsys):
 
 def test_the_transforms_named_first_come_first(folder):
     for typed in ("-t field.nii.gz shift.tfm", "-t field.nii.gz -t shift.tfm"):
-        assert apply.main([*typed.split(), *["--points", "points.csv", "-o", "out.csv", "--overwrite"]]) == 0
+        assert apply.main([*typed.split(), *["--landmarks", "points.csv", "-o", "out.csv", "--overwrite"]]) == 0
         point = [float(cell) for cell in (folder / "points.csv").read_text().split()[1].split(",")[1:]]
         field = sitk.DisplacementFieldTransform(sitk.ReadImage("field.nii.gz", sitk.sitkVectorFloat64))
         expected = np.add(field.TransformPoint(point), (1, 0, 0))
@@ -52,11 +52,11 @@ def test_conventions_and_the_way_back(folder, oblique):
         "name,x,y,z\napex,{},{},{}\n".format(*oblique.index_to_physical((6, 5, 4)) * (-1, -1, 1))
     )
     (folder / "voxel.csv").write_text("name,x,y,z\napex,6,5,4\n")
-    images = "--fixed image.nii.gz --moving labels.nii.gz"
+    options = "-t field.nii.gz shift.tfm --fixed image.nii.gz --moving labels.nii.gz"
     for convention in ("ras", "voxel"):
-        typed = f"-t field.nii.gz shift.tfm --points {convention}.csv --convention {convention} {images} -o there.csv"
+        typed = f"{options} --landmarks {convention}.csv --convention {convention} -o there.csv"
         assert apply.main([*typed.split(), "--overwrite"]) == 0
-        typed = f"-t field.nii.gz shift.tfm --points there.csv --convention {convention} {images} --inverse -o back.csv"
+        typed = f"{options} --landmarks there.csv --convention {convention} --inverse -o back.csv"
         assert apply.main([*typed.split(), "--overwrite"]) == 0
         rows = [
             (folder / name).read_text().split()[1].split(",") for name in ("there.csv", "back.csv", f"{convention}.csv")
@@ -72,7 +72,7 @@ def test_conventions_and_the_way_back(folder, oblique):
         ("-t field.nii.gz -o out", "--labels"),
         ("-t shift.tfm -i image.nii.gz -o out.nii.gz", "--like"),
         ("-t field.nii.gz -i image.nii.gz -o labels.nii.gz", "--overwrite"),
-        ("-t field.nii.gz --points points.csv --convention voxel -o out.csv", "--moving"),
+        ("-t field.nii.gz --landmarks points.csv --convention voxel -o out.csv", "--moving"),
         ("-t field.nii.gz -i image.nii.gz --inverse -o out.nii.gz", "--like"),
     ],
 )

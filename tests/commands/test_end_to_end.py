@@ -18,7 +18,7 @@ from llmreg.commands import evaluate, fetch_llm, plan, plan_and_preprocess, pred
 from llmreg.inference.case_reader import ImageInput
 from llmreg.inference.predictor import Predictor
 from llmreg.networks.layers import FieldHead
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 from llmreg.plans.plans import read_plans
 from llmreg.training.step import Learner
 

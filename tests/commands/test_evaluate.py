@@ -13,7 +13,7 @@ from llmreg.geometry.grid import Grid
 def test_every_option_reaches_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmreg.evaluation.summary.format_summary", lambda summary: "")
     calls = record_calls(monkeypatch, "llmreg.evaluation.evaluate.evaluate_folder", {})
-    words = "-i in -l labels -o out --label_interpolation linear --keypoints points --convention ras --num_processes 3"
+    words = "-i in -l labels -o out --label_interpolation linear --landmarks points --convention ras --num_processes 3"
     assert evaluate.main(words.split()) == 0
     assert calls == [
         {
@@ -22,7 +22,7 @@ def test_every_option_reaches_the_evaluation(tmp_path: Path, monkeypatch: pytest
             "output": Path("out"),
             "num_processes": 3,
             "label_interpolation": "linear",
-            "keypoints": Path("points"),
+            "landmarks": Path("points"),
             "convention": "ras",
         }
     ]

@@ -28,7 +28,7 @@ def test_a_model_folder_is_chosen_instead_of_a_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_registered_network_can_be_named() -> None:
-    from llmreg.networks.registry import NETWORKS
+    from llmreg.networks.network_registry import NETWORKS
 
     for name in NETWORKS.names:
         assert parse("--network", name).network == name

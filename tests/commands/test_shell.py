@@ -95,6 +95,13 @@ def test_only_the_names_of_long_options_are_spelled_anew(arguments, expected):
         ("preprocess", ["-d", "1", "-np", "3"], ["-d", "1", "--num_processes", "3"]),
         ("train", ["1", "0", "-num_gpus", "2"], ["1", "0", "--num_gpus", "2"]),
         ("train", ["1", "0", "--num-gpus", "2"], ["1", "0", "--num_gpus", "2"]),
+        ("evaluate", ["-i", "out", "--keypoints", "marks"], ["-i", "out", "--landmarks", "marks"]),
+        (
+            "apply",
+            ["-t", "f.nii.gz", "-o", "o", "--points", "p.csv"],
+            ["-t", "f.nii.gz", "-o", "o", "--landmarks", "p.csv"],
+        ),
+        ("benchmark", ["-d", "1", "--peer_minutes", "2"], ["-d", "1", "--classical_minutes", "2"]),
     ],
 )
 def test_old_spellings_mean_the_same_and_are_not_shown(command, old_words, new_words):

@@ -28,7 +28,7 @@ def dataset(tmp_path: Path) -> Dataset:
                     modality,
                     image,
                     label=label if labelled else None,
-                    keypoints=None if labelled else points,
+                    landmarks=None if labelled else points,
                 )
             )
     pairs = tuple(Pair(f"Toy_{s}_0000", f"Toy_{s}_0001") for s in ("0001", "0003"))

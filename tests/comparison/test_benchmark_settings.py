@@ -15,7 +15,7 @@ from llmreg.comparison.benchmark_settings import (
     load_plans,
 )
 from llmreg.errors import BadArgument
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 from llmreg.plans.plans import plans_path, write_plans
 
 

@@ -66,7 +66,7 @@ def test_scores_depend_on_annotation_and_on_the_label_table(dataset: Dataset) ->
         digest_scoring_inputs(pairs, dataset),
         digest_scoring_inputs(pairs, replace(dataset, labels={1: "another organ"})),
     }
-    for case, kind in (("Toy_0001_0000", "label"), ("Toy_0003_0001", "keypoints")):
+    for case, kind in (("Toy_0001_0000", "label"), ("Toy_0003_0001", "landmarks")):
         getattr(dataset.case(case), kind).write_text("changed")
         digests.add(digest_scoring_inputs(pairs, dataset))
     assert len(digests) == 4

@@ -8,7 +8,7 @@ from llmreg.comparison import methods as module
 from llmreg.comparison.methods import GROUPS, Method, find_method, first_layers, list_group, select_methods
 from llmreg.errors import BadArgument, UnknownName, UserError
 from llmreg.networks.language_models import loading
-from llmreg.networks.registry import NETWORKS, network_settings
+from llmreg.networks.network_registry import NETWORKS, network_settings
 
 SETTINGS = network_settings("llm_morph")
 

@@ -17,7 +17,7 @@ from llmreg.engine.prealignment import (
     PreAlignment,
     Template,
     align_case,
-    between,
+    pair_prealignment,
 )
 from llmreg.geometry.grid import Grid, array_to_image, orient_to_lps
 from llmreg.geometry.resampling import resample_image
@@ -130,8 +130,8 @@ def test_a_pair_leads_from_the_fixed_to_the_moving_case():
     moving = CaseTransform(0.9 * np.eye(3), np.array([-20.0, 7, 30]), "affine")
     for point in ((0.0, 0.0, 0.0), (10.0, -4.0, 25.0)):
         start, end = fixed.to_sitk().TransformPoint(point), moving.to_sitk().TransformPoint(point)
-        np.testing.assert_allclose(between(fixed, moving).TransformPoint(start), end, atol=1e-9)
-        assert np.linalg.norm(np.subtract(between(moving, fixed).TransformPoint(start), end)) > 10
+        np.testing.assert_allclose(pair_prealignment(fixed, moving).TransformPoint(start), end, atol=1e-9)
+        assert np.linalg.norm(np.subtract(pair_prealignment(moving, fixed).TransformPoint(start), end)) > 10
 
 
 def test_the_reference_stays_and_the_case_is_moved(body):

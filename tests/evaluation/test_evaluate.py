@@ -125,7 +125,7 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
     landmarks.mkdir()
     for name, shift in (("Boxes_0001_0000", 0 * SHIFT), ("Boxes_0001_0001", SHIFT)):
         np.savetxt(landmarks / f"{name}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
-    command = ["-i", str(predictions), "--keypoints", str(landmarks), "--num_processes", "1"]
+    command = ["-i", str(predictions), "--landmarks", str(landmarks), "--num_processes", "1"]
     assert main(command) == 2
     assert "Boxes_0001_0000 has no label map in predict.json" in capsys.readouterr().err
 
@@ -290,7 +290,7 @@ def break_prealignment(predictions: Path, dataset: Path) -> list[str]:
 
 def add_a_landmark_of_one(predictions: Path, dataset: Path) -> list[str]:
     (predictions / "Boxes_0002_0001.csv").write_text("1,2,3\n")
-    return ["--keypoints", str(predictions)]
+    return ["--landmarks", str(predictions)]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_label_maps_and_landmarks_are_found_by_the_names_of_the_cases(tmp_path: 
     inputs = find_inputs(folder, labels, labels)
     (pair,) = inputs.pairs
     assert pair.frames == (labels / f"{FIXED}.nii.gz", labels / f"{MOVING}.nii.gz")
-    assert pair.keypoints == (labels / f"{FIXED}.csv", labels / f"{MOVING}.csv")
+    assert pair.landmarks == (labels / f"{FIXED}.csv", labels / f"{MOVING}.csv")
     assert (pair.field, pair.prealignment) == (folder / "disp.nii.gz", None)
     prediction = pair.prediction
     assert (prediction.fixed, prediction.moving) == (FIXED, MOVING)
@@ -57,8 +57,8 @@ def test_recorded_files_are_relative_to_the_folder_or_absolute(tmp_path: Path, l
     }
     (pair,) = find_inputs(write(tmp_path / "out", recorded), None).pairs
     assert [path.resolve() for path in pair.frames] == [labels / f"{FIXED}.nii.gz", labels / f"{MOVING}.nii.gz"]
-    assert pair.keypoints is not None
-    assert [path.resolve() for path in pair.keypoints] == [labels / f"{FIXED}.csv", labels / f"{MOVING}.csv"]
+    assert pair.landmarks is not None
+    assert [path.resolve() for path in pair.landmarks] == [labels / f"{FIXED}.csv", labels / f"{MOVING}.csv"]
 
 
 def test_the_named_folder_comes_before_the_record(tmp_path: Path, labels: Path) -> None:
@@ -124,7 +124,7 @@ def test_arguments_that_do_not_fit_are_named(tmp_path: Path, labels: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadArgument) as refusal:
         find_inputs(folder, labels, tmp_path / "empty")
-    assert refusal.value.argument == "keypoints"
+    assert refusal.value.argument == "landmarks"
 
 
 def test_a_folder_without_predictions_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def cases(tmp_path: Path) -> dict[str, dict[str, list[float]]]:
 
 @pytest.mark.parametrize("interpolation", ["nearest", "linear"])
 def test_results_are_the_challenges(cases: dict, tmp_path: Path, interpolation: str, capsys) -> None:
-    arguments = ["-i", str(tmp_path), "-l", str(tmp_path / "labels"), "--num_processes", "1", "--keypoints"]
+    arguments = ["-i", str(tmp_path), "-l", str(tmp_path / "labels"), "--num_processes", "1", "--landmarks"]
     arguments += [str(tmp_path / "points"), "--convention", "voxel", "--label_interpolation", interpolation]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "learn2reg.json").read_text())

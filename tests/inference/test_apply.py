@@ -113,12 +113,14 @@ def test_labels_are_nearest_or_by_weight(folder, fixed_grid):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_points_go_along_and_come_back(folder, chain):
     paths = [folder / name for name in chain]
-    (moved_path,) = apply(paths, ApplyInputs(points=(folder / "points.csv",)), folder / "there.csv", ApplyOptions())
+    (moved_path,) = apply(paths, ApplyInputs(landmarks=(folder / "points.csv",)), folder / "there.csv", ApplyOptions())
     points = np.loadtxt(folder / "points.csv", delimiter=",")
     transform = transform_of(folder, *chain)
     expected = [transform.TransformPoint(point) for point in points.tolist()]
     np.testing.assert_allclose(np.loadtxt(moved_path, delimiter=","), expected, atol=1e-3)
-    (returned_path,) = apply(paths, ApplyInputs(points=(moved_path,)), folder / "back.csv", ApplyOptions(inverse=True))
+    (returned_path,) = apply(
+        paths, ApplyInputs(landmarks=(moved_path,)), folder / "back.csv", ApplyOptions(inverse=True)
+    )
     np.testing.assert_allclose(np.loadtxt(returned_path, delimiter=","), points, atol=0.05)
 
 
@@ -126,10 +128,10 @@ def test_a_field_and_its_inverse_in_a_file_bring_points_back(folder, fixed_grid)
     field = random_field(fixed_grid, 1, 1.0)
     write_field(invert_field(field), folder / "inverse.nii.gz")
     (moved_path,) = apply(
-        [folder / "field.nii.gz"], ApplyInputs(points=(folder / "points.csv",)), folder / "there.csv", ApplyOptions()
+        [folder / "field.nii.gz"], ApplyInputs(landmarks=(folder / "points.csv",)), folder / "there.csv", ApplyOptions()
     )
     (returned_path,) = apply(
-        [folder / "inverse.nii.gz"], ApplyInputs(points=(moved_path,)), folder / "back.csv", ApplyOptions()
+        [folder / "inverse.nii.gz"], ApplyInputs(landmarks=(moved_path,)), folder / "back.csv", ApplyOptions()
     )
     offsets = np.loadtxt(returned_path, delimiter=",") - np.loadtxt(folder / "points.csv", delimiter=",")
     assert np.linalg.norm(offsets, axis=1).max() < 0.1
@@ -140,13 +142,13 @@ def test_voxels_are_those_of_the_image_on_either_side(folder, fixed_grid):
     points = np.loadtxt(folder / "points.csv", delimiter=",")
     np.savetxt(folder / "voxels.csv", fixed_grid.physical_to_index(points), delimiter=",", fmt="%.9f")
     options = ApplyOptions(convention="voxel", moving=folder / "moving.nii.gz")
-    (moved_path,) = apply(chain, ApplyInputs(points=(folder / "voxels.csv",)), folder / "there.csv", options)
+    (moved_path,) = apply(chain, ApplyInputs(landmarks=(folder / "voxels.csv",)), folder / "there.csv", options)
     moving = sitk.ReadImage(str(folder / "moving.nii.gz"))
     transform = transform_of(folder, "field.nii.gz", "turn.tfm")
     expected = [moving.TransformPhysicalPointToContinuousIndex(transform.TransformPoint(p)) for p in points.tolist()]
     np.testing.assert_allclose(np.loadtxt(moved_path, delimiter=","), expected, atol=1e-3)
     inverse_options = ApplyOptions(convention="voxel", moving=folder / "moving.nii.gz", inverse=True)
-    (returned_path,) = apply(chain, ApplyInputs(points=(moved_path,)), folder / "back.csv", inverse_options)
+    (returned_path,) = apply(chain, ApplyInputs(landmarks=(moved_path,)), folder / "back.csv", inverse_options)
     np.testing.assert_allclose(
         np.loadtxt(returned_path, delimiter=","), np.loadtxt(folder / "voxels.csv", delimiter=","), atol=0.05
     )
@@ -210,14 +212,14 @@ def test_mistakes_are_warned_of(folder, fixed_grid, caplog):
     assert "looks like a label map" in caplog.text
     caplog.clear()
     apply(chain, ApplyInputs((folder / "moving.nii.gz",), (folder / "labels.nii.gz",)), folder / "2", ApplyOptions())
-    apply(chain, ApplyInputs(points=(folder / "points.csv",)), folder / "2.csv", ApplyOptions())
+    apply(chain, ApplyInputs(landmarks=(folder / "points.csv",)), folder / "2.csv", ApplyOptions())
     assert not caplog.text
     (folder / "far.csv").write_text("0,0,0\n900,0,0\n")
-    apply(chain, ApplyInputs(points=(folder / "far.csv",)), folder / "3.csv", ApplyOptions())
-    assert "2 of 2 points lie outside the field's grid" in caplog.text
+    apply(chain, ApplyInputs(landmarks=(folder / "far.csv",)), folder / "3.csv", ApplyOptions())
+    assert "2 of 2 landmarks lie outside the field's grid" in caplog.text
     caplog.clear()
-    apply(chain, ApplyInputs(points=(folder / "far.csv",)), folder / "4.csv", ApplyOptions(inverse=True))
-    assert "2 of 2 points lie where the field has no inverse" in caplog.text
+    apply(chain, ApplyInputs(landmarks=(folder / "far.csv",)), folder / "4.csv", ApplyOptions(inverse=True))
+    assert "2 of 2 landmarks lie where the field has no inverse" in caplog.text
     caplog.clear()
     far = Grid(MOVING.size, MOVING.spacing, (900.0, 0.0, 0.0))
     write_image(array_to_image(np.arange(5760, dtype=np.float32).reshape(far.shape), far), folder / "far.nii.gz")
@@ -333,7 +335,7 @@ def test_ants_makes_the_same_of_the_same_files(folder, fixed_grid):
         # A voxel at the very edge of an image may lie inside or outside.
         assert (np.abs(warped - by_ants) < 2e-3).mean() > 0.998
         (moved_path,) = apply(
-            paths, ApplyInputs(points=(folder / "points.csv",)), folder / f"{name}.csv", ApplyOptions()
+            paths, ApplyInputs(landmarks=(folder / "points.csv",)), folder / f"{name}.csv", ApplyOptions()
         )
         table = pd.DataFrame(points, columns=["x", "y", "z"])
         expected_points = ants.apply_transforms_to_points(3, table, chain)

@@ -60,7 +60,7 @@ def network_flow(plans: Plans, images: tuple[Path, Path], seed: int = 0, strengt
         volumes.append(torch.from_numpy(np.ascontiguousarray(padded))[None, None])
     fixed, moving = volumes
     with torch.inference_mode():
-        flow = make_network(plans, seed, strength).raw(moving=moving, fixed=fixed)
+        flow = make_network(plans, seed, strength).predict_raw(moving=moving, fixed=fixed)
     return flow[(0, slice(None), *crop)].permute(1, 2, 3, 0).numpy()
 
 
@@ -236,12 +236,12 @@ def test_each_fold_predicts_with_its_own_weights_time_and_again(tmp_path: Path) 
     ensemble = Ensemble(load_model(write_model(tmp_path, plans, ("0", "1"))), plans, CPU)
     moving, fixed = random_pair()
     with torch.inference_mode():
-        expected = [make_network(plans, seed).raw(moving, fixed) for seed in (0, 1)]
+        expected = [make_network(plans, seed).predict_raw(moving, fixed) for seed in (0, 1)]
     assert not torch.allclose(expected[0], expected[1], atol=0.1)
     for _ in range(2):
         for flow, expected_flow in zip(ensemble.flows(moving, fixed), expected, strict=True):
             torch.testing.assert_close(flow, expected_flow, atol=1e-5, rtol=1e-4)
-    assert not ensemble.velocity
+    assert not ensemble.predicts_velocity
 
 
 LIMIT = 2**-7

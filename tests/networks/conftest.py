@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_models import save_random_model
 
-from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
+from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
 from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from llmreg.geometry import warping
 from llmreg.networks.factory import build_network
 from llmreg.networks.layers import FieldHead
+from llmreg.networks.network_registry import NETWORKS, network_settings, plugin_of
 from llmreg.networks.registration_network import RegistrationNetwork
-from llmreg.networks.registry import NETWORKS, network_settings, plugin_of
 
 # No edge is a multiple of 4.
 SHAPE = (18, 15, 10)
@@ -84,16 +84,16 @@ def test_fields_are_in_voxels_along_x_y_and_z(name: str, field: str) -> None:
             network_settings(name, field=field)
         return
     network = build_small(name, field=field)
-    assert network.velocity == (field == "velocity")
+    assert network.predicts_velocity == (field == "velocity")
     heads = [module for module in network.modules() if isinstance(module, FieldHead)]
     for head in heads:
         nn.init.zeros_(head.weight)
     heads[-1].bias.data = torch.tensor([1.5, -0.5, 0.25])
     with torch.no_grad():
-        flow, raw = network(*images()), network.raw(*images())
+        flow, raw = network(*images()), network.predict_raw(*images())
     expected = torch.tensor([1.5, -0.5, 0.25]).view(1, 3, 1, 1, 1).expand_as(flow)
     torch.testing.assert_close(flow, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(warping.exponential(raw) if network.velocity else raw, flow)
+    torch.testing.assert_close(warping.exponential(raw) if network.predicts_velocity else raw, flow)
     # Each voxel shows what lies at its index plus the field.
     ramps = warping.identity_grid(SHAPE)
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2), slice(2, -2))

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from llmreg.geometry import warping
 from llmreg.networks.factory import build_network
+from llmreg.networks.network_registry import NETWORKS, default_settings
 from llmreg.networks.registration_network import GridNetwork
-from llmreg.networks.registry import NETWORKS, default_settings
 
 SIZE, STEPS, TOLERANCE = 32, 150, 0.3
 # The smallest settings of each network and a learning rate that suits it; other networks take their default settings.

@@ -28,7 +28,7 @@ def test_at_full_resolution_the_network_sees_the_images_themselves() -> None:
     flow, full = network(moving, fixed)
     assert torch.equal(flow, torch.cat([moving, fixed, torch.full_like(fixed, 2.0)], dim=1))
     assert full is flow
-    assert torch.equal(network.raw(moving, fixed), flow)
+    assert torch.equal(network.predict_raw(moving, fixed), flow)
 
 
 def test_at_half_resolution_it_sees_block_means_and_its_voxels_count_twice() -> None:
@@ -41,19 +41,19 @@ def test_at_half_resolution_it_sees_block_means_and_its_voxels_count_twice() -> 
     torch.testing.assert_close(flow[:, 1:2], functional.avg_pool3d(fixed, 2))
     assert full.shape == (1, 3, 6, 8, 10)
     assert torch.equal(full[:, 2], torch.full((1, 6, 8, 10), 4.0))
-    assert torch.equal(network.raw(moving, fixed), full)
+    assert torch.equal(network.predict_raw(moving, fixed), full)
 
 
 def test_a_velocity_is_followed_at_the_networks_own_resolution() -> None:
     network = GridNetwork(Echo(SHAPE, "velocity"), 2)
-    assert network.velocity
+    assert network.predicts_velocity
     moving, fixed = torch.rand(2, 1, 1, 6, 8, 10)
     velocity = torch.cat([functional.avg_pool3d(image, 2) for image in (moving, fixed)], dim=1)
     velocity = torch.cat([velocity, torch.full_like(velocity[:, :1], 2.0)], dim=1)
     flow, full = network(moving, fixed)
     torch.testing.assert_close(flow, warping.exponential(velocity))
     torch.testing.assert_close(full, warping.upsample(warping.exponential(velocity)))
-    torch.testing.assert_close(network.raw(moving, fixed), warping.upsample(velocity))
+    torch.testing.assert_close(network.predict_raw(moving, fixed), warping.upsample(velocity))
 
 
 def test_zero_flows_have_both_resolutions() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmreg.errors import BadAssignment, BadPlans, NotPrepared, UserError
-from llmreg.networks.registry import NETWORKS, network_settings
+from llmreg.networks.network_registry import NETWORKS, network_settings
 from llmreg.plans.plans import Plans, find_plans, override, parse_plans, plans_path, read_plans, write_plans
 
 

@@ -12,7 +12,7 @@ from markupsafe import escape
 from matplotlib.image import imread
 from toy_dataset import MODALITIES, prepare
 
-from llmreg.networks.registry import plugin_of
+from llmreg.networks.network_registry import plugin_of
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import Fingerprint
 from llmreg.preprocessing.plan_report import draw_frames, draw_histograms, write_report

@@ -10,7 +10,7 @@ from llmreg.geometry import warping
 from llmreg.similarity.image_similarity import similarity_loss
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, measure_image_match, sum_terms
 from llmreg.similarity.masks import comparable_voxels
-from llmreg.similarity.registry import Prediction, TermSettings
+from llmreg.similarity.term_registry import LossInputs, TermSettings
 from llmreg.similarity.terms import SimilaritySettings, bending_energy, gradient_l2
 
 
@@ -53,8 +53,8 @@ def test_settings_that_cannot_be_used_are_refused(content: dict[str, object], ke
 BOTH = LossSettings(similarity=0.5, smoothness=2)
 
 
-def predict(batch: dict[str, Tensor], flow: Tensor) -> Prediction:
-    return Prediction(batch, flow, flow)
+def predict(batch: dict[str, Tensor], flow: Tensor) -> LossInputs:
+    return LossInputs(batch, flow, flow)
 
 
 def image_term(batch: dict[str, Tensor], flow: Tensor) -> float:

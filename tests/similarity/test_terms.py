@@ -11,15 +11,15 @@ from torch.nn import functional
 
 from llmreg.similarity.image_similarity import Kind, similarity_loss
 from llmreg.similarity.masks import comparable_voxels
-from llmreg.similarity.registry import LOSS_TERMS, Prediction, TermSettings
 from llmreg.similarity.soft_dice import soft_dice
+from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs, TermSettings
 from llmreg.similarity.terms import SimilaritySettings, bending_energy, folding_penalty, gradient_l2
 
 PARAMETERS = {"similarity": SimilaritySettings(weight=1)}
 
 
 def compute(name: str, batch: dict[str, Tensor], flow: Tensor, full_flow: Tensor | None = None) -> Tensor:
-    prediction = Prediction(batch, flow, flow if full_flow is None else full_flow)
+    prediction = LossInputs(batch, flow, flow if full_flow is None else full_flow)
     return LOSS_TERMS.get(name).compute(prediction, PARAMETERS.get(name, TermSettings(weight=1)))
 
 
@@ -111,7 +111,7 @@ def test_similarity_is_that_of_what_the_network_saw(kind: Kind) -> None:
     batch["moving_seen"][:, :, 7, :14] = 0
     flow = random_flow([n // 2 for n in SHAPE])
     # The full flow is another one, so that it matters which of them is looked through.
-    prediction = Prediction(batch, flow, torch.full((1, 3, *SHAPE), 0.7))
+    prediction = LossInputs(batch, flow, torch.full((1, 3, *SHAPE), 0.7))
     loss = LOSS_TERMS.get("similarity").compute(prediction, SimilaritySettings(weight=1, kind=kind))
     fixed, moving = (reduce_blocks(batch[role], lambda block: block.mean(-1)) for role in ("fixed", "moving"))
     fixed_seen, moving_seen = (

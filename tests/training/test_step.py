@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from llmreg.plans.plan_settings import Training
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
-from llmreg.similarity.registry import Prediction
+from llmreg.similarity.term_registry import LossInputs
 from llmreg.training.step import Learner, NonFiniteBatch, add_sums, mean_values
 
 SHAPE = (8, 8, 8)
@@ -51,7 +51,7 @@ def make_learner(network: nn.Module, **training: object) -> Learner:
 def losses(network: nn.Module, seeds: range) -> Iterator[Tensor]:
     for pair in map(batch, seeds):
         flow, full_flow = network(pair["moving"], pair["fixed"])
-        yield sum_terms(compute_terms(Prediction(pair, flow, full_flow), LOSS), LOSS)
+        yield sum_terms(compute_terms(LossInputs(pair, flow, full_flow), LOSS), LOSS)
 
 
 def test_a_step_goes_down_the_mean_gradient_of_what_it_accumulates() -> None:

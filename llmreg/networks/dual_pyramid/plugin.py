@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
+from llmreg.networks.network_registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
 
 
 class DualPyramidSettings(NetworkSettings):

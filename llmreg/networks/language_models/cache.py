@@ -127,7 +127,7 @@ def write(stored: StoredLayers, cache: Path) -> Path:
     """
     config = json.loads(json.dumps(stored.config))
     if (folder := find(stored.sha256, cache)) is not None:
-        record = read_record(folder)
+        record = read_layers_record(folder)
         if record.config != config:
             # An earlier version read less of a model's configuration.
             write_json(folder / RECORD_FILE, record.model_copy(update={"config": config}).model_dump())
@@ -156,17 +156,17 @@ def write(stored: StoredLayers, cache: Path) -> Path:
 def find(sha256: str, cache: Path) -> Path | None:
     """The cache folder of layers with that hash, if there is one. Raises UserError when its record is damaged."""
     paths = sorted(cache.glob(f"*_{sha256[:_HASH_DIGITS]}/{RECORD_FILE}"))
-    return next((path.parent for path in paths if read_record(path.parent).sha256 == sha256), None)
+    return next((path.parent for path in paths if read_layers_record(path.parent).sha256 == sha256), None)
 
 
 def find_named(source: str, layers: tuple[int, ...], weights: str, cache: Path) -> Path | None:
     """The cache folder of layers that were fetched under that name, if there is one."""
     key = (source, layers, weights)
-    records = ((path.parent, read_record(path.parent)) for path in sorted(cache.glob(f"*/{RECORD_FILE}")))
+    records = ((path.parent, read_layers_record(path.parent)) for path in sorted(cache.glob(f"*/{RECORD_FILE}")))
     return next((folder for folder, r in records if (r.source, r.layers, r.weights) == key), None)
 
 
-def read_record(folder: Path) -> Record:
+def read_layers_record(folder: Path) -> Record:
     """The record of a cache folder. Raises UserError when it is damaged."""
     try:
         return Record.model_validate(read_json(folder / RECORD_FILE))
@@ -180,7 +180,7 @@ def read(folder: Path) -> StoredLayers:
     Raises:
         UserError: it is damaged, or its tensors are not those that its hash names.
     """
-    record = read_record(folder)
+    record = read_layers_record(folder)
     try:
         plain = load_file(folder / TENSORS_FILE)
     except (SafetensorError, OSError) as error:

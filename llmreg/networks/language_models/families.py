@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmreg.errors import UserError
-from llmreg.networks.language_models.settings import LLMSettings
+from llmreg.networks.language_models.llm_settings import LLMSettings
 
 # Key of a configuration for a rotary scaling of the model that transformers' keys cannot express.
 UNKNOWN_ROTARY = "unknown_rotary"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from llmreg.networks.language_models.families import check_runnable, head_dim, split_fused
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import LoadedLayers
-from llmreg.networks.language_models.settings import LLMSettings
 
 _ADAPTER = "default"
 

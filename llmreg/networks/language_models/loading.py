@@ -15,6 +15,7 @@ from llmreg.errors import MissingLayers, UserError
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.families import Family, build_config, check_runnable, family_of
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.reading import (
     BUILT_IN,
     initial_tensors,
@@ -23,7 +24,6 @@ from llmreg.networks.language_models.reading import (
     read_layers,
     undo_rotary_permutation,
 )
-from llmreg.networks.language_models.settings import LLMSettings
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _find_record(settings: LLMSettings, folder: Path) -> cache.Record | None:
         cached = cache.find_named(source, settings.layers, settings.weights, folder)
     if cached is None:
         return None
-    record = cache.read_record(cached)
+    record = cache.read_layers_record(cached)
     for key in ("source", "weights"):
         if getattr(record, key) != getattr(settings, key):
             raise UserError(

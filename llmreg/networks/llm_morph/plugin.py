@@ -9,8 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from llmreg.errors import UnknownName, UserError
-from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
+from llmreg.networks.language_models.llm_settings import LLMSettings
+from llmreg.networks.network_registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register
 from llmreg.paths import llm_cache_folder
 
 STRIDE = 16

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
+from llmreg.networks.network_registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, register, scale_cost
 
 # Arguments of :func:`scale_cost`, which benchmarks/training_memory.py measured at 64 and 96 voxels along each axis,
 # with and without the feature extractor.

@@ -76,4 +76,4 @@ class VoxelMorph(RegistrationNetwork):
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
         # Halves of values on half the grid, and back: what is left is smooth.
-        return warping.upsample(warping.downsample_image(flow, 2) / 2) if self.velocity else flow
+        return warping.upsample(warping.downsample_image(flow, 2) / 2) if self.predicts_velocity else flow

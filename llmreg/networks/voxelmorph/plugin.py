@@ -2,7 +2,15 @@
 
 from typing import Any, ClassVar, Literal
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, StepSize, Variant, register, scale_cost
+from llmreg.networks.network_registry import (
+    NetworkPlugin,
+    NetworkSettings,
+    StepCost,
+    StepSize,
+    Variant,
+    register,
+    scale_cost,
+)
 
 # Arguments of :func:`scale_cost`, which benchmarks/training_memory.py measured at 64 and 96 voxels along each axis.
 _COSTS: dict[str, Any] = {

@@ -9,7 +9,7 @@ import numpy as np
 from llmreg.data.dataset import Dataset
 from llmreg.engine.prealignment import PreAlignment
 from llmreg.errors import UnknownName
-from llmreg.networks.registry import NetworkSettings, default_settings, plugin_of
+from llmreg.networks.network_registry import NetworkSettings, default_settings, plugin_of
 from llmreg.plans.plan_settings import AugmentationSettings, Normalization, Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.common_frame import is_ct, is_mr, safe_default

@@ -9,7 +9,7 @@ import numpy as np
 from llmreg.devices import Machine
 from llmreg.errors import NotEnoughMemory
 from llmreg.geometry.grid import Grid
-from llmreg.networks.registry import NetworkSettings, StepSize, plugin_of, step_seconds, training_memory_gb
+from llmreg.networks.network_registry import NetworkSettings, StepSize, plugin_of, step_seconds, training_memory_gb
 from llmreg.plans.plan_settings import Configuration, Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import CaseFingerprint, PairFingerprint

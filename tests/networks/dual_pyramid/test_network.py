@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from llmreg.networks.dual_pyramid.network import DualPyramid
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 
 
 def test_constant_fields_of_the_levels_add_up_in_the_finest_voxels() -> None:

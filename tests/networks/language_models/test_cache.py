@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from llmreg.errors import UserError
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import build_layers, find_layers, random_layers
 from llmreg.networks.language_models.reading import read_layers
-from llmreg.networks.language_models.settings import LLMSettings
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_layers_come_back_as_they_were(tiny_llama: Path, tmp_path: Path, contain
     assert cache.find("0" * 64, tmp_path) is None
     back = cache.read(folder)
     _same(stored, back)
-    assert cache.read_record(folder).dtypes == (("float32",) if container == "safetensors" else ("F32", "Q8_0"))
+    assert cache.read_layers_record(folder).dtypes == (("float32",) if container == "safetensors" else ("F32", "Q8_0"))
     for first, second in zip(*(build_layers(s, torch.float32).layers for s in (stored, back)), strict=True):
         assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 

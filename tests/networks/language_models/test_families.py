@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 from llmreg.errors import UserError
 from llmreg.networks.language_models import families
 from llmreg.networks.language_models.layer import FrozenLayer
+from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.loading import build_layers
 from llmreg.networks.language_models.reading import open_model, read_layers
-from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 
 Tiny = Callable[[str], Path]
 FAMILIES = sorted(families.FAMILIES)

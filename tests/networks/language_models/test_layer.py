@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llmreg.networks.language_models.layer import FrozenLayer, merge_lora
+from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.loading import build_layers
 from llmreg.networks.language_models.reading import read_layers
-from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 
 GRID = (2, 3, 2)
 TOKENS = 12

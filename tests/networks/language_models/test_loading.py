@@ -13,9 +13,9 @@ import torch
 from llmreg.errors import UserError
 from llmreg.networks.factory import build_network
 from llmreg.networks.language_models import cache
+from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.loading import fetch, find_layers, select_layers
 from llmreg.networks.language_models.reading import read_layers
-from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.llm_morph.plugin import LLMMorphSettings
 
 Tiny = Callable[[str], Path]

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrain
 
 from llmreg.errors import UserError
 from llmreg.networks.language_models.layer import FrozenLayer
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import build_layers
 from llmreg.networks.language_models.model_files import LocalFiles
 from llmreg.networks.language_models.reading import INDEX_FILE, SINGLE_FILE, read_layers, undo_rotary_permutation
-from llmreg.networks.language_models.settings import LLMSettings
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[4] / "shared"))
 STORIES = SHARED / "llm" / "stories260K"

@@ -14,8 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from llmreg.errors import UserError
 from llmreg.networks.factory import build_network, load_trainable_state, trainable_state
 from llmreg.networks.language_models.families import family_of
+from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import LoadedLayers
-from llmreg.networks.language_models.settings import LLMSettings
 from llmreg.networks.llm_morph.encoder import Encoder
 from llmreg.networks.llm_morph.network import LLMMorph
 from llmreg.networks.llm_morph.plugin import LLMMorphSettings

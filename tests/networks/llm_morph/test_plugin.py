@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from llmreg.devices import Machine
 from llmreg.errors import UnknownName, UserError
 from llmreg.networks.language_models.families import family_of
+from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
 from llmreg.networks.language_models.loading import LoadedLayers
-from llmreg.networks.language_models.settings import LLMSettings, LoRASettings
 from llmreg.networks.llm_morph.network import LLMMorph
 from llmreg.networks.llm_morph.plugin import (
     BUILT_IN_SIZE,
@@ -26,7 +26,7 @@ from llmreg.networks.llm_morph.plugin import (
     llm_size,
     trained_parameters,
 )
-from llmreg.networks.registry import StepSize, plugin_of, step_seconds, training_memory_gb
+from llmreg.networks.network_registry import StepSize, plugin_of, step_seconds, training_memory_gb
 
 PROCESSOR = Machine("cpu", 64, 2, False)
 # benchmarks/training_memory.py on a CPU, float32, SmolLM2 layers, Dice alone: the grid, downsampling, width, whether

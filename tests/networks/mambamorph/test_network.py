@@ -7,7 +7,7 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from llmreg.networks.mambamorph.network import Mamba, MambaMorph, MambaStage
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 
 
 def test_a_mamba_block_is_the_one_of_transformers() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 from llmreg.networks.transmorph.network import WINDOW, TransMorph, WindowStage
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmreg.networks.registry import network_settings
+from llmreg.networks.network_registry import network_settings
 from llmreg.networks.voxelmorph.network import UNet, VoxelMorph
 
 
@@ -21,7 +21,7 @@ def test_a_velocity_has_half_the_resolution() -> None:
     nn.init.normal_(network.head.weight, std=0.1)
     moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
     with torch.no_grad():
-        velocity = network.raw(moving, fixed)
+        velocity = network.predict_raw(moving, fixed)
     assert velocity.abs().max() > 1e-3
     # Between the centres of half as many voxels it is linear: of its steps from voxel to voxel, every other one is the
     # mean of its neighbours.

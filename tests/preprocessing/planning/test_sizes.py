@@ -15,7 +15,7 @@ from llmreg.devices import Machine
 from llmreg.errors import NotEnoughMemory, UserError
 from llmreg.geometry.grid import Grid
 from llmreg.networks.llm_morph.plugin import LLMMorphPlugin, LLMMorphSettings
-from llmreg.networks.registry import StepSize, network_settings, step_seconds, training_memory_gb
+from llmreg.networks.network_registry import StepSize, network_settings, step_seconds, training_memory_gb
 from llmreg.plans.plan_settings import Training
 from llmreg.plans.plans import Plans
 from llmreg.preprocessing.fingerprint import summarize

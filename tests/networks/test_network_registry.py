@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from llmreg.devices import Machine
 from llmreg.errors import UnknownName, UserError
-from llmreg.networks.language_models.settings import LLMSettings
-from llmreg.networks.registry import (
+from llmreg.networks.language_models.llm_settings import LLMSettings
+from llmreg.networks.network_registry import (
     DEFAULT_NETWORK,
     NETWORKS,
     AnyNetworkSettings,
@@ -135,7 +135,7 @@ def test_ablations_change_the_plans_of_the_network_that_has_them() -> None:
 
 def test_names_and_summaries_are_known_without_torch() -> None:
     code = (
-        "import sys; from llmreg.networks.registry import NETWORKS, all_ablations; "
+        "import sys; from llmreg.networks.network_registry import NETWORKS, all_ablations; "
         "print(len(NETWORKS.names), len(all_ablations()) > 0, 'torch' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -146,7 +146,7 @@ def test_names_and_summaries_are_known_without_torch() -> None:
 TOY = """
 from typing import Literal
 
-from llmreg.networks.registry import NetworkPlugin, NetworkSettings, StepCost, register
+from llmreg.networks.network_registry import NetworkPlugin, NetworkSettings, StepCost, register
 
 
 class ToySettings(NetworkSettings):
@@ -202,7 +202,7 @@ from llmreg.devices import Machine
 from llmreg.inference.predictor import Ensemble
 from llmreg.inference.models import Model
 from llmreg.networks.factory import build_network
-from llmreg.networks.registry import NETWORKS, network_settings
+from llmreg.networks.network_registry import NETWORKS, network_settings
 from llmreg.networks.registration_network import GridNetwork
 from llmreg.plans.plans import parse_plans
 from llmreg.preprocessing.planning.sizes import Budget
@@ -284,7 +284,7 @@ def test_a_network_of_another_package_is_planned_trained_and_predicts(tmp_path: 
 
 def test_a_broken_package_is_one_warning(tmp_path: Path) -> None:
     install(tmp_path, "broken_network", "raise RuntimeError('half installed')\n")
-    code = "from llmreg.networks.registry import NETWORKS; print(*NETWORKS.names)"
+    code = "from llmreg.networks.network_registry import NETWORKS; print(*NETWORKS.names)"
     process = run_beside(tmp_path, code)
     assert sorted(process.stdout.split()) == sorted(NETWORKS.names)
     assert len(process.stderr.splitlines()) == 1

@@ -32,7 +32,7 @@ class TermSettings(Settings):
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class LossInputs:
     """A batch of pairs and the flow that a network predicted for it: what a term may look at.
 
     The images' grid may be finer than the network's by a whole factor. Similarity and regularity are computed on the
@@ -95,7 +95,7 @@ class LossTerm:
 
     documentation: str
     settings: type[TermSettings]
-    compute: Callable[[Prediction, Any], Tensor]
+    compute: Callable[[LossInputs, Any], Tensor]
     aligns_images: bool = False
     needs_labels: bool = False
     memory_gb: float = 0.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from llmreg.devices import Machine
-    from llmreg.networks.language_models.settings import LLMSettings
+    from llmreg.networks.language_models.llm_settings import LLMSettings
     from llmreg.networks.registration_network import RegistrationNetwork
 
 # The network of the planner, and of settings that do not name one.

@@ -10,12 +10,12 @@ from loss_batches import SHAPE, make_batch, random_flow
 from outside_packages import run_python, write_package
 
 from llmreg.geometry import warping
-from llmreg.similarity.registry import Prediction
+from llmreg.similarity.term_registry import LossInputs
 
 MODULE = """
     from pydantic import Field
 
-    from llmreg.similarity.registry import LOSS_TERMS, LossTerm, TermSettings
+    from llmreg.similarity.term_registry import LOSS_TERMS, LossTerm, TermSettings
 
 
     class DistanceSettings(TermSettings):
@@ -38,7 +38,7 @@ PROGRAM = """
     from loss_batches import make_batch, random_flow
 
     from llmreg.similarity.loss_settings import LossSettings
-    from llmreg.similarity.registry import LOSS_TERMS, Prediction
+    from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs
     from llmreg.similarity.loss_settings import compute_terms, measure_image_match, sum_terms
 
     loss = LossSettings.model_validate(
@@ -48,9 +48,9 @@ PROGRAM = """
     assert str(loss) == "3 x distance"
     assert loss.uses_unlabelled_pairs
     flow = random_flow()
-    terms = compute_terms(Prediction(make_batch(), flow, flow), loss)
+    terms = compute_terms(LossInputs(make_batch(), flow, flow), loss)
     both = LossSettings.model_validate({"similarity": 1.0, "terms": loss.model_dump()["terms"]})
-    prediction = Prediction(make_batch(), flow, flow)
+    prediction = LossInputs(make_batch(), flow, flow)
     values = compute_terms(prediction, both)
     weighted_mean = (values["similarity"] + 3 * values["distance"]) / 4
     torch.testing.assert_close(measure_image_match(prediction, both), weighted_mean.item())
@@ -73,7 +73,7 @@ def test_a_term_of_another_package_is_found_and_trained_with(tmp_path: Path) -> 
 def test_a_prediction_shows_images_on_the_networks_grid() -> None:
     batch, full_flow = make_batch(), random_flow()
     for factor in (1, 2):
-        prediction = Prediction(batch, random_flow([n // factor for n in SHAPE]), full_flow)
+        prediction = LossInputs(batch, random_flow([n // factor for n in SHAPE]), full_flow)
         for role, image in (("moving", prediction.moving), ("fixed", prediction.fixed)):
             blocks = torch.nn.functional.avg_pool3d(batch[role], factor)
             torch.testing.assert_close(image, blocks)
