@@ -232,7 +232,7 @@ def inputs(folder, **kinds):
 
 
 IMAGE = {"images": ["moving.nii.gz"]}
-POINTS = {"points": ["points.csv"]}
+POINTS = {"landmarks": ["points.csv"]}
 TWO_IMAGES = {"images": ["moving.nii.gz", "fixed.nii.gz"]}
 LABELS = {"labels": ["labels.nii.gz"]}
 # The chain, the inputs, the output, the options, and the class of the error with attributes that it must have.
