@@ -50,9 +50,9 @@ format: $(installed)
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-# The checks of lint before each commit.
+# The checks of lint before each commit. Where VENV is not .venv, git commit needs it in its environment as well.
 hooks: $(installed)
-	$(pip) pre-commit
+	$(pip) -c constraints.txt -e ".[hooks]"
 	$(bin)/pre-commit install
 
 # A sample of 300 mutants, each against its module's own tests; build/mutants.json keeps the results. See CONTRIBUTING.md.

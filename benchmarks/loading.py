@@ -67,7 +67,9 @@ def main() -> None:
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
         fold = FoldData("0", write_volumes(Path(folder)), (), Path(folder), Path(folder))
-        pairs = TrainingPairs(fold, plans, configuration)
+        pairs = TrainingPairs(
+            fold, configuration, plans.training, plans.augmentation, use_unlabelled=plans.loss.uses_unlabelled_pairs
+        )
         for workers in options.workers:
             loading = load_batches(pairs, [[number] for number in range(options.rounds * PAIRS)], workers)
             next(loading)

@@ -55,7 +55,9 @@ def measure(options: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5, fused=True)
     cases = splits.read_splits(folder / SPLITS_FILE)[0].training_cases
     fold = FoldData("0", pairs_among(dataset, cases), (), volumes_folder(folder, plans), folder)
-    pairs = TrainingPairs(fold, plans, configuration)
+    pairs = TrainingPairs(
+        fold, configuration, plans.training, plans.augmentation, use_unlabelled=plans.loss.uses_unlabelled_pairs
+    )
     steps = range(WARM_UP + options.steps)
     workers = int(options.measure)
     loading = load_batches(

@@ -1,4 +1,7 @@
-"""The public functions of this package: plan, preprocess, train, evaluate. The commands call them as well.
+"""The public functions of this package: plan, preprocess, train, evaluate.
+
+They and the commands are built on the same functions, and do the same. One default differs: here, no other processes
+are started unless they are asked for, because these import the script again that asks for them.
 
 Datasets are named by id or whole name, and lie in the folders ``llmreg_raw``, ``llmreg_preprocessed`` and
 ``llmreg_results`` of the environment (:mod:`llmreg.paths`). All errors that a user can mend derive from
@@ -8,10 +11,13 @@ Datasets are named by id or whole name, and lie in the folders ``llmreg_raw``, `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
+from llmreg.arguments import check_choice, check_count, check_positive
 from llmreg.data.case_images import verify_dataset_integrity
+from llmreg.errors import BadArgument
 from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.evaluation.fold_validation import validate_fold
 from llmreg.evaluation.summary import METRICS_FILE, SUMMARY_FILE
@@ -79,7 +85,7 @@ def plan(
     overwrite: bool = False,
     verify: bool = False,
     clean: bool = False,
-    processes: int | None = None,
+    processes: int | None = 1,
 ) -> Plans:
     """Extract a dataset's fingerprint and plan its training.
 
@@ -95,21 +101,24 @@ def plan(
         overwrite: replace plans that were edited.
         verify: check every image and label map first.
         clean: read all cases again, not only those that changed.
-        processes: number of cases that are read at the same time; one a core, as far as memory allows, when None.
+        processes: number of cases that are read at the same time; one a core, as far as memory allows, when None. More
+            than one needs ``if __name__ == "__main__":`` in a script.
 
     Returns:
         The default plans, with a reason for each decision.
+
+    Raises:
+        UserError: something is missing, or does not fit.
     """
-    name, processes = str(dataset), processes or default_process_count()
+    check_positive("memory_gb", memory_gb)
+    name, processes = str(dataset), _count_processes(processes)
     if verify:
         verify_dataset_integrity(load_raw_dataset(name), processes)
     fingerprint_dataset(name, processes, clean=clean)
     return read_plans(plan_dataset(name, processes, overwrite=overwrite, overrides=overrides, memory_gb=memory_gb))
 
 
-def preprocess(
-    dataset: str | int, plans: str = "default", *, clean: bool = False, processes: int | None = None
-) -> Path:
+def preprocess(dataset: str | int, plans: str = "default", *, clean: bool = False, processes: int | None = 1) -> Path:
     """Bring every case of a planned dataset into the plans' common frame.
 
     Example::
@@ -120,19 +129,22 @@ def preprocess(
         dataset: id or whole name.
         plans: name of the plans.
         clean: preprocess all cases again, not only those that changed.
-        processes: number of cases at the same time; one a core, as far as memory allows, when None.
+        processes: number of cases at the same time, as for :func:`plan`.
 
     Returns:
         The folder of the preprocessed volumes.
+
+    Raises:
+        UserError: something is missing, or does not fit.
     """
-    return preprocess_dataset(str(dataset), plans, processes or default_process_count(), clean=clean)
+    return preprocess_dataset(str(dataset), plans, _count_processes(processes), clean=clean)
 
 
 def train(
     dataset: str | int,
     fold: str | int,
     options: TrainingOptions | None = None,
-    plans: PlansChoice | None = None,
+    plans: PlansChoice | str | None = None,
     *,
     configuration: str | None = None,
     device: str | None = None,
@@ -149,7 +161,7 @@ def train(
         dataset: id or whole name.
         fold: a number or ``all``.
         options: how it is trained.
-        plans: which plans, and changes of them; the default plans when None.
+        plans: which plans, by their name, or by a choice that may change them; the default plans when None.
         configuration: ``full``, ``half`` or another of the plans; their default when None.
         device: such as ``cpu`` or ``cuda:1``; a GPU when None and there is one.
         validate: whether to predict and score the validation pairs.
@@ -161,6 +173,8 @@ def train(
         UserError: something is missing, or does not fit.
         Interrupted: by a signal; the training can be resumed.
     """
+    if not isinstance(plans, PlansChoice | str | None):
+        raise BadArgument("plans", "plans must be the name of plans of the dataset, or a PlansChoice.")
     trained = train_fold(str(dataset), str(fold), options, plans, configuration=configuration, device_name=device)
     if trained is None:
         return None
@@ -180,7 +194,7 @@ def evaluate(
     landmarks: Path | str | None = None,
     label_interpolation: LabelInterpolation = "nearest",
     convention: Convention = "lps",
-    processes: int = 2,
+    processes: int | None = 1,
 ) -> Evaluation:
     """Score a folder of predictions: label maps, landmarks and fields, before and after registration.
 
@@ -197,17 +211,24 @@ def evaluate(
         landmarks: folder with landmarks ``<case name>.csv``; those that ``predict.json`` names when None.
         label_interpolation: how label maps are warped.
         convention: coordinates of the landmarks in tables.
-        processes: number of pairs that are scored at the same time.
+        processes: number of pairs that are scored at the same time, as for :func:`plan`.
 
     Raises:
         UserError: files are missing or unreadable, grids do not agree, or nothing can be scored.
     """
-    source = Path(predictions)
+    check_choice("label_interpolation", label_interpolation, get_args(LabelInterpolation))
+    check_choice("convention", convention, get_args(Convention))
+    source, processes = Path(predictions), _count_processes(processes)
     label_folder, target, landmarks = (
         None if folder is None else Path(folder) for folder in (labels, output, landmarks)
     )
     evaluate_folder(source, label_folder, target, processes, label_interpolation, landmarks, convention)
     return read_evaluation(target or source)
+
+
+def _count_processes(processes: int | None) -> int:
+    check_count("processes", processes, 1)
+    return processes or default_process_count()
 
 
 def read_evaluation(folder: Path) -> Evaluation:

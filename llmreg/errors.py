@@ -66,6 +66,18 @@ class BadTable(UnreadableFile):
     """A table of pairs or landmarks that cannot be used."""
 
 
+class BadDataset(UnreadableFile):
+    """A raw dataset that does not follow the format.
+
+    Attributes:
+        key: the entry of ``path``, its description, that is wrong; empty where the whole file or folder is.
+    """
+
+    def __init__(self, path: Path, key: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: '{key}'" if key else path, problem, remedy)
+        self.path, self.key = path, key
+
+
 class BadDownload(UnreadableFile):
     """A download that cannot be converted to a dataset."""
 
@@ -75,6 +87,35 @@ class BadModelZip(UnreadableFile):
 
     def __init__(self, path: Path, problem: str, remedy: str | None = None) -> None:
         super().__init__(path, problem, remedy or "get it again from whoever exported it")
+
+
+class MissingOutput(UserError):
+    """A folder of predictions lacks an output that is needed.
+
+    Attributes:
+        folder: the folder.
+        pair_id: the pair.
+        output: what was not saved: field ...
+    """
+
+    def __init__(self, folder: Path, pair_id: str, output: str) -> None:
+        super().__init__(f"{folder} holds no {output} of {pair_id}: predict again, and save it.")
+        self.folder, self.pair_id, self.output = folder, pair_id, output
+
+
+class MissingFolder(UserError):
+    """No environment variable says where a folder is.
+
+    Attributes:
+        variable: the folder's own variable.
+        common: the variable that names the folder above all.
+    """
+
+    def __init__(self, variable: str, common: str) -> None:
+        super().__init__(
+            f"The environment variable {variable} is not set: set it, or {common} for all folders at once."
+        )
+        self.variable, self.common = variable, common
 
 
 class NotWritable(UserError):
@@ -171,7 +212,7 @@ class Ambiguous(UserError):
     """
 
     def __init__(self, kind: str, candidates: Sequence[str]) -> None:
-        super().__init__(f"Several {kind}s fit: {', '.join(candidates)}. Choose one of them.")
+        super().__init__(f"More than one {kind} fits: choose one of {', '.join(candidates)}.")
         self.kind, self.candidates = kind, tuple(candidates)
 
 
@@ -209,11 +250,12 @@ class BadPlans(UserError):
         source: the file, or what the plans are called.
         key: the path of the first wrong key.
         problem: what is expected there, a clause.
+        remedy: what to do, a clause.
     """
 
-    def __init__(self, source: Path | str, key: str, problem: str) -> None:
-        super().__init__(f"{source}: {key}: {problem}: correct that key.")
-        self.source, self.key, self.problem = source, key, problem
+    def __init__(self, source: Path | str, key: str, problem: str, remedy: str = "correct that key") -> None:
+        super().__init__(f"{source}: {key}: {problem}: {remedy}.")
+        self.source, self.key, self.problem, self.remedy = source, key, problem, remedy
 
 
 class BadAssignment(UserError):
@@ -243,6 +285,20 @@ class EditedPlans(UserError):
             "is, or allow that it is replaced."
         )
         self.path, self.changes = path, changes
+
+
+class BadLanguageModel(UserError):
+    """A language model that cannot be found, read or run.
+
+    Attributes:
+        source: its name, folder, file or address.
+        problem: what is wrong, a clause that continues the source.
+        remedy: what to do, a clause.
+    """
+
+    def __init__(self, source: str, problem: str, remedy: str) -> None:
+        super().__init__(f"The language model {source} {problem}: {remedy}.")
+        self.source, self.problem, self.remedy = source, problem, remedy
 
 
 class MissingLayers(UserError):
@@ -283,7 +339,7 @@ class NotEnoughMemory(UserError):
     def __init__(self, needed_gb: float, memory_gb: float) -> None:
         super().__init__(
             f"Not even the smallest network fits into {memory_gb:g} GB (it needs about {needed_gb:.1f}): plan with "
-            "more memory or a smaller language model."
+            "more memory or a smaller network."
         )
         self.needed_gb, self.memory_gb = needed_gb, memory_gb
 

@@ -5,7 +5,7 @@ import resource
 import sys
 from pathlib import Path
 
-# Where Linux writes the memory limit of a container.
+# Linux writes the memory limit of a container to this file.
 CGROUP_LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmreg.errors import Ambiguous, UnknownName, UserError
+from llmreg.errors import Ambiguous, MissingFolder, UnknownName
 
 # What a network, plans or a configuration may be called, so that every file system and shell takes the name.
 WORD = r"[A-Za-z0-9]+(?:[_.-][A-Za-z0-9]+)*"
@@ -14,11 +14,13 @@ _PORTABLE = re.compile(rf"Dataset[0-9]{{3}}_[^/\\:*?\"<>|]+(?<![. ])/{WORD}__{WO
 # File systems allow 255 bytes in the name of a folder.
 _MOST_BYTES = 240
 _FOLD = "fold_"
+# The variable of the folder above all others.
+_COMMON = "llmreg_home"
 
 
 def _find_folder(variable: str) -> Path | None:
     """The folder of a variable, such as ``$llmreg_raw``, else ``$llmreg_home/raw``; None when neither is set."""
-    for name, below in ((variable, ""), ("llmreg_home", variable.removeprefix("llmreg_"))):
+    for name, below in ((variable, ""), (_COMMON, variable.removeprefix("llmreg_"))):
         if value := os.environ.get(name):
             return Path(value).expanduser() / below
     return None
@@ -27,25 +29,22 @@ def _find_folder(variable: str) -> Path | None:
 def _get_folder(variable: str) -> Path:
     folder = _find_folder(variable)
     if folder is None:
-        raise UserError(
-            f"The environment variable {variable} is not set: type 'export {variable}=/path/to/a/folder', "
-            "or set llmreg_home for all three folders at once."
-        )
+        raise MissingFolder(variable, _COMMON)
     return folder
 
 
 def raw_folder() -> Path:
-    """``$llmreg_raw``, else ``$llmreg_home/raw``. Raises UserError when neither variable is set."""
+    """``$llmreg_raw``, else ``$llmreg_home/raw``. Raises MissingFolder when neither is set."""
     return _get_folder("llmreg_raw")
 
 
 def preprocessed_folder() -> Path:
-    """``$llmreg_preprocessed``, else ``$llmreg_home/preprocessed``. Raises UserError when neither variable is set."""
+    """``$llmreg_preprocessed``, else ``$llmreg_home/preprocessed``. Raises MissingFolder when neither is set."""
     return _get_folder("llmreg_preprocessed")
 
 
 def results_folder() -> Path:
-    """``$llmreg_results``, else ``$llmreg_home/results``. Raises UserError when neither variable is set."""
+    """``$llmreg_results``, else ``$llmreg_home/results``. Raises MissingFolder when neither is set."""
     return _get_folder("llmreg_results")
 
 

@@ -62,5 +62,6 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The part of a name. Raises UnknownName, which lists the names there are."""
         if name not in self.parts:
-            raise UnknownName(self.kind, name, self.names)
+            explanation = "A package that adds it may be missing here."
+            raise UnknownName(self.kind, name, self.names, explanation)
         return self._parts[name]

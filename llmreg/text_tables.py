@@ -18,7 +18,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
         head: titles of the columns.
         rows: their cells.
         left: columns at the left that are aligned to it; the others are aligned to the right, as numbers are.
-        footer_rows: so many rows at the end are set off by a line.
+        footer_rows: the number of rows at the end that are set off by a line.
 
     Returns:
         Lines without a line break at the end.

@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from llmreg.images.fields import read_field
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 # A block of code, with the name of its file where it has one.
@@ -69,6 +73,22 @@ def test_an_outside_image_format_is_written(folder: Path) -> None:
     with np.load(folder / "warped.image.npz") as image:
         assert image["voxels"].ndim == 3
         assert np.ptp(image["voxels"]) > 0
+
+
+def test_an_outside_field_format_is_written_and_read(folder: Path) -> None:
+    field, expected = (
+        read_field(folder / name) for name in ("field.nii.gz", "out/disp_Demo_0007_0000_Demo_0008_0001.nii.gz")
+    )
+    assert field.grid.same_as(expected.grid)
+    np.testing.assert_array_equal(field.vectors, expected.vectors)
+    assert sitk.ReadTransform(str(folder / "field.h5")).GetName() == "DisplacementFieldTransform"
+
+
+def test_an_outside_prealignment_places_cases(folder: Path) -> None:
+    stages = defaultdict(list)
+    for path in (folder / "home" / "preprocessed" / "Dataset999_Demo").glob("volumes_*/Demo_*.json"):
+        stages[path.parent].append(json.loads(path.read_text())["transform"]["stage"])
+    assert ["mass"] * 12 in stages.values()
 
 
 def test_an_outside_converter_writes_a_dataset(folder: Path) -> None:

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. Rooms of one line stand on one floor; an import goes to the same floor or down.
 FLOORS = """
-version errors registry settings text_tables machine files paths devices workers pages
+version errors arguments registry settings text_tables machine files paths devices workers pages
 geometry
 similarity
 images
@@ -46,13 +46,11 @@ CHILD_PROCESSES = {
     "comparison/classical_methods.py": "greedy is driven by command lines",
 }
 MOST_LINES = 400
-# The folders of networks mirror each other, and some rooms have a registry of their own.
-MIRRORED_NAMES = {
-    "network": "networks/*",
-    "costs": "networks/*",
-    "settings": "networks/*",
-    "plugin": "networks/*",
-    "registry": "*",
+# Every network's folder has these files.
+FILES_OF_NETWORKS = {"network.py", "plugin.py"}
+# Modules without tests of their own.
+NOT_MIRRORED = {
+    "version.py": "a single constant",
 }
 IRREGULAR_PARTICIPLES = set(
     """begun built chosen come done drawn drunk fallen felt fit found given gone grown had held hidden kept known laid
@@ -179,16 +177,46 @@ def test_files_are_short() -> None:
     assert not long_files, "\n".join(long_files)
 
 
+def is_file_of_a_network(path: Path) -> bool:
+    return path.name in FILES_OF_NETWORKS and path.relative_to(PACKAGE).match("networks/*/*")
+
+
 def test_no_two_modules_share_a_name() -> None:
     homes = defaultdict(list)
     for path in FILES:
-        folder = path.relative_to(PACKAGE).parent
-        is_mirrored = path.stem in MIRRORED_NAMES and folder.match(MIRRORED_NAMES[path.stem])
         # A command has the name of what it calls in the library, and the same subject.
-        if path.stem != "__init__" and folder.name != "commands" and not is_mirrored:
+        if path.stem != "__init__" and path.parent.name != "commands" and not is_file_of_a_network(path):
             homes[path.stem].append(str(path.relative_to(ROOT)))
     shared_names = [f"{name}: {', '.join(paths)}" for name, paths in homes.items() if len(paths) > 1]
     assert not shared_names, "\n".join(shared_names)
+
+
+def test_every_network_has_its_files() -> None:
+    folders = {path.parent for path in FILES if is_file_of_a_network(path)}
+    assert folders
+    assert all((folder / name).exists() for folder in folders for name in FILES_OF_NETWORKS)
+
+
+def mirror_of(relative: str) -> Path:
+    path = Path(relative)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+def test_every_module_has_tests_of_its_own() -> None:
+    modules = {path.relative_to(PACKAGE).as_posix() for path in FILES if path.stem != "__init__"}
+    missing = {module for module in modules if not mirror_of(module).exists()}
+    assert missing == NOT_MIRRORED.keys(), f"modules without tests, or with some: {missing ^ NOT_MIRRORED.keys()}"
+
+
+def test_the_modules_of_mutants_are_there() -> None:
+    """``make mutants`` needs a library that tests do without, so its list is read."""
+    tree = ast.parse((ROOT / "tools" / "mutants.py").read_text())
+    (patterns,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MUTATED"
+    )
+    assert all(any(PACKAGE.glob(pattern)) for pattern in patterns)
 
 
 def is_participle(name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmreg import paths
-from llmreg.errors import Ambiguous, UnknownName, UserError
+from llmreg.errors import Ambiguous, MissingFolder, UnknownName
 from llmreg.paths import ModelName, find_fold_folders, find_model_folders, fold_folder, fold_name, is_word
 
 FOLDERS = {
@@ -28,8 +28,9 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("variable", FOLDERS)
 def test_a_folder_is_named_by_its_own_variable_or_by_that_of_all(variable, environment):
     folder = FOLDERS[variable]
-    with pytest.raises(UserError, match=variable):
+    with pytest.raises(MissingFolder) as missing:
         folder()
+    assert (missing.value.variable, missing.value.common) == (variable, "llmreg_home")
     environment.setenv("llmreg_home", "~/home")
     assert folder() == Path("~/home").expanduser() / variable.removeprefix("llmreg_")
     environment.setenv(variable, "/somewhere/else")

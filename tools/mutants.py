@@ -33,7 +33,7 @@ MUTATED = (
     "geometry/*.py",
     "similarity/*.py",
     "networks/llm_morph/*.py",
-    "networks/resolution.py",
+    "networks/registration_network.py",
     "evaluation/metrics.py",
     "inference/predictor.py",
 )
@@ -73,6 +73,14 @@ class Mutant:
         return f"{self.path}:{self.line} {self.operator.removeprefix('core/')} #{self.occurrence} in: {self.text}"
 
 
+def find_modules() -> list[Path]:
+    """The modules that :data:`MUTATED` names; a pattern that names none ends the program."""
+    files = {pattern: list((ROOT / "llmreg").glob(pattern)) for pattern in MUTATED}
+    if stale := [pattern for pattern, paths in files.items() if not paths]:
+        raise SystemExit(f"No file of llmreg is called {' or '.join(stale)}: correct MUTATED in {Path(__file__).name}.")
+    return sorted({path for paths in files.values() for path in paths})
+
+
 def list_mutants(path: Path) -> Iterator[Mutant]:
     """List all mutants of a module."""
     source = path.read_text(encoding="utf-8")
@@ -110,8 +118,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "mutants.json")
     parser.add_argument("--survivors", action="store_true", help="only list the survivors so far")
     options = parser.parse_args()
-    files = sorted({path for pattern in MUTATED for path in (ROOT / "llmreg").glob(pattern)})
-    all_mutants = [mutant for path in files if options.only in str(path) for mutant in list_mutants(path)]
+    modules = [path for path in find_modules() if options.only in str(path)]
+    all_mutants = [mutant for path in modules for mutant in list_mutants(path)]
     mutants = random.Random(options.seed).sample(all_mutants, min(options.count, len(all_mutants)))
     results = Results(options.results)
     if not options.survivors:

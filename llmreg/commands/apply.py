@@ -15,7 +15,8 @@ EXAMPLES = """\
   llmreg_apply -t disp_A_B.nii.gz B_to_C.tfm -i C.nii.gz -o C_on_A.nii.gz
 
 Points of the fixed image A go through the transforms in the order given, which is also that of antsApplyTransforms, and
-come out in the moving image; images come back that way. --inverse turns both about.
+come out in the moving image; images are warped the other way, from the moving onto the fixed image. --inverse exchanges
+the two directions.
 """
 
 
@@ -24,7 +25,7 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.inference.apply import ApplyInputs, ApplyOptions, apply
 
     inputs = ApplyInputs(tuple(options.input), tuple(options.labels), tuple(options.landmarks))
-    applied = ApplyOptions(
+    apply_options = ApplyOptions(
         options.interpolation,
         options.like,
         options.default,
@@ -34,7 +35,7 @@ def action(options: argparse.Namespace) -> None:
         options.inverse,
         options.overwrite,
     )
-    written = apply(options.transforms, inputs, options.output, applied)
+    written = apply(options.transforms, inputs, options.output, apply_options)
     sys.stdout.writelines(f"{path}\n" for path in written)
 
 

@@ -17,10 +17,10 @@ EXAMPLES = """\
 methods:
   table1      the programs ants, greedy, elastix and convexadam; the networks {networks}
   table2      the ablations {ablations}
-  table3      language models (--llms), without LoRA
-  figure4     pairs of the language model's layers, without LoRA
-  or any of these names, initial, layers-I-J, layers-I-J-no-lora, llm=SOURCE; with +refine, the fields of a learned
-  method are refined (llmreg_predict --refine 50)
+  table3      language models (--llms), where the plans' network has one
+  figure4     pairs of the language model's layers
+  or any of these names, initial, llm=SOURCE; with +refine, the fields of a learned method are refined
+  (llmreg_predict --refine 50)
 
 What is trained, predicted or scored already is kept: run the command again to resume. A table has the methods that are
 named together; the report (llmreg_report -d 2) has all.
@@ -30,7 +30,7 @@ named together; the report (llmreg_report -d 2) has all.
 def action(options: argparse.Namespace) -> None:
     """Compare the methods and show their tables."""
     from llmreg.comparison.benchmark_record import BENCHMARK_FOLDER
-    from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_network_settings
+    from llmreg.comparison.benchmark_settings import BenchmarkSettings, load_plans
     from llmreg.comparison.compare_methods import compare_methods
     from llmreg.comparison.methods import select_methods
     from llmreg.comparison.tables import as_markdown
@@ -45,7 +45,7 @@ def action(options: argparse.Namespace) -> None:
         device=options.device,
         workers=options.workers,
     )
-    tables = select_methods(options.methods, load_network_settings(settings), options.llms)
+    tables = select_methods(options.methods, load_plans(settings).network, options.llms)
     name = paths.preprocessed_dataset(options.dataset).name
     output = options.output or paths.results_folder() / name / BENCHMARK_FOLDER
     for table in compare_methods(settings, tables, output):

@@ -4,9 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from llmreg.commands import shell
+from llmreg.errors import BadArgument, UserError
+from llmreg.settings import locate_problem
 
 EXAMPLES = """\
   llmreg_convert_dataset learn2reg-abdomen-mrct downloads/AbdomenMRCT
@@ -20,8 +23,15 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.data.converters.converter import CONVERTERS
 
     converter = CONVERTERS.get(options.converter)
-    chosen = {name: getattr(options, name) for name in converter.options.model_fields}
-    converter.convert(options.path, converter.options(**chosen), options.id)
+    chosen = {name: value for name, value in vars(options).items() if name in converter.options.model_fields}
+    try:
+        converter_options = converter.options(**chosen)
+    except ValidationError as error:
+        option, problem = locate_problem(error)
+        if option not in chosen:
+            raise UserError(f"These options do not fit together: {problem}.") from error
+        raise BadArgument(option, f"{option} cannot be '{chosen[option]}': {problem}.") from error
+    converter.convert(options.path, converter_options, options.id)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,17 +44,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     datasets = parser.add_subparsers(title="datasets", metavar="DATASET", required=True)
     for name, converter in CONVERTERS.parts.items():
-        dataset = datasets.add_parser(name, help=converter.summary)
+        dataset = datasets.add_parser(name, help=shell.literal(converter.summary))
         dataset.set_defaults(converter=name)
         for option, field in converter.options.model_fields.items():
-            dataset.add_argument(f"--{option}", default=field.default, help=field.description, **_argument_type(field))
+            dataset.add_argument(
+                f"--{option}",
+                required=field.is_required(),
+                default=argparse.SUPPRESS,
+                help=shell.literal(field.description or ""),
+                **_argument_type(field),
+            )
         dataset.add_argument("path", type=Path, metavar="PATH", help="folder of the unpacked download")
         dataset.add_argument(
             "-d",
             "--id",
             type=shell.positive,
             metavar="D",
-            help=f"the dataset's id (default: {converter.default_id})",
+            help=f"the dataset's id (default: {shell.literal(converter.default_id)})",
         )
     return parser
 

@@ -42,7 +42,9 @@ def action(options: argparse.Namespace) -> None:
         read_plans(model.folder / PLANS_FILE).prealignment.reference_case,
     )
     if manifest.llm is not None and is_local(manifest.llm.source):
-        log.warning("The plans, and so the file, name the language model's place here: %s.", manifest.llm.source)
+        log.warning(
+            "The plans, and therefore the file, tell where the language model lies here: %s.", manifest.llm.source
+        )
     size = options.output.stat().st_size / 2**20
     sys.stdout.write(
         f"{options.output} ({size:.1f} MiB) holds {manifest.name}, folds {', '.join(model.folds)}.\n"

@@ -4,11 +4,13 @@ A hint that is the same for every error of a class stands in a table; others dep
 that has no hint of its own gets that of its base.
 """
 
+from pathlib import Path
+
 from llmreg import errors
 from llmreg.training import training_errors
 
 OUT_OF_MEMORY_HINT = (
-    "Free some, or do with less: in training with -c half, or a narrower network (--set network.width=8 --as narrow); "
+    "Free some, or do with less: in training with -c half, or a smaller network (--network, or --set with --as); "
     "in prediction with fewer outputs, or --device cpu."
 )
 _HINTS: dict[type[Exception], str] = {
@@ -18,14 +20,14 @@ _HINTS: dict[type[Exception], str] = {
     errors.UnclearField: "llmreg_convert_field converts it; its option --from names the format that the file has.",
     errors.BadDownload: "llmreg_convert_dataset DATASET --help lists its options, such as --protocol and --split.",
     # Planning.
-    errors.BadPlans: "Plans in a file can be replaced with --overwrite when planning.",
     errors.BadAssignment: "Write --set key=value, and name the changed plans with --as.",
     errors.EditedPlans: "Run llmreg_preprocess to keep it, or plan again with --overwrite.",
-    errors.NotEnoughMemory: "Add --memory_gb, or choose a smaller language model with --llm.",
+    errors.NotEnoughMemory: "Add --memory_gb, or where a language model is in the network, a smaller --llm.",
     errors.OtherPlans: "Name the changed plans with --as.",
     # Training.
     training_errors.HoldsTraining: "Add --continue to resume it.",
     training_errors.TrainingInterrupted: "Resume with --continue.",
+    errors.Interrupted: "Run the same command again to resume.",
     training_errors.NothingToTrainOn: "Image similarity: --set loss.similarity=1 --as NAME.",
     training_errors.NonFiniteLoss: "A lower learning rate: --set training.learning_rate=1e-4 --as NAME.",
     errors.DamagedLayers: "Fetch them with llmreg_fetch_llm.",
@@ -50,8 +52,9 @@ _COMMANDS = {
 _OPTIONS = {
     "dataset_id": "-d",
     "inputs": "-i, --labels or --landmarks",
+    "label": "--labels",
     "name": "--as, which names plans that are changed with --set",
-    "outputs": "--save",
+    "paths": "-i",
 }
 
 
@@ -62,8 +65,15 @@ def hint(error: Exception) -> str:
             return f"Type: {_spell_command(error)}."
         case errors.BadArgument(argument=argument):
             return f"See the option {_OPTIONS.get(argument, '--' + argument)}."
+        # Of the files of plans, those of a dataset are planned; those in a model's folder belong to its checkpoints.
+        case errors.BadPlans(source=source) if Path(source).match("Dataset*/*.json"):
+            return "Or replace the file: plan again with --overwrite."
+        case errors.MissingOutput(output=output):
+            return f"Predict again with --save {output}."
+        case errors.MissingFolder(variable=variable):
+            return f"Type: export {variable}=/path/to/a/folder."
         case errors.Ambiguous(kind="trained model"):
-            return "Choose with -d, -c, -p or --network, or give the folder with -m."
+            return "Give -d, -c, -p or --network, or the model's folder with -m."
         case errors.MissingPackage(purpose="this logger", package=package):
             return f"Or train without --log {package}."
         case errors.MissingPackage(purpose="that method"):

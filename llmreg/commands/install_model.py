@@ -21,8 +21,8 @@ EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     parser = shell.create_parser(
-        "Check a zip that llmreg_export_model wrote, from whomever it comes, and install the model in it under its own "
-        "name. Nothing in it is run, and nothing is written when anything in it is not as it must be.",
+        "Check a zip that llmreg_export_model wrote, whoever sent it, and install the model in it under its own name. "
+        "Nothing in it is run, and nothing is written unless all of it is valid.",
         EXAMPLES,
     )
     parser.add_argument("archive", type=Path, metavar="ZIP", help="the file")

@@ -15,7 +15,7 @@ EXAMPLES = """\
   llmreg_predict -i in/ -o out/ --num_parts 4 --part_id 0
   llmreg_predict -i in/ -o out/ --all_pairs -m results/Dataset001_Name/llm_morph__default__half
 """
-# As llmreg.inference.registration has them; a test compares.
+# These are repeated from llmreg.inference.registration, which takes long to import; a test compares both.
 OUTPUTS = ("field", "inverse", "warped", "labels", "seen", "jacobian", "uncertainty", "transform", "prealignment")
 DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
 
@@ -30,12 +30,12 @@ def action(options: argparse.Namespace) -> None:
     model = shared_options.choose_model(options)
     if (options.num_parts is None) != (options.part_id is None):
         raise UserError("--num_parts and --part_id go together: of how many parts, and which one, from 0.")
-    # Of torchrun, unless they are given.
+    # torchrun sets these unless they are given.
     parts = options.num_parts or int(os.environ.get("WORLD_SIZE", "1"))
     part = int(os.environ.get("RANK", "0")) if options.part_id is None else options.part_id
     if part >= parts:
         raise UserError(f"--part_id {part} is not one of {parts} parts: they are counted from 0 (--num_parts).")
-    # Two outputs have an option of their own, too.
+    # Two of the outputs also have options of their own.
     by_option = {"uncertainty": options.uncertainty, "labels": options.labels}
     outputs = tuple(output for output in OUTPUTS if output in options.save or by_option.get(output))
     prediction = PredictionOptions(

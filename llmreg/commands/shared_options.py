@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def create_dataset_parser(description: str, examples: str) -> argparse.ArgumentParser:
     """Create a parser for the commands that prepare datasets: which ones, and with how many processes."""
-    # Imported here, since most commands need no other processes, whose modules take a while to import.
+    # This is imported here, since most commands need no other processes, whose modules take a while to import.
     from llmreg.workers import default_process_count
 
     parser = shell.create_parser(description, examples)
@@ -71,7 +71,7 @@ def read_overrides(options: argparse.Namespace) -> "PlannerOverrides":
 
 def field_format(text: str) -> str:
     """An argument type: the name of a registered format of displacement fields."""
-    # Imported here, because the formats take half a second to import.
+    # This is imported here, because the formats take half a second to import.
     from llmreg.images.formats import FIELD_FORMATS
 
     if text not in FIELD_FORMATS.names:
@@ -97,7 +97,9 @@ def add_model(parser: argparse._ActionsContainer, purpose: str) -> None:
     parser.add_argument("-d", "--dataset", help="dataset id or whole name (default: the only trained one)")
     parser.add_argument("-c", "--configuration", help="full or half")
     parser.add_argument("-p", "--plans", help="name of the plans")
-    parser.add_argument("--network", choices=NETWORKS.names, help="of which network, where several were trained")
+    parser.add_argument(
+        "--network", choices=NETWORKS.names, help="the network of the model, where several were trained"
+    )
     parser.add_argument("-f", "--folds", nargs="+", help=f"folds to {purpose} (default: all trained)")
     parser.add_argument(
         "-m", "--model", type=Path, metavar="FOLDER", help="a model folder, instead of -d, -c, -p and --network"

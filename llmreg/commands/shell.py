@@ -15,7 +15,7 @@ from llmreg.errors import Interrupted, UserError
 INTERRUPTED = 130
 # The disk is full, or the user's share of it is. Windows has no quota.
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# Libraries that write to the log what concerns nobody.
+# These libraries log what users need not know.
 _CHATTY = ("matplotlib", "PIL", "fontTools", "filelock", "urllib3", "httpx", "httpcore", "numexpr")
 
 
@@ -46,6 +46,11 @@ def create_parser(description: str, examples: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="log more than usual")
     return parser
+
+
+def literal(text: str) -> str:
+    """A part's own words for a help text, in which argparse would replace what follows a percent sign."""
+    return text.replace("%", "%%")
 
 
 def accept_old_spelling(parser: argparse._ActionsContainer, spelling: str, **settings: Any) -> None:

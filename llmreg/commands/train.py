@@ -16,11 +16,11 @@ EXAMPLES = """\
   llmreg_train 1 fold0 --continue
   llmreg_train 1 all -c full --epochs 200
   llmreg_train 1 fold0 --minutes 60
-  llmreg_train 1 fold0 --ablation no-lora
+  llmreg_train 1 fold0 --ablation vit
   llmreg_train 1 fold0 --network voxelmorph
   llmreg_train 1 fold0 --num_gpus 4
   llmreg_train 1 fold0 --pretrained results/Dataset002_Other/llm_morph__default__half/fold_0
-  llmreg_train 1 0 --set loss.smoothness=0.3 network.llm.rotary=1d --as smoother
+  llmreg_train 1 0 --set loss.smoothness=0.3 training.learning_rate=2e-4 --as smoother
 """
 
 
@@ -29,7 +29,6 @@ def action(options: argparse.Namespace) -> None:
     from llmreg.api import train
     from llmreg.training.experiment import PlansChoice
     from llmreg.training.options import TrainingOptions
-    from llmreg.training.resuming import find_checkpoint
 
     if options.num_gpus is not None and "WORLD_SIZE" not in os.environ:
         start_processes(options.num_gpus, options.device, options.words)
@@ -40,7 +39,7 @@ def action(options: argparse.Namespace) -> None:
         workers=options.workers,
         compile=options.compile,
         loggers=tuple(options.log),
-        pretrained=None if options.pretrained is None else find_checkpoint(options.pretrained),
+        pretrained=options.pretrained,
     )
     train(
         options.dataset,
@@ -57,7 +56,7 @@ def start_processes(count: int, device: str | None, words: Sequence[str]) -> NoR
     """Become torchrun with that many processes of this command, a GPU for each.
 
     Raises:
-        UserError: there are not so many GPUs.
+        UserError: there are fewer GPUs.
     """
     import torch
 
@@ -89,13 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--ablation",
         metavar="NAME",
         help="train without a part of the network: "
-        + "; ".join(f"{name}: {summary}" for name, summary in all_ablations().items()),
+        + "; ".join(shell.literal(f"{name}: {summary}") for name, summary in all_ablations().items()),
     )
     parser.add_argument(
         "--network",
         choices=NETWORKS.names,
         help="train another network than the plans', with its default settings: "
-        + "; ".join(f"{name}: {plugin.summary}" for name, plugin in NETWORKS.parts.items()),
+        + "; ".join(shell.literal(f"{name}: {plugin.summary}") for name, plugin in NETWORKS.parts.items()),
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=shell.positive, help="instead of the plans' number")
@@ -120,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     shell.accept_old_spelling(parser, "-num_gpus", dest="num_gpus", type=shell.positive)
     parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile, where it works")
     parser.add_argument(
-        "--log", nargs="+", default=[], choices=("tensorboard", "wandb"), help="show the progress there too"
+        "--log", nargs="+", default=[], choices=("tensorboard", "wandb"), help="show the progress in these programs too"
     )
     return parser
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmreg.errors import UnreadableFile
 from llmreg.files import read_json, write_json
 
-# In a dataset's folder of results.
+# This folder lies in a dataset's folder of results.
 BENCHMARK_FOLDER = "benchmark"
 BENCHMARK_FILE = "benchmark.json"
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmreg.errors import BadArgument
-from llmreg.networks.network_registry import DEFAULT_NETWORK, NetworkSettings, plugin_of
+from llmreg.networks.language_models.llm_settings import LLMSettings
+from llmreg.networks.network_registry import NetworkSettings, plugin_of
 from llmreg.paths import preprocessed_dataset
 from llmreg.plans.plans import Plans, find_plans
 
@@ -55,27 +56,18 @@ def identity(settings: BenchmarkSettings) -> dict[str, Any]:
     }
 
 
-def load_network_settings(settings: BenchmarkSettings) -> NetworkSettings:
-    """Load the settings of the plans' network, which ablations change; it must be the default network.
-
-    Raises:
-        BadArgument: the plans have another network.
-    """
-    network = load_plans(settings).network
-    if network.name != DEFAULT_NETWORK:
-        raise BadArgument(
-            "plans", f"The plans '{settings.plans}' have the network {network.name}, not {DEFAULT_NETWORK}."
-        )
-    return network
-
-
-def count_layers(network: NetworkSettings) -> int:
-    """Count the layers of the language model that a network takes its layers from."""
-    from llmreg.networks.language_models.families import build_config
-    from llmreg.networks.language_models.reading import open_model
-
+def language_model_of(network: NetworkSettings) -> LLMSettings:
+    """The language model of a network. Raises BadArgument when it has none."""
     llm = plugin_of(network).language_model(network)
     if llm is None:
         raise BadArgument("plans", f"The network {network.name} of the plans has no language model.")
+    return llm
+
+
+def count_layers(llm: LLMSettings) -> int:
+    """Count the layers of the language model from which settings take some."""
+    from llmreg.networks.language_models.families import build_config
+    from llmreg.networks.language_models.reading import open_model
+
     model = open_model(llm.source)
-    return int(build_config(model.config, model.family).num_hidden_layers)
+    return int(build_config(model.config, model.family, model.where).num_hidden_layers)

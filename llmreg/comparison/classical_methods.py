@@ -55,7 +55,7 @@ def register_by_greedy(fixed: Path, moving: Path, work: Path) -> DisplacementFie
     greedy.execute(f"{images} -a -dof 12 -ia-identity -m NMI -n 100x50x10 -o {affine}")
     # Fields are written in full precision. The default rounds them to a tenth of a voxel, which adds folds and jumps.
     precision = "-wp 0"
-    # NMI instead of greedy's local cross-correlation: that is made for one contrast, and lowered the Dice of MR and CT.
+    # NMI replaces greedy's local cross-correlation, which is made for one contrast and lowered the Dice of MR and CT.
     greedy.execute(f"{images} -it {affine} -m NMI -n 100x50x10 {precision} -o {warp}")
     greedy.execute(f"-rf {fixed} -rc {composed} {precision} -r {warp} {affine}")
     return read_field(composed)

@@ -30,7 +30,7 @@ from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.image_files import read_image, write_image
 from llmreg.images.itk import write_with_itk
 from llmreg.inference.registration import file_name
-from llmreg.machine import process_peak_gb, usage_peak_gb
+from llmreg.machine import peak_memory_gb, process_peak_gb, usage_peak_gb
 from llmreg.predictions import (
     PREDICT_FILE,
     FailedPair,
@@ -42,6 +42,9 @@ from llmreg.predictions import (
     write_record,
 )
 
+# How many times this process's own peak the system must count for another before the count is surely the other's: both
+# are sums over cores, which lag behind.
+_SURELY_MORE = 1.05
 # Length of the end of a failed method's output that its reason quotes.
 _QUOTED_CHARACTERS = 200
 
@@ -159,7 +162,7 @@ def run_limited(command: Sequence[str], work: Path, seconds: float) -> tuple[str
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while True:
-                # Memory is read while the process runs: what the system counts afterwards includes its parent's.
+                # Memory is read while the process runs, since what the system counts afterwards includes its parent's.
                 peak_gb = process_peak_gb(process.pid) or peak_gb
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if pid:
@@ -179,11 +182,15 @@ def run_limited(command: Sequence[str], work: Path, seconds: float) -> tuple[str
     if process.returncode:
         words = " ".join(output_file.read_text(errors="replace").split())
         return f"ended with exit code {process.returncode}: {words[-_QUOTED_CHARACTERS:]}", 0.0
-    return None, peak_gb or usage_peak_gb(usage)
+    counted_gb = usage_peak_gb(usage)
+    # A count above the parent's peak is the process's own, and knows what came after the last reading.
+    if peak_gb is None or counted_gb > _SURELY_MORE * peak_memory_gb():
+        peak_gb = counted_gb
+    return None, peak_gb
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
-    raise Interrupted(number, "run the command again to go on.")
+    raise Interrupted(number, "pairs that are registered are kept.")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -82,6 +82,8 @@ def run_command(words: Sequence[str]) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
-        raise Interrupted(code - 128 if code > 0 else -code, "run the command again to go on.")
+        raise Interrupted(
+            code - 128 if code > 0 else -code, f"llmreg_{words[0]} was stopped; what it had done is kept."
+        )
     if code:
-        raise UserError(f"llmreg_{words[0]}: ended with exit code {code}: its own message stands above.")
+        raise UserError(f"llmreg_{words[0]} ended with exit code {code}: see its own message above.")

@@ -63,7 +63,7 @@ def digest_scoring_inputs(pairs: Iterable[Pair], dataset: Dataset) -> str:
 
 
 def _annotated_pairs(pairs: Iterable[Pair], dataset: Dataset) -> tuple[Pair, ...]:
-    """Keep the pairs of which both cases have a label map, or both have landmarks."""
+    """Keep the pairs in which both cases have a label map, or both have landmarks."""
 
     def is_annotated(pair: Pair) -> bool:
         cases = _cases_of([pair], dataset)

@@ -27,7 +27,8 @@ from llmreg.training.checkpoints import checkpoint_path, read_state
 
 log = logging.getLogger(__name__)
 
-# Steps of an epoch where the length of a training is given in minutes: few, so that whole epochs fill the time well.
+# An epoch has this number of steps where the length of a training is given in minutes. They are few, so that whole
+# epochs fill the time well.
 STEPS_PER_EPOCH = 50
 
 
@@ -58,7 +59,7 @@ def train_and_predict(
     finished = [] if earlier is None or earlier.failed else earlier.pairs
     if finished and all(map(are_transforms_there, finished)):
         return
-    # The time is unknown, should this process be killed.
+    # If this process is killed, the time stays unknown.
     PredictionRun(about=about).write(folder)
     (folder / PREDICT_FILE).unlink(missing_ok=True)
     began = time.monotonic()
@@ -66,7 +67,7 @@ def train_and_predict(
     try:
         command_lines.run_command(words)
     except UserError:
-        # The command lists pairs that failed in predict.json, and has failed itself without it.
+        # The command lists failed pairs in predict.json. Without that file, the command itself has failed.
         if not (folder / PREDICT_FILE).exists():
             raise
     finally:

@@ -20,7 +20,7 @@ from llmreg.files import read_json, write_json
 from llmreg.paths import fold_folder
 from llmreg.predictions import read_predictions
 
-# In a method's folder of predictions: what its scores were made from.
+# This file in a method's folder of predictions records what the scores were made from.
 _SCORED_FILE = "scored.json"
 
 

@@ -44,7 +44,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair], dataset: Dataset) -> None:
         row: dict[str, Any] = {}
         for role, case in (("fixed", dataset.case(pair.fixed)), ("moving", dataset.case(pair.moving))):
             files = {role: case.image, f"{role}_label": case.label, f"{role}_mask": case.mask}
-            # Relative paths would be looked up beside the table. Links are not resolved: their names are the cases'.
+            # Relative paths would be looked up beside the table. Links are not resolved: they have the cases' names.
             row |= {column: path.absolute() for column, path in files.items() if path is not None}
             row[f"{role}_modality"] = case.modality
         rows.append(row)

@@ -214,7 +214,9 @@ def caption(table: Table) -> str:
         f"{table.title}: mean (SD) over {table.pairs} pairs, the best in bold. * differs significantly from it "
         f"(Wilcoxon's signed-rank test, Holm's correction, p < {SIGNIFICANT:g})."
     )
-    return text + (f" {PARTIAL} not ranked: without structures that are outside or were lost." if partial else "")
+    return text + (
+        f" {PARTIAL} not ranked, since structures that are outside or were lost are left out." if partial else ""
+    )
 
 
 def _texts(table: Table, bold: str) -> tuple[list[str], list[list[str]]]:

@@ -1,7 +1,7 @@
 """A case's image, label map and mask: read, and checked against each other and the dataset's label table."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from llmreg.data.dataset import Case, Dataset
-from llmreg.errors import UserError
+from llmreg.errors import BadImage, MissingFile, UserError
 from llmreg.files import image_digest
 from llmreg.geometry.grid import Grid, image_to_array
 from llmreg.images.image_files import check_values, format_sizes, read_image, warn_once
@@ -19,6 +19,18 @@ from llmreg.workers import map_in_processes
 log = logging.getLogger(__name__)
 
 Sources = dict[str, str | list[int]]
+
+
+class BadCases(UserError):
+    """Several images, label maps or masks of a dataset that cannot be used.
+
+    Attributes:
+        problems: the error of each.
+    """
+
+    def __init__(self, problems: Sequence[UserError]) -> None:
+        super().__init__(f"{str(problems[0]).removesuffix('.')} (and {len(problems) - 1} more, see the log).")
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,37 +56,37 @@ def read_case(case: Case, labels: Collection[int]) -> CaseImages:
         labels: the ids of the dataset's label table.
 
     Raises:
-        UserError: the first problem that :func:`check_case` finds.
+        MissingFile, BadImage: the first problem that :func:`check_case` finds.
     """
     images, problems = _read(case, labels)
     if problems:
-        raise UserError(problems[0])
+        raise problems[0]
     return images
 
 
-def check_case(case: Case, labels: Collection[int]) -> list[str]:
-    """List the problems of a case, a sentence with a remedy for each; arguments as in :func:`read_case`."""
+def check_case(case: Case, labels: Collection[int]) -> list[UserError]:
+    """List the problems of a case, a :class:`MissingFile` or :class:`BadImage` each; arguments as in read_case."""
     try:
         return _read(case, labels)[1]
     except UserError as error:
-        return [str(error)]
+        return [error]
 
 
-def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages, list[str]]:
+def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages, list[UserError]]:
     """Read a case and list its problems. Raises UserError when there is no image to compare the others with."""
     image = _open(case.image)
-    problems: list[str] = []
+    problems: list[UserError] = []
     try:
         check_values(image, case.image)
     except UserError as error:
-        problems.append(str(error))
+        problems.append(error)
     # A case may have one file for its label map and its mask.
     maps: dict[Path | None, sitk.Image] = {}
     for path in filter(None, dict.fromkeys((case.label, case.mask))):
         try:
             maps[path] = _open(path)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error)
         else:
             problems += _grid_problems(Grid.from_image(maps[path]), Grid.from_image(image), path, case.image.name)
             if path == case.label:
@@ -83,20 +95,19 @@ def _read(case: Case, labels: Collection[int]) -> tuple[CaseImages, list[str]]:
 
 
 def check_mask(mask: sitk.Image, name: Path | str, image: sitk.Image, image_name: str) -> sitk.Image:
-    """Return the mask. Raises UserError when it does not lie on the grid of its image."""
-    problems = _grid_problems(Grid.from_image(mask), Grid.from_image(image), name, image_name)
-    if problems:
-        raise UserError(problems[0])
+    """Return the mask. Raises BadImage when it does not lie on the grid of its image."""
+    for problem in _grid_problems(Grid.from_image(mask), Grid.from_image(image), name, image_name):
+        raise problem
     return mask
 
 
 def _open(path: Path) -> sitk.Image:
     if not path.exists():
-        raise UserError(f"{path} does not exist: add the file or take it out of dataset.json.")
+        raise MissingFile(path, "add the file or take it out of dataset.json")
     return read_image(path)
 
 
-def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> list[str]:
+def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> list[BadImage]:
     if grid.same_as(expected):
         return []
     differences = [
@@ -112,16 +123,17 @@ def _grid_problems(grid: Grid, expected: Grid, path: Path | str, image: str) -> 
         relation, remedy = "is not on the grid of", "resample it onto the image's grid with nearest neighbours"
     if grid.size == expected.size:
         remedy = f"give it the image's header if it was drawn on this image, else {remedy}"
-    return [f"{path} {relation} its image {image} ({(differences or ['a slightly different position'])[0]}): {remedy}."]
+    difference = (differences or ["a slightly different position"])[0]
+    return [BadImage(path, f"{relation} its image {image} ({difference})", remedy)]
 
 
-def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[str]:
+def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collection[int]) -> list[BadImage]:
     # Of each run of one value only the first voxel is sorted, which is ten times as fast.
     voxels = image_to_array(image).ravel()
     values = np.unique(np.append(voxels[1:][voxels[1:] != voxels[:-1]], voxels[0]))
     if not np.all(np.isfinite(values)) or np.any(values != np.round(values)):
         fractions = ", ".join([f"{v:g}" for v in values if not np.isfinite(v) or v != np.round(v)][:3])
-        return [f"{path} holds values that are no label ids ({fractions}): save whole numbers."]
+        return [BadImage(path, f"holds values that are no label ids ({fractions})", "save whole numbers")]
     present = {int(value) for value in values} - {0}
     if not present and case.annotated_labels is None:
         warn_once(f"{path} holds no label, every voxel is 0: remove it if nothing was annotated in this image.")
@@ -130,22 +142,29 @@ def _label_problems(image: sitk.Image, case: Case, path: Path, labels: Collectio
         (
             "negative label",
             negative,
-            "as if ids above 127 had been stored in signed 8 bits: save it in an unsigned type",
+            "as if ids above 127 had been stored in signed 8 bits",
+            "save it in an unsigned type",
         ),
         (
             "label",
             present - set(labels) - negative,
-            "which 'labels' in dataset.json does not list: add it there or correct the label image",
+            "which 'labels' in dataset.json does not list",
+            "add it there or correct the label image",
         ),
         (
             "label",
             present & set(labels) - case.annotated_structures(labels),
-            "which is not among its 'annotated_labels' in dataset.json: add it there or clear it from the label image",
+            "which is not among its 'annotated_labels' in dataset.json",
+            "add it there or clear it from the label image",
         ),
     )
     return [
-        f"{path} holds the {kind} {', '.join(map(str, sorted(ids)[:5]))}{', ...' if len(ids) > 5 else ''}, {problem}."
-        for kind, ids, problem in kinds
+        BadImage(
+            path,
+            f"holds the {kind} {', '.join(map(str, sorted(ids)[:5]))}{', ...' if len(ids) > 5 else ''}, {problem}",
+            remedy,
+        )
+        for kind, ids, problem, remedy in kinds
         if ids
     ]
 
@@ -168,7 +187,8 @@ def verify_dataset_integrity(dataset: Dataset, num_processes: int) -> None:
     """Check every case and log all problems.
 
     Raises:
-        UserError: tells the first problem with its remedy, and the number of the others in the log.
+        MissingFile, BadImage: the only problem.
+        BadCases: there are several.
     """
     problems_of_cases = map_in_processes(
         partial(check_case, labels=dataset.labels), dataset.cases, num_processes, "Verify"
@@ -177,6 +197,5 @@ def verify_dataset_integrity(dataset: Dataset, num_processes: int) -> None:
     for problem in problems:
         log.error("%s", problem)
     if problems:
-        more = f" (and {len(problems) - 1} more, see the log)" if len(problems) > 1 else ""
-        raise UserError(problems[0].rstrip(".") + more + ".")
+        raise problems[0] if len(problems) == 1 else BadCases(problems)
     log.info("%s: %d cases verified.", dataset.name, len(dataset.cases))

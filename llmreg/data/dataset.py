@@ -24,7 +24,7 @@ from llmreg.data.dataset_json import (
     parse_id,
     validate,
 )
-from llmreg.errors import UserError
+from llmreg.errors import BadDataset
 from llmreg.files import json_digest, read_json
 from llmreg.images.formats import DEFAULT_ENDING, image_endings, strip_ending
 
@@ -132,10 +132,12 @@ def load_dataset(folder: Path) -> Dataset:
     """Read ``dataset.json`` (or the only ``*_dataset.json``) of a raw dataset's folder.
 
     Raises:
-        UserError: for malformed or mistyped JSON, a misnamed or missing file, or a modality without cases.
+        MissingFile: there is no such folder, or no description in it.
+        UnreadableFile: the description is no JSON.
+        BadDataset: an entry has another type, a file is misnamed or missing, or a modality has no cases.
     """
     if not re.fullmatch(r"Dataset\d{3}_.+", folder.name):
-        raise UserError(f"{folder} is not named like Dataset001_Name: rename the folder.")
+        raise BadDataset(folder, "", "is not named like Dataset001_Name", "rename the folder")
     file = description_file(folder)
     raw = validate(RawDataset, read_json(file), file)
     modalities = dict(sorted(raw.modality.items()))
@@ -144,9 +146,11 @@ def load_dataset(folder: Path) -> Dataset:
     direction = raw.registration_direction or Direction(fixed=fixed, moving=moving)
     for role, modality in direction:
         if modality not in modalities:
-            raise UserError(
-                f"{file}: 'registration_direction.{role}' is {modality}, but 'modality' only lists "
-                f"{join(modalities)}: name one of these."
+            raise BadDataset(
+                file,
+                f"registration_direction.{role}",
+                f"is {modality}, but 'modality' only lists {join(modalities)}",
+                "name one of these",
             )
     reader = _CaseReader(folder, file, modalities, label_table(raw.labels, file), direction)
     reader.add_training(raw.training)
@@ -166,9 +170,11 @@ def load_dataset(folder: Path) -> Dataset:
         )
     for modality, contrast in modalities.items():
         if not any(case.modality == modality for case in cases):
-            raise UserError(
-                f"{file}: modality {modality} ({contrast}) has no cases: list its images under 'training', "
-                "or take it out of 'modality'."
+            raise BadDataset(
+                file,
+                f"modality.{modality}",
+                f"({contrast}) has no cases",
+                "list its images under 'training', or take it out",
             )
     pairing = _choose_pairing(raw.pairings, paired, reader.cases, direction, file)
     return Dataset(
@@ -239,8 +245,8 @@ def _choose_pairing(
         )
         return "intra_subject" if fixed & moving else "unpaired"
     if not isinstance(raw, str) or raw not in _PAIRINGS:
-        raise UserError(
-            f"{file}: 'pairings' is {raw!r}: write one of {join(_PAIRINGS)}, or a list of {{fixed, moving}}."
+        raise BadDataset(
+            file, "pairings", f"is {raw!r}", f"write one of {join(_PAIRINGS)}, or a list of {{fixed, moving}}"
         )
     pairing = _PAIRINGS[raw]
     # Learn2Reg lists pairs even where they are only those of each subject.
@@ -251,13 +257,15 @@ def _choose_pairing(
     if pairing == "intra_subject" and paired and (not implied or direction.fixed == direction.moving):
         return "explicit"
     if pairing == "explicit" and not paired:
-        raise UserError(
-            f"{file}: 'pairings' is 'explicit', but 'training_paired_images' is empty: list the pairs there."
+        raise BadDataset(
+            file, "pairings", "is 'explicit', but 'training_paired_images' is empty", "list the pairs there"
         )
     if pairing == "intra_subject" and direction.fixed == direction.moving:
-        raise UserError(
-            f"{file}: 'pairings' is '{raw}', but fixed and moving are the same modality: write 'inter_subject', "
-            "or list the pairs under 'pairings'."
+        raise BadDataset(
+            file,
+            "pairings",
+            f"is '{raw}', but fixed and moving are the same modality",
+            "write 'inter_subject', or a list of the pairs",
         )
     return pairing
 
@@ -277,19 +285,23 @@ class _CaseReader:
         for key, entries in training.items():
             listed = f"training.{key}".rstrip(".")
             if key and parse_id(key) not in self.modalities:
-                raise UserError(
-                    f"{self.file}: '{listed}' is not among the modalities {join(self.modalities)}: add it to "
-                    "'modality' or correct the key."
+                raise BadDataset(
+                    self.file,
+                    listed,
+                    f"is not among the modalities {join(self.modalities)}",
+                    "add it to 'modality' or correct the key",
                 )
             for position, entry in enumerate(entries):
                 case = self._add(entry, f"{listed}.{position}")
                 if key and case.modality != parse_id(key):
-                    raise UserError(
-                        f"{self.file}: '{listed}.{position}.image' is {entry.image}, an image of modality "
-                        f"{case.modality}: move it to 'training.{case.modality}'."
+                    raise BadDataset(
+                        self.file,
+                        f"{listed}.{position}.image",
+                        f"is {entry.image}, an image of modality {case.modality}",
+                        f"move it to 'training.{case.modality}'",
                     )
         if not self.cases:
-            raise UserError(f"{self.file}: 'training' is empty: list the training images there.")
+            raise BadDataset(self.file, "training", "is empty", "list the training images there")
 
     def read_pairs(self, entries: list[Any] | None, key: str, *, may_be_missing: bool = False) -> list[Pair]:
         """Read pairs of cases, and add the cases that ``training`` does not list."""
@@ -310,7 +322,7 @@ class _CaseReader:
                 continue
             fixed, moving = (self._add(RawCase(image=path), f"{where}.{role}") for role, path in paths.items())
             if fixed.name == moving.name:
-                raise UserError(f"{self.file}: '{where}' pairs {fixed.name} with itself: name two different images.")
+                raise BadDataset(self.file, where, f"pairs {fixed.name} with itself", "name two different images")
             pairs.append(Pair(fixed.name, moving.name))
         return pairs
 
@@ -319,29 +331,34 @@ class _CaseReader:
         name = strip_ending(image)
         match = re.fullmatch(r".+_(?P<subject>\d{4})_(?P<modality>\d{4})", name)
         if match is None or not image.name.endswith(image_endings()):
-            raise UserError(
-                f"{self.file}: '{where}' names {entry.image}, which is not Name_<subject, 4 digits>_<modality, 4 "
-                f"digits>{DEFAULT_ENDING}: rename the file."
-            )
+            form = f"Name_<subject, 4 digits>_<modality, 4 digits>{DEFAULT_ENDING}"
+            raise BadDataset(self.file, where, f"names {entry.image}, which is not {form}", "rename the file")
         modality = int(match["modality"])
         if modality not in self.modalities:
-            raise UserError(
-                f"{self.file}: '{where}' names {entry.image} of modality {modality}, but 'modality' lists "
-                f"{join(self.modalities)} only: add it there or rename the file."
+            raise BadDataset(
+                self.file,
+                where,
+                f"names {entry.image} of modality {modality}, but 'modality' lists {join(self.modalities)} only",
+                "add it there or rename the file",
             )
         if name in self.cases:
             if self.cases[name].image != image:
-                raise UserError(
-                    f"{self.file}: {self.cases[name].image} and {image} have one case name, {name}: rename one of them."
+                raise BadDataset(
+                    self.file,
+                    where,
+                    f"names {image}, but {self.cases[name].image} has the same case name, {name}",
+                    "rename one of them",
                 )
             return self.cases[name]
         if not image.is_file():
-            raise UserError(f"{self.file}: '{where}' names {image}, which does not exist: add it or drop the entry.")
+            raise BadDataset(self.file, where, f"names {image}, which does not exist", "add it or drop the entry")
         label = self._find_beside(image, "labels", entry.label)
         if label is None and entry.label is not None:
-            raise UserError(
-                f"{self.file}: '{where}.label' names {self.folder / entry.label}, which does not exist: add the file "
-                "or drop the key."
+            raise BadDataset(
+                self.file,
+                f"{where}.label",
+                f"names {self.folder / entry.label}, which does not exist",
+                "add the file or drop the key",
             )
         self.cases[name] = Case(
             name=name,
@@ -370,8 +387,10 @@ class _CaseReader:
         numbers: list[Any] = [ids.get(value, parse_id(value)) if isinstance(value, str) else value for value in values]
         for value, number in zip(values, numbers, strict=True):
             if isinstance(number, bool) or not isinstance(number, int) or number not in {0, *self.labels}:
-                raise UserError(
-                    f"{self.file}: '{where}.annotated_labels' holds {value!r}, which is not in 'labels' "
-                    f"({join(self.labels)}): write ids of the label table."
+                raise BadDataset(
+                    self.file,
+                    f"{where}.annotated_labels",
+                    f"holds {value!r}, which is not in 'labels' ({join(self.labels)})",
+                    "write ids of the label table",
                 )
         return tuple(sorted({number for number in numbers if number}))

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmreg.errors import UserError
+from llmreg.errors import BadDataset, MissingFile
 
 
 def parse_id(value: object) -> object:
@@ -96,7 +96,7 @@ def validate(expected_type: type[_T], value: object, file: Path, *where: str | i
         where: the path of the value's key.
 
     Raises:
-        UserError: names the first key that is wrong.
+        BadDataset: names the first key that is wrong.
     """
     try:
         return TypeAdapter(expected_type).validate_python(value)
@@ -104,25 +104,30 @@ def validate(expected_type: type[_T], value: object, file: Path, *where: str | i
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in (*where, *first["loc"]) if part not in ("", "[key]"))
         if first["type"] == "missing":
-            raise UserError(f"{file}: the key '{path}' is missing: add it (see documentation/raw-data.md).") from None
+            raise BadDataset(file, path, "is missing", "add it (see documentation/raw-data.md)") from None
         expected = "should be an object" if first["type"] == "model_type" else first["msg"].removeprefix("Input ")
-        subject, value_text = f"'{path}'" if path else "the file", repr(first["input"])
+        value_text = repr(first["input"])
         if len(value_text) > 60:
             value_text = value_text[:57] + "..."
-        raise UserError(f"{file}: {subject} {expected} but is {value_text}: correct the entry.") from None
+        raise BadDataset(file, path, f"{expected} but is {value_text}", "correct the entry") from None
 
 
 def description_file(folder: Path) -> Path:
-    """The file ``dataset.json`` or ``*_dataset.json`` of a folder. Raises UserError unless there is exactly one."""
+    """The file ``dataset.json`` or ``*_dataset.json`` of a folder.
+
+    Raises:
+        MissingFile: there is no such folder, or no such file in it.
+        BadDataset: there are several.
+    """
     if not folder.is_dir():
-        raise UserError(f"The dataset folder {folder} does not exist.")
+        raise MissingFile(folder, "name the folder of a dataset")
     file = folder / "dataset.json"
     files = [file] if file.is_file() else sorted(folder.glob("*_dataset.json"))
     if not files:
-        raise UserError(f"{file} does not exist: write it as documentation/raw-data.md describes.")
+        raise MissingFile(file, "write it as documentation/raw-data.md describes")
     if len(files) > 1:
-        raise UserError(
-            f"{folder} holds several descriptions ({join(p.name for p in files)}): rename one to dataset.json."
+        raise BadDataset(
+            folder, "", f"holds several descriptions ({join(p.name for p in files)})", "rename one to dataset.json"
         )
     return files[0]
 
@@ -139,7 +144,7 @@ def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
         Names by label id, without background (0).
 
     Raises:
-        UserError: an entry is no label, or an id has two names.
+        BadDataset: an entry is no label, or an id has two names.
     """
     raw = raw or {}
     is_nested = all(isinstance(value, dict) for value in raw.values())
@@ -152,16 +157,20 @@ def label_table(raw: Mapping[str, Any] | None, file: Path) -> dict[int, str]:
             number, name = (parse_id(key), str(value)) if by_id else (parse_id(value), key)
             readable = isinstance(value, str | int) and not isinstance(value, bool)
             if not readable or not isinstance(number, int) or number < 0:
-                raise UserError(
-                    f'{file}: \'{where}.{key}\' is {value!r}: write labels as "1": "liver" or "liver": 1, '
-                    "with whole numbers from 0."
+                raise BadDataset(
+                    file,
+                    f"{where}.{key}",
+                    f"is {value!r}",
+                    'write labels as "1": "liver" or "liver": 1, with whole numbers from 0',
                 )
             if number in ids:
-                raise UserError(f"{file}: '{where}' gives the label id {number} twice: use each id once.")
+                raise BadDataset(file, where, f"gives the label id {number} twice", "use each id once")
             ids.add(number)
             if number and labels.setdefault(number, name) != name:
-                raise UserError(
-                    f"{file}: label id {number} is '{labels[number]}' in one modality and '{name}' in another: "
-                    "an id must mean the same structure in every modality."
+                raise BadDataset(
+                    file,
+                    where,
+                    f"calls the label id {number} '{name}', and another modality calls it '{labels[number]}'",
+                    "an id must mean the same structure in every modality",
                 )
     return dict(sorted(labels.items()))

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from llmreg.data.dataset import Case, Dataset, Pair, draw_pairs, pairs_among
-from llmreg.errors import UnknownName, UnreadableFile, UserError
+from llmreg.errors import BadDataset, UnknownName, UnreadableFile
 from llmreg.files import read_json, write_json
 from llmreg.paths import fold_name
 from llmreg.settings import locate_problem
@@ -116,7 +116,7 @@ def write_splits(path: Path, splits: Sequence[Split]) -> None:
 
 
 def read_splits(path: Path) -> tuple[Split, ...]:
-    """Read the file of splits. Raises UserError when it is missing, and UnreadableFile when it holds no splits."""
+    """Read the file of splits. Raises MissingFile when it is missing, and UnreadableFile when it holds no splits."""
     try:
         return TypeAdapter(tuple[Split, ...]).validate_python(read_json(path))
     except ValidationError as error:
@@ -176,16 +176,19 @@ def _usable_cases(dataset: Dataset) -> list[Case]:
     usable = sorted(dataset.trainable_cases, key=lambda case: case.name)
     for modality in {dataset.fixed_modality, dataset.moving_modality}:
         if not any(case.modality == modality for case in usable):
-            raise UserError(
-                f"{dataset.name}: every subject of modality {modality} ({dataset.modalities[modality]}) is in "
-                "registration_val or registration_test: list others under 'training' in dataset.json."
+            raise BadDataset(
+                dataset.folder,
+                "",
+                f"has no subject of modality {modality} ({dataset.modalities[modality]}) that is neither in "
+                "registration_val nor in registration_test",
+                "list others under 'training' in dataset.json",
             )
     return usable
 
 
 def _assign_folds(modalities_of: dict[str, set[int]], labelled: set[str], folds: int, seed: int) -> dict[str, int]:
     """Assign subjects to folds; those that have the same modalities, and are alike with or without labels, evenly."""
-    # Inside, since every worker imports this module, and sklearn takes a second.
+    # sklearn is imported here, since it takes a second, and every worker imports this module.
     from sklearn.model_selection import KFold
 
     groups: dict[tuple[bool, tuple[int, ...]], list[str]] = defaultdict(list)

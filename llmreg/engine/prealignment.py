@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydantic import AfterValidator
 
+from llmreg.errors import UserError
 from llmreg.geometry.field import chain_transforms
 from llmreg.geometry.grid import Grid
 from llmreg.registry import Registry
@@ -150,11 +151,17 @@ class PreAlignment(Settings):
 
 
 def align_case(case: CaseToPlace, settings: PreAlignment) -> CaseTransform:
-    """Estimate the transform of a case: the last stage of the method, or none for a case that is aligned already."""
+    """Estimate the transform of a case: the last stage of the method, or none for a case that is aligned already.
+
+    Raises:
+        UserError: the method yields no transform.
+    """
     if settings.aligned_grid and Grid.from_dict(settings.aligned_grid).same_as(Grid.from_image(case.image)):
         return IDENTITY
-    *_, last = PREALIGNMENTS.get(settings.method).stages(case)
-    return last
+    stages = list(PREALIGNMENTS.get(settings.method).stages(case))
+    if not stages:
+        raise UserError(f"The pre-alignment '{settings.method}' finds no transform of a case: choose another method.")
+    return stages[-1]
 
 
 def pair_prealignment(fixed: CaseTransform, moving: CaseTransform) -> sitk.Transform:

@@ -52,13 +52,14 @@ def descend(objective: Callable[[Tensor], Tensor], start: Tensor, limit: int) ->
 
 # These numbers were chosen by measurement, see documentation/refinement.md.
 
-# The objective is a mean over blocks of so many voxels a side.
+# The objective is a mean over blocks with this number of voxels a side.
 _BLOCK = 2
 # Spacings of the correction's nodes in voxels, coarse to fine.
 _NODE_SPACINGS = (4, 2)
-# The plan's weights are raised to these: labels hold a network's field where the images alone would let it go.
+# Weights of the plans that are lower than these are raised to them. In training, labels keep the flow regular too, but
+# refinement has none.
 _LEAST_SMOOTHNESS, _LEAST_FOLDING = 1.0, 2.0
-# Jacobian determinants below this are penalised. It is above zero since a field folds between the centres of blocks
+# Jacobian determinants below this are penalised. It is above zero since a flow folds between the centres of blocks
 # before it folds at them.
 _LEAST_DETERMINANT = 0.3
 
@@ -104,15 +105,15 @@ def refine(
 ) -> RefinementResult:
     """Add a smooth correction to a displacement so that its images fit better; no labels are needed.
 
-    The objective is the mean squared difference of the images' MIND-SSC descriptors plus the plan's regularisers: the
-    smoothness and the bending energy of the correction, and the folding of the corrected field. It is the correction
-    that is smooth, not the field: where the network, which learned from labels, bends the field, the bend stays, and
-    where the images tell nothing the field stays as it is.
+    The objective is the mean squared difference of the images' MIND-SSC descriptors plus the regularisers of the plans:
+    the smoothness and the bending energy of the correction, and the folding of the corrected flow. Only the correction
+    has to be smooth, not the flow: where the network, which learned from labels, bends the flow, the bend stays, and
+    where the images tell nothing the flow stays as it is.
 
-    Adam moves the nodes of the correction, first coarse and then fine ones. The best field that was met is returned,
+    Adam moves the nodes of the correction, first coarse and then fine ones. The best flow that was met is returned,
     which may be the one that was given.
 
-    Descriptors are computed once, within each image's field of view, and looked up through the field. Values outside
+    Descriptors are computed once, within each image's field of view, and looked up through the flow. Values outside
     the fields of view have no influence, see :func:`llmreg.similarity.masks.comparable_voxels`.
 
     Args:
@@ -121,7 +122,7 @@ def refine(
         moving: the moving image, likewise.
         fixed_seen: above 0 in the fixed image's field of view, (1, z, y, x).
         moving_seen: the same of the moving image.
-        loss: the plan's weights.
+        loss: the weights of the plans.
         iterations: the most steps to take, half of them with each spacing of nodes.
 
     Raises:
@@ -134,7 +135,7 @@ def refine(
     if iterations < 0:
         raise ValueError(f"iterations must not be negative, got {iterations}")
     with torch.inference_mode(mode=False), torch.enable_grad(), torch.autocast(flow.device.type, enabled=False):
-        # A copy is no tensor of inference mode, even where the displacement that was given is one.
+        # The displacement that was given may be a tensor of inference mode, but its copy is not.
         start = flow.clone().float()
         padded = _pad(start, "replicate")
         objective = partial(
@@ -155,13 +156,14 @@ def refine(
 
 
 def _objective(correction: Tensor, *, flow: Tensor, fixed: _Side, moving: _Side, loss: LossSettings) -> Tensor:
-    """The objective of a flow with a correction, both (1, 3, z, y, x), a vector a block, in blocks."""
+    """The objective of a flow with a correction, both (1, 3, z, y, x) with one vector a block, in units of blocks."""
     flow = flow + correction
     folding = functional.relu(_LEAST_DETERMINANT - warping.jacobian_determinant(flow)).mean()
-    # The mean squared difference of descriptors, over the channels and the blocks that are comparable.
+    # This is the mean squared difference of descriptors, over the channels and the blocks that are comparable.
     counted = comparable_voxels(moving.seen, fixed.seen, flow)[:, None]
     looked_up = warping.warp(torch.cat((moving.descriptors, moving.seen[:, None].float()), dim=1), flow)
-    # Where the field of view covers a part of the sample, the mean of that part; outside, 0, unlike any descriptor.
+    # A sample that the field of view covers in part gets the mean of that part; outside, it gets 0, unlike any
+    # descriptor.
     warped = looked_up[:, :-1] / looked_up[:, -1:].clamp(min=0.5)
     difference = (warped - fixed.descriptors).square().mean(dim=1, keepdim=True)
     mismatch = torch.where(counted, difference, 0.0).sum() / counted.sum().clamp(min=1)
@@ -180,7 +182,7 @@ def _optimise(objective: Callable[[Tensor], Tensor], padded: Tensor, iterations:
     nodes, steps = padded.new_zeros(1, 3, 1, 1, 1), 0
     for stage, spacing in enumerate(_NODE_SPACINGS):
         start = functional.interpolate(nodes, [n * _BLOCK // spacing for n in blocks], mode="trilinear")
-        # The spacings share the iterations; the last ones take what does not divide.
+        # The spacings share the iterations; the later ones take the remainder.
         nodes, steps_taken = descend(objective_of_nodes, start, (iterations + stage) // len(_NODE_SPACINGS))
         steps += steps_taken
     return nodes, steps
@@ -202,7 +204,7 @@ def _pad(volume: Tensor, mode: str) -> Tensor:
 
 
 def _shrink_flow(flow: Tensor) -> Tensor:
-    """Turn a flow in voxels into one with a vector a block, in blocks."""
+    """Turn a flow in voxels into one with one vector a block, in units of blocks."""
     return warping.downsample_image(flow, _BLOCK) / _BLOCK
 
 

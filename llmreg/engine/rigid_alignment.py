@@ -22,14 +22,14 @@ from llmreg.geometry.resampling import resample_image
 
 log = logging.getLogger(__name__)
 
-# Registration looks at the images this coarsely: enough for a pose, and a second or two a case.
-COARSE_MM = 4.0
-# Whether a stage helped is judged with fewer voxels, but with all of them.
+# Images are registered in voxels of this size, which is enough for a pose and takes a second or two a case.
+ALIGNMENT_MM = 4.0
+# Stages are judged on coarser voxels than they are optimised on, but on all of them.
 JUDGED_MM = 6.0
-# The optimiser samples so many voxels: more of them find the same pose more slowly.
+# The optimiser samples this many voxels. With more of them it finds the same pose, but more slowly.
 SAMPLES = 12_000
-# Least overlap, as a share of the smaller field of view: over a small overlap, anything may look alike.
-LEAST_OVERLAP = 0.6
+# The least overlap, as a share of the smaller field of view. Over a small overlap, anything may look alike.
+LEAST_SEEN_OVERLAP = 0.6
 # A search tries shifts along the body up to SEARCH_MM. A shift counts as about as good as the best one when its score
 # lacks less than the share AS_GOOD of the best one's lead over the median.
 SEARCH_MM, SEARCH_STEP_MM, AS_GOOD = 160.0, 8.0, 0.2
@@ -41,7 +41,7 @@ LARGEST_TURN = np.cos(np.deg2rad(25))
 
 
 def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[CaseTransform]:
-    """Yield the transforms of a case that raise its mutual information with the reference, one after the other.
+    """Yield transforms of a case, each with a higher mutual information with the reference than the one before.
 
     Args:
         case: the case; the reference case itself, and one without overlap with the reference, is centred.
@@ -53,7 +53,7 @@ def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[C
         yield transform
         return
     reference = _crop_to_field_of_view(case.reference)
-    fixed, moving = coarsen(reference, COARSE_MM), coarsen(case.image, COARSE_MM)
+    fixed, moving = coarsen(reference, ALIGNMENT_MM), coarsen(case.image, ALIGNMENT_MM)
     judged = coarsen(reference, JUDGED_MM), coarsen(case.image, JUDGED_MM)
     best = _similarity(*judged, transform)
     if not np.isfinite(best):
@@ -72,7 +72,7 @@ def place_by_similarity(case: CaseToPlace, methods: Sequence[str]) -> Iterator[C
             except RuntimeError as error:
                 log.debug("pre-alignment stopped before %s: %s", method, error)
                 return
-            if not _is_plausible(candidate) or _overlap(fixed, moving, candidate) < LEAST_OVERLAP:
+            if not _is_plausible(candidate) or _overlap(fixed, moving, candidate) < LEAST_SEEN_OVERLAP:
                 return
         score = _similarity(*judged, candidate)
         if score > best:
@@ -101,7 +101,7 @@ def _search_shifts(reference: sitk.Image, image: sitk.Image, start: CaseTransfor
     ]
     scores = np.array(
         [
-            _similarity(fixed, moving, shift) if _overlap(fixed, moving, shift) >= LEAST_OVERLAP else -np.inf
+            _similarity(fixed, moving, shift) if _overlap(fixed, moving, shift) >= LEAST_SEEN_OVERLAP else -np.inf
             for shift in shifts
         ]
     )
@@ -137,7 +137,7 @@ def coarsen(image: sitk.Image, mm: float) -> sitk.Image:
     grid = Grid.from_image(image)
     size = [max(8, int(np.ceil(n * s / mm))) for n, s in zip(grid.size, grid.spacing, strict=True)]
     spacing = [n * s / m for n, s, m in zip(grid.size, grid.spacing, size, strict=True)]
-    # Means of blocks that are finer than the result, so that the smoothing has fewer voxels to go through.
+    # Means are taken over blocks that are finer than the result, so that fewer voxels have to be smoothed.
     blocks = [max(1, min(int(0.75 * mm / s), n // 4)) for n, s in zip(grid.size, grid.spacing, strict=True)]
     # The outermost voxels are repeated, so that the last blocks are whole and no part of the image is cut off.
     padded = sitk.ZeroFluxNeumannPad(image, [0, 0, 0], [-n % b for n, b in zip(grid.size, blocks, strict=True)])
@@ -148,7 +148,7 @@ def coarsen(image: sitk.Image, mm: float) -> sitk.Image:
 
 def _registration() -> sitk.ImageRegistrationMethod:
     registration = sitk.ImageRegistrationMethod()
-    # Threads add their sums in any order; a single thread gives the same transform every time.
+    # Threads add their sums in any order, so only a single thread gives the same transform every time.
     registration.SetNumberOfThreads(1)
     registration.SetNumberOfWorkUnits(1)
     registration.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)

@@ -36,10 +36,10 @@ from llmreg.images.image_files import read_image, write_image
 
 TEMPLATE_MM = 8.0
 TEMPLATES_FILE = "templates.json"
-# Sizes of a body that are tried.
+# These sizes of the body, relative to the case's own, are tried.
 SCALES = (0.92, 1.0, 1.08)
-# Least overlap of image and template, as a share of the smaller of the two.
-LEAST_OVERLAP = 0.35
+# The least overlap of image and template, as a share of the smaller of the two.
+LEAST_TEMPLATE_OVERLAP = 0.35
 # The correlation that a placement must gain to lie one more standard deviation (squared) away from where bodies lay in
 # training. The deviation is taken to be at least LEAST_SPREAD_MM, since few cases may agree by chance.
 PRIOR_WEIGHT, LEAST_SPREAD_MM = 0.01, 15.0
@@ -265,8 +265,10 @@ def _correlate(template: Template, image: sitk.Image) -> NDArray[np.float64]:
     fixed, moving = image_to_array(template.image), image_to_array(image)
     plain = [sitk.GetImageFromArray(array) for array in (fixed, moving, seen, np.ones_like(moving))]
     correlate = sitk.MaskedFFTNormalizedCorrelationImageFilter()
-    correlate.SetRequiredNumberOfOverlappingPixels(round(LEAST_OVERLAP * min(int(template.seen.sum()), moving.size)))
-    # A single thread gives the same result every time, see the pre-alignment by mutual information.
+    correlate.SetRequiredNumberOfOverlappingPixels(
+        round(LEAST_TEMPLATE_OVERLAP * min(int(template.seen.sum()), moving.size))
+    )
+    # As in the pre-alignment by mutual information, only a single thread gives the same result every time.
     correlate.SetNumberOfThreads(1)
     values = image_to_array(correlate.Execute(*plain)).astype(np.float64)
     # The filter leaves zeros where the overlap is too small.

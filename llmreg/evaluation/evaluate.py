@@ -76,7 +76,7 @@ def evaluate_folder(
     distances: dict[str, list[float]] = {}
     for pair, (pair_rows, pair_distances) in zip(inputs.predictions.pairs, results, strict=True):
         if not pair_rows:
-            log.warning("%s: left out, without landmarks or a label that was annotated in both images.", pair.pair_id)
+            log.warning("%s is left out: no landmarks, and no label was annotated in both images.", pair.pair_id)
         rows += pair_rows
         distances |= {pair.pair_id: pair_distances} if pair_distances else {}
     if not rows:
@@ -111,7 +111,7 @@ def is_scored(predictions: Path) -> bool:
 def _score_pair(
     pair: PairFiles, interpolation: LabelInterpolation, convention: Convention, threads: int
 ) -> tuple[list[Row], list[float]]:
-    """The pair's rows, and Learn2Reg's error of each landmark; empty without landmarks."""
+    """The pair's rows, and Learn2Reg's error at each landmark, which is empty without landmarks."""
     fixed, moving = (read_image(path) for path in pair.frames)
     fixed_grid, moving_grid = Grid.from_image(fixed), Grid.from_image(moving)
     field = read_field(pair.field, pair.prediction.format, fixed_grid, moving_grid)
@@ -122,7 +122,7 @@ def _score_pair(
             "give the label map on the fixed image's grid",
         )
     initial = None if pair.prealignment is None else read_transform(pair.prealignment)
-    # What all rows of the pair share.
+    # All rows of the pair have these columns.
     shared: Row = pair.prediction.model_dump(include={"pair_id", "fixed", "moving", "seconds"}, exclude_none=True)
     distances: list[float] = []
     if pair.landmarks is not None:

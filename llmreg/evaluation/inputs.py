@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmreg.data.dataset import Case, Dataset, load_dataset
-from llmreg.errors import BadArgument, MissingFile, NotPrepared, UnreadableFile, UserError
+from llmreg.errors import BadArgument, MissingFile, MissingOutput, NotPrepared, UnreadableFile, UserError
 from llmreg.files import file_digest
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.images.landmarks import LANDMARK_ENDINGS, Convention
@@ -86,9 +86,7 @@ def find_inputs(folder: Path, labels: Path | None, landmarks: Path | None = None
     pairs = []
     for pair in predictions.pairs:
         if pair.field is None:
-            raise BadArgument(
-                "outputs", f"{folder} holds no field of {pair.pair_id}: predict again, and save the field."
-            )
+            raise MissingOutput(folder, pair.pair_id, "field")
         landmark_files, convention = _find_landmarks(pair, landmarks, cases)
         labelled = True
         try:

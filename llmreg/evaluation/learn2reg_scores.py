@@ -53,7 +53,7 @@ def point_errors(
         field: on the fixed image's grid; beyond the centres of its outermost voxels nothing moves.
         moving_grid: of the moving image.
     """
-    # Rounded, so that an index that was whole in the file does not end up just outside the image.
+    # Indices are rounded, so that one that was whole in the file does not end up just outside the image.
     fixed = field.grid.physical_to_index(fixed_points).round(9)
     moving = moving_grid.physical_to_index(moving_points)
     steps = to_learn2reg(field, moving_grid)

@@ -20,8 +20,9 @@ from llmreg.evaluation.metrics import Array, check_ids, clip_ids, count_voxels
 
 Mask = NDArray[np.bool_]
 Score = TypeVar("Score")
-# Marching cubes' area for each connected piece of up to four corners of a cube, told apart by the sum over its corners
-# of the square of how many neighbours a corner has in the piece. Sums are rounded as in the original's table.
+# Each connected piece of up to four corners of a cube has an area by marching cubes. The key of a piece is a sum over
+# its corners: the square of the number of neighbours that a corner has in the piece. Areas are rounded as in the
+# original's table.
 _CUT, _EDGE = np.sqrt(3) / 8, np.sqrt(1 / 2)
 _AREA_OF_PIECE = {
     0: _CUT,  # one corner
@@ -137,7 +138,7 @@ def _distances(of: Mask, to: Mask, spacing: NDArray[np.float64]) -> NDArray[np.f
     distances = np.zeros(np.count_nonzero(of))
     apart = ~to[of]
     if apart.any():
-        # Of surfaces, a balanced tree takes longer to build than it saves in the search.
+        # For points on a surface, a balanced tree takes longer to build than it saves in the search.
         tree = cKDTree(np.argwhere(to) * spacing, leafsize=32, compact_nodes=False, balanced_tree=False)
         distances[apart] = tree.query(np.argwhere(of & ~to) * spacing)[0]
     return distances

@@ -15,14 +15,14 @@ from llmreg.geometry.grid import Grid
 
 Points = NDArray[np.float64]
 
-# An inverse is accepted when the field leads from it back to within this part of a voxel.
+# The search for an inverse ends when the field leads from it back to the start to within this error, in voxels.
 _CONVERGENCE_TOLERANCE = 1e-3
-# From this number of points on, torch saves more time than its import takes.
+# From this number of points on, using torch saves more time than importing it takes.
 TORCH_FROM_POINTS = 2**17
-# An inverse is valid where the field leads from it back to the start within this part of a voxel.
+# In folds the search does not end that well. A result with a larger error than this, in voxels, is no inverse.
 INVERSE_TOLERANCE = 0.1
-# Voxels per slab; each takes some 300 bytes while a chain is merged.
-SLAB_VOXELS = 2**19
+# A chain is merged in slabs of this number of voxels, each of which takes some 300 bytes meanwhile.
+MERGE_SLAB_VOXELS = 2**19
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def split_transform(transform: sitk.Transform) -> tuple[Step, ...]:
     """A transform's parts in the order in which points go through them; its fields in single precision."""
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
-        # ITK applies the last one first.
+        # ITK applies the last transform first.
         parts = [transform.GetNthTransform(n) for n in reversed(range(transform.GetNumberOfTransforms()))]
         return tuple(step for part in parts for step in split_transform(part))
     if isinstance(transform, sitk.DisplacementFieldTransform):
@@ -177,7 +177,7 @@ def merge_steps(steps: Sequence[Step], grid: Grid) -> sitk.Transform | Displacem
         vectors[part] = mapped.reshape(start.shape) - start
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as workers:
-        list(workers.map(fill_slab, grid.slabs(SLAB_VOXELS)))
+        list(workers.map(fill_slab, grid.slabs(MERGE_SLAB_VOXELS)))
     return DisplacementField(vectors, grid)
 
 

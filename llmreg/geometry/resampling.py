@@ -30,8 +30,8 @@ def resample_image(
     Args:
         image: a scalar image.
         grid: the grid of the result.
-        transform: maps points of the grid to points of the image; the identity when None. A field whose grid is
-            another is zero outside its own.
+        transform: maps points of the grid to points of the image; the identity when None. A field on
+            another grid is zero outside that grid.
         interpolator: how values between voxels are computed.
         default: the value where the transform leads outside the image.
     """

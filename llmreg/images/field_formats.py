@@ -98,7 +98,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         MissingFile: there is no such file.
         BadTransform: the file is no .npz file, or holds Python objects.
     """
-    damaged = BadTransform(path, "is damaged or no .npz file", "write it anew")
+    damaged = BadTransform(path, "is damaged or no .npz file", "save the field again")
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
@@ -181,7 +181,9 @@ def _read_npz(path: Path, fixed_grid: Grid | None, moving_grid: Grid | None) -> 
             path, f"has no array '{error.args[0]}'", "a field needs vectors, size, spacing, origin, direction"
         ) from error
     except (TypeError, ValueError) as error:
-        raise BadTransform(path, f"holds a grid that is none ({error})", "write it anew") from error
+        raise BadTransform(
+            path, f"holds no valid grid ({error})", "correct its size, spacing, origin and direction"
+        ) from error
     _check_numbers(path, vectors, (*grid.shape, 3), "its grid needs", "vectors are (z, y, x, components)")
     return DisplacementField(vectors.astype(np.float32, copy=False), grid)
 

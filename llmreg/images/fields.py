@@ -69,7 +69,7 @@ def detect_field_format(path: Path) -> str:
     try:
         reader = read_header(path)
     except RuntimeError:
-        return "itk"  # Its reader says what is wrong.
+        return "itk"  # The format's reader says what is wrong.
     if reader.GetDimension() == 3:
         return "nifti-ras" if reader.GetMetaData("intent_code") == str(DISPLACEMENT_VECTOR) else "itk"
     # SimpleITK and NiBabel write the identity as the affine when none is given.
@@ -119,7 +119,7 @@ def convert_fields(
     targets: dict[Path, Path] = {}
     for path in paths:
         if path in targets:
-            raise BadArgument("input", f"{path} is given twice: leave one out.")
+            raise BadArgument("paths", f"{path} is given twice: leave one out.")
         result = (
             output if is_file else output / (strip_ending(path, field_endings()) + FIELD_FORMATS.get(target).endings[0])
         )

@@ -84,7 +84,7 @@ def read_landmarks(
             coordinates[number, axis] = value
     if table.convention == "voxel":
         if grid is None:
-            raise BadTable(path, "counts voxels, but of which image", "give the image")
+            raise BadTable(path, "holds voxels of an image that was not given", "give that image")
         return table, grid.index_to_physical(coordinates)
     return table, coordinates if table.convention == "lps" else ras_to_lps(coordinates)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from llmreg.arguments import PathLike, PathsLike, check_choice, to_paths
 from llmreg.errors import BadArgument, MissingFile, UnclearField, UserError
 from llmreg.files import check_outputs
 from llmreg.geometry.field import DisplacementField
@@ -35,11 +36,20 @@ _SAMPLES = 24
 
 @dataclass(frozen=True)
 class ApplyInputs:
-    """The files that are transformed: images, label maps and landmarks."""
+    """The files that are transformed: images, label maps and landmarks, of each kind one or several.
 
-    images: tuple[Path, ...] = ()
-    labels: tuple[Path, ...] = ()
-    landmarks: tuple[Path, ...] = ()
+    Raises:
+        BadArgument: something is no path.
+    """
+
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    landmarks: tuple[Path, ...]
+
+    def __init__(self, images: PathsLike = (), labels: PathsLike = (), landmarks: PathsLike = ()) -> None:
+        for kind, files in (("images", images), ("labels", labels), ("landmarks", landmarks)):
+            # The instance is frozen, to its own methods as well.
+            object.__setattr__(self, kind, to_paths(kind, files))
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -61,19 +71,28 @@ class ApplyOptions:
         moving: the same for the moving image.
         inverse: go from the moving to the fixed image.
         overwrite: replace files that exist.
+
+    Raises:
+        UnknownName: there is no such interpolation or convention.
     """
 
     interpolation: Interpolation | None = None
-    like: Path | None = None
+    like: PathLike | None = None
     default: float = 0.0
     convention: Convention = "lps"
-    fixed: Path | None = None
-    moving: Path | None = None
+    fixed: PathLike | None = None
+    moving: PathLike | None = None
     inverse: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        check_choice("interpolation", self.interpolation, get_args(Interpolation))
+        check_choice("convention", self.convention, get_args(Convention))
 
-def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options: ApplyOptions) -> list[Path]:
+
+def apply(
+    transforms: PathsLike, inputs: ApplyInputs, output: PathLike, options: ApplyOptions | None = None
+) -> list[Path]:
     """Transform files.
 
     Args:
@@ -90,7 +109,10 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
         BadArgument: arguments are missing or do not fit each other.
         UserError: a file is missing or damaged, or a result exists already.
     """
-    if not inputs.all:
+    options, output, transforms = options or ApplyOptions(), Path(output), to_paths("transforms", transforms)
+    if not transforms:
+        raise BadArgument("transforms", "There is no transform: give at least one field or affine transform.")
+    if not isinstance(inputs, ApplyInputs) or not inputs.all:
         raise BadArgument("inputs", "There is nothing to transform: give images, label maps or landmarks.")
     if options.interpolation in ("linear", "bspline") and not inputs.images and inputs.labels:
         raise BadArgument(
@@ -113,7 +135,8 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
         # Landmarks come first, since they take no time and show whether the direction is right.
         if inputs.landmarks:
             fixed, moving = (
-                None if path is None else Grid.from_image(read_image(path)) for path in (options.fixed, options.moving)
+                None if path is None else Grid.from_image(read_image(Path(path)))
+                for path in (options.fixed, options.moving)
             )
             ends = (moving, fixed or start) if options.inverse else (fixed or start, moving)
             for path in inputs.landmarks:
@@ -126,8 +149,8 @@ def apply(transforms: Sequence[Path], inputs: ApplyInputs, output: Path, options
                 image = read_image(path)
                 if not Grid.from_image(image).contains(mapped).any():
                     log.warning(
-                        "%s: the transforms lead past it everywhere, so that the result is empty: check which image "
-                        "they belong to, their order, and whether the inverse is meant.",
+                        "%s: the transforms lead outside this image everywhere, so the result is empty: check which "
+                        "image they belong to, their order, and whether the inverse is meant.",
                         path,
                     )
                 write_image(_warp(image, path, transform, grid, options, is_label=path in inputs.labels), targets[path])
@@ -152,7 +175,7 @@ def read_chain(paths: Sequence[Path]) -> tuple[Step, ...]:
 
 def _choose_grid(options: ApplyOptions, start: Grid | None) -> Grid:
     if options.like is not None:
-        return Grid.from_image(read_image(options.like))
+        return Grid.from_image(read_image(Path(options.like)))
     if options.inverse:
         raise BadArgument(
             "like", "Images are warped onto the moving image's grid, which no transform holds: name the moving image."
@@ -211,8 +234,8 @@ def _transform_points(
     mapped, is_defined = map_points(points, steps)
     if not is_defined.all():
         reason = (
-            "where the field has no inverse, beyond what it reaches or in a fold: check them, their convention, and "
-            "whether the inverse is meant"
+            "where the field has no inverse, because it does not lead there or because it folds: check them, their "
+            "convention, and whether the inverse is meant"
             if options.inverse
             else "outside the field's grid, where it moves nothing: check their convention, and whether they belong to "
             "the fixed image (landmarks of the moving image need the inverse)"

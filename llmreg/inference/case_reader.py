@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmreg.data.case_images import check_mask
 from llmreg.engine.prealignment import CaseTransform
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, UserError
 from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.images.image_files import check_values, read_header, read_image, to_scalar_volume
 from llmreg.inference.models import Model
@@ -38,11 +38,19 @@ class ImageInput:
         modality: name or number of its modality; the dataset's fixed or moving modality when None.
         mask: a foreground on the image's grid, above 0 where it counts, by which the image is placed and normalised
             instead of one found in it.
+
+    Raises:
+        BadArgument: the image or the mask is nothing of that kind.
     """
 
     image: ImageLike
     modality: str | int | None = None
     mask: ImageLike | None = None
+
+    def __post_init__(self) -> None:
+        _check_kind("image", self.image)
+        if self.mask is not None:
+            _check_kind("mask", self.mask)
 
 
 class CaseReader:
@@ -153,11 +161,29 @@ class CaseReader:
 
 
 def is_large(path: Path) -> bool:
-    """Whether an image has so many voxels that few fit into memory; False when its header cannot be read."""
+    """Whether an image is too large for many to be kept in memory; False when its header cannot be read."""
     try:
         return math.prod(read_header(path).GetSize()) > LARGE
     except RuntimeError:
         return False  # Reading the image raises the error that says what is wrong.
+
+
+def _check_kind(argument: str, source: ImageLike) -> None:
+    """Check that an image says where it lies. Raises BadArgument when it does not."""
+    match source:
+        case Path() | str() | sitk.Image():
+            return
+        case array, Grid(shape=shape):
+            if array.shape != shape:
+                raise BadArgument(
+                    argument, f"{argument} is an array {array.shape} with a grid {shape}: arrays are (z, y, x)."
+                )
+        case _:
+            raise BadArgument(
+                argument,
+                f"{argument} is of the type {type(source).__name__}: give a file, a SimpleITK image, or an array with "
+                "its grid as (array, Grid).",
+            )
 
 
 def _load(source: ImageLike, role: str) -> tuple[sitk.Image, str]:

@@ -13,7 +13,7 @@ from llmreg.training.checkpoints import TrainingState, checkpoint_path, read_sta
 
 log = logging.getLogger(__name__)
 
-# Of several checkpoints of a fold, the last of these is used.
+# Where a fold has several checkpoints, the last of these names is used.
 _CHECKPOINTS = ("latest", "best", "final")
 
 

@@ -26,7 +26,7 @@ from llmreg.predictions import FailedPair, PredictedPair
 
 log = logging.getLogger(__name__)
 
-# Pairs that are worked on at a time: one is read, one registered, one written. Large pairs are worked on alone.
+# This many pairs are worked on at a time: one is read, one registered, one written. Large pairs are worked on alone.
 IN_FLIGHT = 3
 Outcome = PredictedPair | FailedPair
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from llmreg.arguments import check_count
 from llmreg.devices import autocast, choose_device
 from llmreg.engine.prealignment import CaseTransform
 from llmreg.errors import BadArgument
@@ -47,11 +48,17 @@ class RegistrationOptions:
         refine: steps of optimising the field for the pair at hand; 0 for none.
         diffeomorphic: replace the field by the nearest smooth one that folds nowhere and has an inverse.
         uncertainty: estimate how far the field may be off, from the spread over folds.
+
+    Raises:
+        BadArgument: the steps are no whole number from 0.
     """
 
     refine: int = 0
     diffeomorphic: bool = False
     uncertainty: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("refine", self.refine)
 
 
 @dataclass(frozen=True, eq=False)

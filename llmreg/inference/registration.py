@@ -5,11 +5,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
+from llmreg.arguments import check_choice
 from llmreg.engine.prealignment import CaseTransform, pair_prealignment
 from llmreg.errors import BadArgument, UnknownName
 from llmreg.files import atomic_write
@@ -35,9 +37,9 @@ from llmreg.images.formats import DEFAULT_ENDING, FIELD_FORMATS
 from llmreg.images.image_files import write_image
 from llmreg.images.itk import write_with_itk
 
-# Voxels of the frame over which the network's displacement fades outside it.
+# Outside the frame, the network's displacement fades over this number of voxels.
 FADE = 10
-# Outputs that may be written of a pair, with the file's prefix and suffix.
+# These outputs may be written for a pair; each has the prefix and the suffix of its file.
 OUTPUTS = {
     "field": ("disp", DEFAULT_ENDING),
     "inverse": ("inverse", DEFAULT_ENDING),
@@ -49,7 +51,7 @@ OUTPUTS = {
     "transform": ("transform", ".h5"),
     "prealignment": ("prealign", ".tfm"),
 }
-# Two case names, each of which ends with the numbers of subject and modality.
+# It matches two case names, each of which ends with the numbers of its subject and its modality.
 _CASES = re.compile(r".*_(\d{4})_(\d{4})_.*_(\d{4})_(\d{4})")
 DEFAULT_OUTPUTS = ("field", "warped", "seen", "prealignment")
 
@@ -136,7 +138,7 @@ class Registration:
     def _inverse(self) -> "Registration":
         backward = invert_field(self.deformation, self.inverse_guess)
         inverse = Registration(self.moving, self.fixed, self.moving_transform, self.fixed_transform, backward)
-        # The inverse of the inverse is this registration, and not searched for.
+        # The inverse of the inverse is this registration, so it need not be searched for.
         vars(inverse)["_inverse"] = self
         return inverse
 
@@ -154,13 +156,18 @@ class Registration:
             interpolator: ``linear``, ``bspline`` or ``nearest``.
             default: value where the field looks outside the image.
             grid: of the result; the fixed image's when None.
+
+        Raises:
+            UnknownName: there is no such interpolator.
         """
+        check_choice("interpolator", interpolator, get_args(Interpolator))
         return resample_image(image, grid or self.grid, self.transform, interpolator, default)
 
     def warp_label(
         self, label: sitk.Image, interpolation: LabelInterpolation = "nearest", grid: Grid | None = None
     ) -> sitk.Image:
         """Warp a label map as :meth:`warp_image` does images; see :func:`resample_labels`."""
+        check_choice("interpolation", interpolation, get_args(LabelInterpolation))
         return resample_labels(label, grid or self.grid, self.transform, interpolation)
 
     def warp_points(self, points: ArrayLike) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from llmreg.devices import autocast
-from llmreg.errors import UserError
 from llmreg.networks.fast_layers import choose_memory_format
 from llmreg.networks.network_registry import NetworkSettings, plugin_of
 from llmreg.networks.registration_network import GridNetwork, RegistrationNetwork
@@ -78,18 +77,12 @@ def load_trainable_state(network: nn.Module, state: Mapping[str, Tensor]) -> Non
     """Copy the tensors of :func:`trainable_state` into a network.
 
     Raises:
-        UserError: a tensor is missing, unknown or of another shape; the network is then unchanged.
+        ValueError: a tensor is missing, unknown or of another shape; the network is then unchanged.
     """
     current = trainable_state(network)
     for name in sorted(current.keys() ^ state.keys()):
-        raise UserError(
-            f"the checkpoint does not fit this plan's network (it {'lacks' if name in current else 'has an unknown'} "
-            f"{name}); use its own plan."
-        )
+        raise ValueError(f"it {'lacks' if name in current else 'has the unknown'} tensor {name}")
     for name, value in current.items():
         if value.shape != state[name].shape:
-            raise UserError(
-                f"the checkpoint does not fit this plan's network ({name} is {tuple(state[name].shape)}, not "
-                f"{tuple(value.shape)}); use its own plan."
-            )
+            raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, not {tuple(value.shape)}")
     network.load_state_dict(state, strict=False)

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from llmreg.devices import has_bfloat16
 
-# Of one sample in float32, PyTorch's CPU code takes oneDNN only above so many channels x depth x height, and below it a
-# convolution that is five times slower (aten/src/ATen/native/Convolution.cpp, use_mkldnn). With groups it always takes
-# oneDNN.
+# For a single sample in float32, PyTorch on a CPU uses oneDNN only where channels x depth x height exceed this number,
+# and otherwise a convolution that is five times slower (aten/src/ATen/native/Convolution.cpp, use_mkldnn). With groups
+# it always uses oneDNN.
 _ONEDNN_ABOVE = 20480
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Conv3d(nn.Conv3d):
         """(B, C, z, y, x) -> (B, C', z', y', x')."""
         if not self._is_slow(image):
             return super().forward(image)
-        # Two groups, each over half of the incoming channels, whose results are added.
+        # The convolution is split into two groups over half of the incoming channels each, and their results are added.
         weight = torch.cat(self.weight.chunk(2, dim=1))
         first, second = nn.functional.conv3d(image, weight, stride=self.stride, padding=self.padding, groups=2).chunk(
             2, dim=1
@@ -60,8 +60,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, z, y, x) -> the same."""
-        # One group for each channel is the same, in half the time on a CPU. On CUDA, autocast turns group_norm's
-        # result into float32.
+        # Group normalisation with a group for each channel gives the same in half the time on a CPU. On CUDA it is not
+        # used, because autocast turns its result into float32.
         if features.device.type == "cpu":
             return nn.functional.group_norm(features, self.num_features, self.weight, self.bias, self.eps)
         return super().forward(features)
@@ -70,7 +70,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 def choose_memory_format(network: nn.Module, device: torch.device) -> None:
     """Lay out the weights of convolutions as a device computes fastest with them."""
     if device.type == "cpu" and not has_bfloat16(device):
-        # Measured: gradients of convolutions take less time so, in float32 (documentation/performance.md).
+        # Gradients of convolutions in float32 were measured to take less time so (documentation/performance.md).
         nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llmreg.networks.fast_layers import Conv3d, InstanceNorm3d
 
 SLOPE = 0.2
-# Transposed convolution that doubles the resolution.
+# A transposed convolution that doubles the resolution.
 up_convolution = partial(nn.ConvTranspose3d, kernel_size=2, stride=2)
 
 
@@ -53,7 +53,7 @@ class ConvBlock(nn.Module):
 
 
 class FieldHead(Conv3d):
-    """3x3x3 convolution to a field, near zero at first; in float32 whatever the features are in."""
+    """3x3x3 convolution to a flow or a velocity, near zero at first; always in float32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 3, 3, padding=1)

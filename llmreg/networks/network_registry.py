@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 from pydantic import PlainValidator, SerializeAsAny
 
 from llmreg.errors import UnknownName, UserError
-from llmreg.paths import llm_cache_folder
+from llmreg.paths import is_word, llm_cache_folder
 from llmreg.registry import Registry
 from llmreg.settings import Settings
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from llmreg.networks.language_models.llm_settings import LLMSettings
     from llmreg.networks.registration_network import RegistrationNetwork
 
-# The network of the planner, and of settings that do not name one.
+# The planner uses this network, and so do settings that do not name one.
 DEFAULT_NETWORK = "llm_morph"
-# What every network has in common of its memory, fitted to benchmarks/training_memory.py: bytes of a trained parameter
-# (weight, gradient and Adam's two moments, in float32); GiB of Python and PyTorch, or of a GPU's context; GiB of
-# warping and Dice for a million voxels of the grid.
+# These parts of the memory are the same for every network, and are fitted to benchmarks/training_memory.py: bytes of a
+# trained parameter (weight, gradient and Adam's two moments, in float32); GiB of Python and PyTorch, or of a GPU's
+# context; GiB of warping and Dice for a million voxels of the grid.
 TRAINED_BYTES, BASE_GB, GRID_GB = 16, 0.5, 0.045
 
 
@@ -157,6 +157,10 @@ class NetworkPlugin(ABC, Generic[S]):
         size_setting: the setting that makes the network smaller; empty where none does.
         variants: by name, networks with other settings that a comparison has as rows of their own.
         ablations: by name, what is left out; for the command line's help.
+        llm_ablation: the ablation in which language models, and pairs of their layers, are compared; empty where they
+            are compared in the network as it is.
+        recipe: how the network's paper trains it: by section of the plans, the keys to change; among them the
+            ``reasons``, whose key ``paper`` says where the settings are from. Empty where no such recipe is known.
     """
 
     name: ClassVar[str]
@@ -169,6 +173,8 @@ class NetworkPlugin(ABC, Generic[S]):
     sizes: ClassVar[tuple[int, ...]] = ()
     variants: ClassVar[Mapping[str, Variant]] = {}
     ablations: ClassVar[Mapping[str, str]] = {}
+    llm_ablation: ClassVar[str] = ""
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def build(self, settings: S, shape: Sequence[int], device: torch.device) -> RegistrationNetwork:
         """Build the network, by default by calling the class ``network`` with settings and shape.
@@ -268,8 +274,23 @@ class NetworkPlugin(ABC, Generic[S]):
         """
         raise UserError(f"The network {settings.name} has no language model that could be chosen.")
 
+    def language_model_changes(self, settings: S, source: str, layers: Sequence[int]) -> tuple[str, ...]:
+        """The changes of the plans, as ``key=value``, that take the layers of another language model.
+
+        Raises:
+            UserError: the network has no language model.
+        """
+        raise UserError(f"The network {settings.name} has no language model that could be chosen.")
+
+    def without_digests(self, settings: S, changes: Sequence[str]) -> S:
+        """The settings before changes of the plans, without the digests of frozen weights that these change."""
+        return settings
+
     def ablation(self, settings: S, name: str) -> Variant:
         """The network without one of its parts.
+
+        A network with a language model has the ablations ``layers-I-J``, pairs of that model's layers, and each with
+        ``llm_ablation`` behind it, as in ``layers-0-1-no-lora``, for the comparison of such pairs.
 
         Raises:
             UserError: these settings cannot be changed so, or there is no such ablation.
@@ -298,7 +319,19 @@ NETWORKS: Registry[NetworkPlugin[NetworkSettings]] = Registry(
 
 
 def register(plugin: NetworkPlugin[Any]) -> None:
-    """Make a network known. Raises ValueError when its name is taken."""
+    """Make a network known.
+
+    Raises:
+        ValueError: the plug-in lacks something that every network has, or its name is taken or no name of a folder.
+    """
+    needed = {"name": str, "title": str, "summary": str, "settings_type": type}
+    if type(plugin).build is NetworkPlugin.build:
+        needed["network"] = str
+    missing = [key for key, kind in needed.items() if not isinstance(getattr(plugin, key, None), kind)]
+    if missing:
+        raise ValueError(f"{type(plugin).__name__} does not say its {', '.join(missing)}")
+    if not is_word(plugin.name):
+        raise ValueError(f"'{plugin.name}' is no name: use letters and digits, with single '_', '-' or '.' between")
     NETWORKS.register(plugin.name, plugin)
 
 

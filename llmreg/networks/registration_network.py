@@ -25,6 +25,8 @@ class RegistrationNetwork(nn.Module, ABC):
         recompute: gradient checkpointing of the finest level in training: less memory for more time, and the same
             gradients up to rounding. A network ignores it where it would not lower the peak.
         llm_sha256: digest of its frozen layers, which checkpoints hold; empty where it has none.
+        adaptation: a part of the names of trained tensors that adapt the frozen layers, and are of no use with others;
+            empty where there are none.
         multiple: a network that takes any shape pads images with zeros, at the far end of each axis, to multiples of
             this.
 
@@ -34,6 +36,7 @@ class RegistrationNetwork(nn.Module, ABC):
 
     recompute = False
     llm_sha256 = ""
+    adaptation = ""
     multiple = 1
 
     def __init__(self, shape: Sequence[int], field: str) -> None:
@@ -44,14 +47,14 @@ class RegistrationNetwork(nn.Module, ABC):
         self.predicts_velocity = field == "velocity"
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Predict the field that aligns ``moving`` with ``fixed``.
+        """Predict the flow that aligns ``moving`` with ``fixed``.
 
         Args:
             moving: (B, 1, z, y, x).
             fixed: (B, 1, z, y, x).
 
         Returns:
-            (B, 3, z, y, x) float32, channels (x, y, z), in voxels: moving is sampled at index + field.
+            (B, 3, z, y, x) float32, channels (x, y, z), in voxels: moving is sampled at index + flow.
 
         Raises:
             ValueError: the images are not of the shape the network was built for.

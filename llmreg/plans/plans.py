@@ -26,7 +26,7 @@ from llmreg.settings import Settings, locate_problem
 from llmreg.similarity.loss_settings import LossSettings
 
 PLANS_FILE = "plans.json"
-# Goes up when the same plans lead to other volumes than before.
+# This number goes up when the same plans lead to other volumes than before.
 VOLUMES_FORMAT = 2
 
 

@@ -22,9 +22,10 @@ from llmreg.plans.plans import Plans
 
 log = logging.getLogger(__name__)
 
-# Contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam, high-resolution, multidetector, 4-D CT, angiography.
+# The prefixes mean contrast-enhanced, non-contrast, low-dose, cone-beam, fan-beam, high-resolution, multidetector and
+# 4-D; CTA is angiography.
 _CT = re.compile(r"(CE|NC|LD|CB|FB|HR|MD|4D)?CTA?")
-# Magnetic resonance by itself or by the names of its usual sequences, with what is written next to them: T1w, T2FLAIR.
+# Magnetic resonance is named by itself or by its usual sequences, with what is written next to them: T1w, T2FLAIR.
 _MR = re.compile(
     r"(CE|F)?(MR[IA]?|T[12](W|C|CE|GD|WI|STAR|FS|SPIR|FLAIR)?|FLAIR|PDW?|DWI|ADC|SWI|DCE|MPRAGE|BSSFP|TRUFISP)"
 )
@@ -48,8 +49,8 @@ AIR_HU = -500.0
 # A background of one constant value (skull-stripped or masked images) fills at least this share.
 CONSTANT_BACKGROUND = 0.2
 # The foreground is computed in voxels of about this length, which is at least 16 times faster on 512^2 slices.
-COARSE_MM = 3.0
-# A scanner's table is thinner than this where it touches the body.
+FOREGROUND_MM = 3.0
+# A scanner's table, where it touches the body, is thinner than this.
 TABLE_MM = 12.0
 # Two legs or breasts are one foreground; parts smaller than this share of the largest one are no part of a body.
 LEAST_PART = 0.2
@@ -88,7 +89,7 @@ def find_foreground(image: sitk.Image, *, ct: bool, mask: sitk.Image | None = No
     """
     # At least four voxels are left along each axis, as smoothing needs.
     factors = [
-        max(1, min(int(COARSE_MM / s), n // 4)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)
+        max(1, min(int(FOREGROUND_MM / s), n // 4)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)
     ]
     small = sitk.Shrink(image, factors)
     values = image_to_array(small)
@@ -126,15 +127,15 @@ def _segment(image: sitk.Image, values: NDArray[Any], *, ct: bool) -> NDArray[np
 
 
 def safe_default(modality: str) -> Normalization:
-    """The normalisation of images of which only the name of their contrast is known."""
-    # The paper's percentiles for MR. In contrasts of which nothing is known, only outliers are clipped, since the
-    # brightest voxels may matter (PET).
+    """The normalisation of images when only the name of their contrast is known."""
+    # MR gets the paper's percentiles. In unknown contrasts only outliers are clipped, since the brightest voxels may
+    # matter (PET).
     lower, upper = (0.0, 95.0) if is_mr(modality) else (0.5, 99.5)
     return Normalization(modality=modality, scheme="percentiles", lower=lower, upper=upper)
 
 
 def check_window(normalization: Normalization, image: sitk.Image) -> Normalization:
-    """Return the plan itself, or the safe default where a window cannot be meant for the image's values."""
+    """Return the normalisation itself, or the safe default when its window cannot fit the image's values."""
     if normalization.scheme != "window":
         return normalization
     values = np.asarray(sitk.GetArrayViewFromImage(image))
@@ -155,7 +156,7 @@ def normalize_image(
 
     Args:
         stored: the image as read.
-        normalization: its modality's plan.
+        normalization: that of its modality.
         mask: the user's foreground on the stored grid, instead of one that is estimated from the image.
 
     Returns:
@@ -169,12 +170,12 @@ def normalize_image(
 
 
 def normalize(values: NDArray[Any], foreground: NDArray[Any], normalization: Normalization) -> NDArray[np.float32]:
-    """Clip as planned and scale to [0, 1].
+    """Clip an image's values and scale them to [0, 1].
 
     Args:
         values: intensities (z, y, x).
         foreground: intensities of the image's foreground, 1-D; percentiles are computed over them.
-        normalization: the modality's plan.
+        normalization: that of the modality.
     """
     lower, upper = normalization.lower, normalization.upper
     if normalization.scheme == "percentiles":
@@ -217,7 +218,7 @@ def bring_into_frame(
 
     Args:
         stored: the image as read.
-        normalization: its modality's plan.
+        normalization: that of its modality.
         plans: the dataset's plans.
         name: the image's file, or another name for error messages.
         reference: the reference case in the frame (see :func:`read_reference`); None for that case itself.

@@ -12,7 +12,7 @@ from llmreg.data.case_images import read_case, sources_of
 from llmreg.data.dataset import Case, Dataset, Pair, pairs_among
 from llmreg.data.splits import Split
 from llmreg.engine.prealignment import PREALIGNMENTS, CaseToPlace, Template
-from llmreg.engine.rigid_alignment import COARSE_MM
+from llmreg.engine.rigid_alignment import ALIGNMENT_MM
 from llmreg.engine.templates import (
     PlacementExample,
     align_placements,
@@ -51,7 +51,7 @@ def name_templates_without(case: str, splits: Sequence[Split]) -> str:
 def learn_template_sets(
     dataset: Dataset, plans: Plans, splits: Sequence[Split], num_processes: int
 ) -> dict[str, TemplateSet]:
-    """Learn templates from all training cases, and from those of each fold; by the name of their set."""
+    """Learn templates from all training cases, and from those of each fold. Returns the sets by name."""
     cases = _training_cases(dataset)
     computed = map_in_processes(partial(describe_example, plans=plans), cases, num_processes, "Learn places")
     examples = dict(zip((case.name for case in cases), computed, strict=True))
@@ -60,7 +60,8 @@ def learn_template_sets(
     template_sets = {}
     for set_name, training_cases in members.items():
         of_set = {case: example for case, example in examples.items() if case in training_cases}
-        # A fold takes over no more of the frame of all cases than its shift and scale as a whole.
+        # The fold's placements are shifted and scaled as a whole into the frame of all cases. They take over nothing
+        # else from the cases that the fold holds out.
         placements = align_placements(place_examples(of_set, plans.fixed_modality, plans.frame.centre), common)
         template_sets[set_name] = learn_templates(of_set, placements)
     return template_sets
@@ -105,7 +106,7 @@ def read_template_set(folder: Path, name: str) -> TemplateSet:
     return read_templates(set_folder) if set_folder.exists() else {}
 
 
-# From the most cautious to the most flexible.
+# The methods stand from the most cautious to the most flexible.
 METHODS = ("centre", "rigid", "affine", "template")
 CASES_A_MODALITY = 5
 Item = TypeVar("Item")
@@ -176,7 +177,7 @@ def _set_method(plans: Plans, method: str, reason: str) -> Plans:
 def _mean_dice(
     dataset: Dataset, plans: Plans, pairs: Sequence[Pair], labels: dict[str, dict[str, sitk.Image]], method: str
 ) -> float:
-    """Mean over pairs after a method; a pair in which no common structure is annotated counts as 0."""
+    """Mean Dice over pairs after a method; a pair in which no common structure is annotated counts as 0."""
     annotated = {case.name: case.annotated_structures(plans.labels) for case in dataset.cases}
     scores = [
         label_dice(labels[p.fixed][method], labels[p.moving][method], annotated[p.fixed] & annotated[p.moving]) or 0.0
@@ -191,8 +192,8 @@ def _place_labels(item: tuple[Case, Template | None], plans: Plans, reference: s
     frame = plans.frame
     images = read_case(case, plans.labels)
     assert images.label is not None
-    size = [max(1, round(n * s / COARSE_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
-    coarse = Grid.from_centre(size, (COARSE_MM,) * 3, frame.centre)
+    size = [max(1, round(n * s / ALIGNMENT_MM)) for n, s in zip(frame.size, frame.spacing, strict=True)]
+    coarse = Grid.from_centre(size, (ALIGNMENT_MM,) * 3, frame.centre)
     normalized, foreground = normalize_image(images.image, plans.normalization[case.modality], images.mask)
     aligned_to = None if case.name == plans.prealignment.reference_case else reference
     to_place = CaseToPlace(normalized, foreground.centre, frame, aligned_to, template)

@@ -163,7 +163,7 @@ def measure_structures(
     labelled = labelled[np.argsort(labels.ravel()[labelled], kind="stable")]
     ids, starts = np.unique(labels.ravel()[labelled], return_index=True)
     structures = {}
-    # Without any structure, there is an empty part all the same.
+    # Even without any structure there is an empty part.
     for label, inside in zip(ids.tolist(), np.split(labelled, starts[1:]), strict=False):
         index = np.array([axis.mean() for axis in np.unravel_index(inside, labels.shape)])
         structures[int(label)] = grid.index_to_physical(index[::-1]), values.ravel()[inside]

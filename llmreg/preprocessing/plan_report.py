@@ -26,7 +26,7 @@ from llmreg.preprocessing.fingerprint import Fingerprint
 
 REPORT_FILE = "plan_report.html"
 CASES_A_HISTOGRAM = 4
-# Planes and the axis of an array (z, y, x) that they are perpendicular to.
+# Each plane has the axis of an array (z, y, x) to which it is perpendicular.
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))
 
 
@@ -90,28 +90,31 @@ def draw_histograms(dataset: Dataset, plans: Plans) -> Figure:
     """Draw intensities of some cases of each modality; the clipped ranges are grey."""
     figure = Figure(figsize=(11, 3 * len(plans.normalization)), layout="constrained")
     axes = figure.subplots(len(plans.normalization), 1, squeeze=False)[:, 0]
-    for axis, (modality, plan) in zip(axes, plans.normalization.items(), strict=True):
+    for axis, (modality, normalization) in zip(axes, plans.normalization.items(), strict=True):
         cases = [case for case in dataset.trainable_cases if case.modality == modality] or dataset.of_modality(modality)
         for number, case in enumerate(sample_evenly(cases, CASES_A_HISTOGRAM)):
-            _draw_histogram(axis, case, plan, f"C{number}")
+            _draw_histogram(axis, case, normalization, f"C{number}")
+        lower, upper = normalization.lower, normalization.upper
         axis.set(
-            title=f"{plan.modality}: {plan.scheme} {plan.lower:g} to {plan.upper:g}",
-            xlabel="HU" if plan.scheme == "window" and is_ct(plan.modality) else "intensity as stored",
+            title=f"{normalization.modality}: {normalization.scheme} {lower:g} to {upper:g}",
+            xlabel="HU"
+            if normalization.scheme == "window" and is_ct(normalization.modality)
+            else "intensity as stored",
             yticks=[],
         )
         axis.legend(fontsize=8)
     return figure
 
 
-def _draw_histogram(axis: Axes, case: Case, plan: Normalization, colour: str) -> None:
+def _draw_histogram(axis: Axes, case: Case, normalization: Normalization, colour: str) -> None:
     image = orient_to_lps(read_image(case.image))
-    foreground = find_foreground(image, ct=is_ct(plan.modality)).intensities
+    foreground = find_foreground(image, ct=is_ct(normalization.modality)).intensities
     values_of = {"foreground": ("-", foreground)}
     if case.label is not None:
         labels = image_to_array(orient_to_lps(read_image(case.label)))
         values_of["structures"] = "--", image_to_array(image)[labels > 0]
-    window = (plan.lower, plan.upper)
-    if plan.scheme == "percentiles":
+    window = (normalization.lower, normalization.upper)
+    if normalization.scheme == "percentiles":
         window = tuple(np.percentile(foreground, window))
     span = window[1] - window[0]
     limits = (window[0] - 0.4 * span, window[1] + 0.4 * span)
@@ -138,7 +141,7 @@ def draw_frames(dataset: Dataset, plans: Plans) -> Figure:
 
 
 def _read_centred(case: Case, plans: Plans) -> tuple[NDArray[Any], Grid]:
-    """Read a normalised case on the padded grid, centred in the frame; its values (z, y, x), and that grid."""
+    """Read a case, normalised and centred in the frame: its values (z, y, x) on the padded grid, and that grid."""
     added = np.subtract(plans.configuration(plans.default_configuration).padded_size, plans.size)
     padded = plans.frame.pad((added // 2).tolist(), (added - added // 2).tolist())
     image, foreground = normalize_image(read_image(case.image), plans.normalization[case.modality])
@@ -148,7 +151,7 @@ def _read_centred(case: Case, plans: Plans) -> tuple[NDArray[Any], Grid]:
 
 
 def _draw_plane(axis: Axes, values: NDArray[Any], padded: Grid, plans: Plans, across: int) -> None:
-    # Of the axes x, y, z, those of the picture's columns and rows.
+    # The picture's columns and rows lie along two of the axes x, y and z.
     along, down = (xyz for xyz in range(3) if xyz != 2 - across)
     plane = np.take(values, values.shape[across] // 2, axis=across)
     axis.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(0, padded.extent[along], padded.extent[down], 0))

@@ -118,7 +118,7 @@ def plan_dataset(
         log.warning("The spacing is not the requested one: %s", plans.reasons["grid"])
     for decision, reason in plans.reasons.items():
         log.info("%s: %s", decision, reason)
-    log.info("The same with pictures: %s", write_report(folder / REPORT_FILE, dataset, fingerprint, plans))
+    log.info("These decisions with pictures: %s", write_report(folder / REPORT_FILE, dataset, fingerprint, plans))
     return default
 
 
@@ -152,7 +152,7 @@ def digest_inputs(
     overrides: PlannerOverrides,
 ) -> dict[str, str]:
     """Digests of everything that plans depend on, by names for messages."""
-    # What plans depend on in dataset.json beside what the fingerprint holds.
+    # Plans depend on these parts of dataset.json, besides those that the fingerprint holds.
     facts = [
         [dataset.fixed_modality, dataset.moving_modality, dataset.pairing],
         [[case.name, case.annotated_labels] for case in dataset.cases],
@@ -183,7 +183,7 @@ def read_existing(path: Path, *, replace: bool) -> Plans | None:
 
 def list_changes(plans: Plans, inputs: Mapping[str, str]) -> str:
     """Name the inputs that changed since plans were made; empty when none did."""
-    # Digests are compared whatever their names, which earlier versions spelled otherwise.
+    # Digests are compared without their names, which earlier versions spelled otherwise.
     before = set() if plans.planned is None else set(plans.planned.inputs.values())
     return ", ".join(name for name, digest in inputs.items() if digest not in before)
 
@@ -217,5 +217,5 @@ def _digest_decisions(plans: Plans) -> str:
     left_out: Any = {"planned": True, "configurations": set(_list_added_configurations(plans))}
     # Defaults are left out too: keys that a later version adds are no edits.
     content = plans.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
-    # It is a list in the plans that were written by earlier versions.
+    # In plans that were written by earlier versions it is a list.
     return json_digest([content])

@@ -25,7 +25,7 @@ from llmreg.workers import map_in_processes
 
 log = logging.getLogger(__name__)
 
-# As small as at blosc2's default level to a percent, written six times as fast.
+# At this level volumes are as small as at blosc2's default to a percent, and are written six times as fast.
 _COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE]}
 
 
@@ -80,7 +80,7 @@ def write_case(case: Case, plans: Plans, folder: Path, placed_by: dict[str, Any]
         splits: as in :func:`write_volumes`.
     """
     images = read_case(case, plans.labels)
-    # There is none yet when the reference case itself is written.
+    # There is no reference yet when the reference case itself is written.
     reference = read_reference(folder, plans) if (folder / REFERENCE_FILE).exists() else None
     template = read_template_set(folder, name_templates_without(case.name, splits)).get(case.modality)
     framed = bring_into_frame(

@@ -14,6 +14,7 @@ from llmreg.comparison.tables import INITIAL_TITLE, PREALIGNED_TITLE, TITLES, Ta
 from llmreg.errors import BadArgument, MissingFile, UnreadableFile
 from llmreg.evaluation.evaluate import is_scored
 from llmreg.evaluation.summary import METRICS_FILE
+from llmreg.networks.network_registry import plugin_of
 from llmreg.paths import ModelName, find_fold_folders, fold_folder
 from llmreg.plans.plans import PLANS_FILE, Plans, read_plans
 from llmreg.predictions import PREDICT_FILE
@@ -67,8 +68,10 @@ def read_source(path: Path, predictions: Path | None = None) -> Source:
     if (path / PLANS_FILE).is_file():
         return _read_model(path, predictions)
     if predictions is not None:
-        raise BadArgument("predictions", f"{path} is not a model folder, and shows the pairs that it holds itself.")
-    # Predictions of a benchmark hold a file of its name, too, so that they are asked first.
+        raise BadArgument(
+            "predictions", f"{path} is not a model folder: its report shows the pairs that it holds itself."
+        )
+    # Predictions of a benchmark also hold a file with the name of the benchmark's record, so they are tried first.
     if (path / PREDICT_FILE).is_file():
         return _read_predictions_folder(path)
     record = BenchmarkRecord.read(path)
@@ -199,16 +202,18 @@ def _select_dice(scores: pd.DataFrame, column: str) -> pd.DataFrame:
 def _describe_plans(plans: Plans, configuration: str) -> list[tuple[str, str]]:
     """List the plans' most important settings."""
     planned = plans.configurations.get(configuration)
-    network = plans.network.model_dump()
-    llm = network.get("llm") if network.get("blocks", "llm") == "llm" else None
+    network, plugin = plans.network, plugin_of(plans.network)
+    llm, size = plugin.language_model(network), plugin.size_setting
+    shape = planned.network_shape if planned else ()
+    tokens = f", {planned.token_length} tokens" if planned and plugin.token_grid(network, shape) else ""
     training = plans.training
     return [
         ("Dataset", plans.dataset_name),
         ("Plans", f"{plans.plans_name}, configuration {configuration}"),
-        ("Network", ", ".join([str(network["name"]), *([f"width {network['width']}"] if "width" in network else [])])),
-        ("Language model", f"{llm['source']}, layers {' and '.join(map(str, llm['layers']))}" if llm else ""),
+        ("Network", network.name + (f", {size} {getattr(network, size)}" if size else "")),
+        ("Language model", f"{llm.source}, layers {' and '.join(map(str, llm.layers))}" if llm else ""),
         ("Frame", f"{_times(plans.size)} voxels of {_times(plans.spacing)} mm"),
-        ("Network's grid", f"{_times(planned.network_shape)}, {planned.token_length} tokens" if planned else ""),
+        ("Network's grid", _times(shape) + tokens if planned else ""),
         ("Pre-alignment", plans.prealignment.method),
         ("Loss", str(plans.loss)),
         (

@@ -19,7 +19,7 @@ from llmreg.report.shown_predictions import select_pairs
 from llmreg.report.viewer import Viewer, draw_pairs
 from llmreg.version import __version__
 
-# Rows of the table of pairs. Of more pairs, it has the worst and the best, half of the rows each.
+# The table of pairs has at most this number of rows. With more pairs, half are the worst and half the best ones.
 _ROWS = 200
 # The cells of a table: their text, and whether it is the best of its row or column.
 Cells = list[tuple[str, bool]]

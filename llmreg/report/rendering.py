@@ -16,7 +16,7 @@ from scipy.ndimage import zoom
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 # The side of the body at a picture's left, right, top and bottom: seen from the feet, the front and the left.
 SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-# Number of pixels, about, along the longest side of a picture of lines; where voxels are large, lines are finer.
+# The longest side of a picture of lines has about this number of pixels; where voxels are large, lines are finer.
 _LINE_PIXELS = 340
 DASH = 3
 # log2 of the Jacobian determinant at the ends of its colour map: half and twice the volume.

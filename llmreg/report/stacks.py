@@ -11,7 +11,7 @@ from llmreg.report import rendering
 from llmreg.report.rendering import PLANES, SIDES, encode_webp, slice_of
 from llmreg.report.volumes import Result, Scene, Stage
 
-# Characters that the pictures of a pair may take in the page, so that ten pairs stay below 15 MB.
+# The pictures of a pair may take this number of characters in the page, so that ten pairs stay below 15 MB.
 BUDGET = 1_350_000
 MOST_SLICES, FEWEST_SLICES = 40, 3
 # Number of slices of a plane from which the size of a slice is estimated.
@@ -53,7 +53,7 @@ def encode_stacks(scene: Scene, results: Sequence[Result | None], budget: int = 
     draws: list[Draw] = [draw_shared, *filter(None, draw_methods)]
     costs = {plane: _estimate_cost(draws, plane, _spread_slices(scene, plane, PROBES)) for plane in PLANES}
     counts = slice_counts(costs, budget)
-    # Of a short plane, several positions are the same slice.
+    # In a plane with few slices, several positions are the same slice.
     chosen = {plane: sorted(set(_spread_slices(scene, plane, count))) for plane, count in counts.items()}
     return Stacks(
         {plane: _describe_plane(scene, plane, indices) for plane, indices in chosen.items()},
@@ -95,7 +95,7 @@ def _estimate_cost(draws: Sequence[Draw], plane: str, indices: Sequence[int]) ->
 
 
 def _draw_stacks(draw: Draw, chosen: Mapping[str, Sequence[int]]) -> dict[str, dict[str, list[str]]]:
-    """Draw the chosen slices: by plane, then by layer, a picture a slice."""
+    """Draw the chosen slices. Returns the pictures of the slices by plane and layer."""
     stacks = {}
     for plane, indices in chosen.items():
         slices = [draw(plane, index) for index in indices]

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from llmreg.errors import BadArgument, UserError
+from llmreg.errors import MissingOutput, UnreadableFile
 from llmreg.geometry.field import DisplacementField, jacobian_determinant, resample_field
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.fields import read_field, read_transform
 from llmreg.images.image_files import read_image
-from llmreg.predictions import PredictedPair
+from llmreg.predictions import PREDICT_FILE, PredictedPair
 from llmreg.report.shown_predictions import ShownPair
 
 # Length of the longest side of a picture, in pixels.
@@ -114,9 +115,7 @@ def read_result(scene: Scene, prediction: PredictedPair) -> Result:
     """Read a method's field and warp the moving image. Raises UserError when the field is missing or unreadable."""
     path = prediction.path("field")
     if path is None:
-        raise BadArgument(
-            "outputs", f"{prediction.folder} holds no field of {prediction.pair_id}: predict again, and save the field."
-        )
+        raise MissingOutput(prediction.folder or Path(), prediction.pair_id, "field")
     field = read_field(path, prediction.format, scene.fixed_grid, Grid.from_image(scene.moving[0]))
     # Nearest neighbours, because interpolation would hide folded voxels.
     jacobian = resample_image(array_to_image(jacobian_determinant(field), field.grid), scene.grid, None, "nearest", 1.0)
@@ -165,7 +164,11 @@ def _moves(transform: sitk.Transform, grid: Grid) -> bool:
 def _read_case(pair: ShownPair, role: str) -> WindowedCase:
     path = pair.images.path(f"{role}_path")
     if path is None:
-        raise UserError(f"{pair.pair_id}: predict.json does not name its {role} image: register the pair again.")
+        raise UnreadableFile(
+            (pair.images.folder or Path()) / PREDICT_FILE,
+            f"does not name the {role} image of {pair.pair_id}",
+            "register the pair again",
+        )
     image = read_image(path)
     paths = (prediction.path(f"{role}_label") for prediction in pair.predictions if prediction is not None)
     label = next(filter(None, paths), None)

@@ -30,13 +30,11 @@ from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, 
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.settings import Settings
 from llmreg.sharing.untrusted_zip import CHUNK, WORTH_A_BAR, MiB
-from llmreg.training.checkpoints import TrainingState, read_tensors, write_tensors
+from llmreg.training.checkpoints import WEIGHTS_PREFIX, TrainingState, read_tensors, write_tensors
 from llmreg.version import __version__
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-# Prefix of the network's weights in a checkpoint. The optimiser's tensors, which do not travel, have another.
-WEIGHTS_PREFIX = "network."
 
 _FOLD = fold_folder(Path(), "(?:0|[1-9][0-9]{0,2}|all)").name
 _TEMPLATES = rf"{TEMPLATES_FOLDER}/(?:{ALL_CASES}|{_FOLD})/"

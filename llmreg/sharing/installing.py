@@ -32,7 +32,6 @@ from llmreg.settings import first_problem
 from llmreg.sharing.exporting import (
     FORMAT_VERSION,
     MANIFEST_FILE,
-    WEIGHTS_PREFIX,
     Manifest,
     NeededLayers,
     find_needed_layers,
@@ -49,10 +48,11 @@ from llmreg.sharing.untrusted_zip import (
     read_chunks,
     to_printable_line,
 )
-from llmreg.training.checkpoints import TrainingState
+from llmreg.training.checkpoints import WEIGHTS_PREFIX, TrainingState
 from llmreg.version import __version__
 
-# An unpacked image has at most so many bytes for each voxel of the frame, and a header. A template has few voxels.
+# An unpacked image has at most this number of bytes for each voxel of the frame, and a header. A template has few
+# voxels.
 _VOXEL_BYTES, _LONGEST_HEADER = 8, MiB
 _LARGEST_REFERENCE, _LARGEST_TEMPLATE = 1024 * MiB, 64 * MiB
 
@@ -214,7 +214,7 @@ def _check_model(folder: Path, manifest: Manifest, archive: Path) -> None:
                 raise ValueError("it is not that of the tensors beside it")
     with checking(MANIFEST_FILE):
         needed = find_needed_layers(plans, states)
-        # Only the exporter knows of which revision the layers are.
+        # Only the exporter knows the revision of the layers.
         if needed is not None and manifest.llm is not None:
             needed = needed.model_copy(update={"revision": manifest.llm.revision})
         if needed != manifest.llm:

@@ -18,7 +18,7 @@ WORTH_A_BAR = 64 * MiB
 _LARGEST_TOTAL = 32 * 1024 * MiB
 # Weights hardly shrink at all, JSON 3 to 8 times. Below the size of _SMALL the ratio does not matter.
 _LARGEST_RATIO, _SMALL = 50, MiB
-# No single read of an honest file is longer. zipfile reads the list of members at once, whatever its length.
+# No single read of an honest file is longer than this. zipfile reads the list of members at once, whatever its length.
 _LONGEST_READ = 4 * MiB
 # Bits of a member's flags: speed of compression, size after the data, UTF-8. The others mean encryption or patches.
 _KNOWN_FLAGS = 0b110 | 1 << 3 | 1 << 11

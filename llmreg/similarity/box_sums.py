@@ -36,7 +36,7 @@ class _BoxSum(torch.autograd.Function):
 
 def _sum_boxes(volume: Tensor, width: int) -> Tensor:
     for axis in (2, 3, 4):
-        # Sums over 1, 2, 4, ... voxels double, with one voxel more for each set digit of the width.
+        # Sums over 1, 2, 4, ... voxels are doubled, with one voxel more for each binary digit of the width that is 1.
         total, reach = volume, 1
         for digit in f"{width:b}"[1:]:
             total, reach = _add_shifted(total, total, axis, reach), 2 * reach

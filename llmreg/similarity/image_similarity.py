@@ -13,14 +13,15 @@ from llmreg.similarity.mind import mind_loss
 
 # VoxelMorph's window, in voxels.
 WIDTH = 9
-# It is added to variances: windows with a standard deviation below 0.3 % of the range of intensities are noise or flat.
+# This is added to variances, since windows whose standard deviation is below 0.3 % of the range of intensities are
+# flat or hold noise.
 VARIANCE_FLOOR = 1e-5
 
 
 def local_correlation_loss(warped: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
     """Return minus the mean squared correlation in the window around each voxel of the mask, -1 to 0, lower is better.
 
-    Of a window of ``WIDTH`` voxels a side, only the voxels in the mask and in the image count.
+    In a window of ``WIDTH`` voxels a side, only the voxels in the mask and in the image count.
 
     MONAI's ``LocalNormalizedCrossCorrelationLoss`` is not used. Where images are flat its float32 rounding reaches
     -300, where -1 is best. Its convolutions run in TF32 on CUDA by default, too coarse for differences of sums, and
@@ -47,10 +48,10 @@ def local_correlation_loss(warped: Tensor, fixed: Tensor, mask: Tensor) -> Tenso
     return -(correlation.flatten(1).sum(dim=1) / count_voxels(mask))
 
 
-# The usual number with ANTs.
+# ANTs is usually run with this number.
 BINS = 32
-# An average of 256 per cell of the joint histogram. MONAI holds some nine arrays of samples x bins at a time, of 34 MB
-# each.
+# This gives an average of 256 samples for each cell of the joint histogram. MONAI holds some nine arrays of samples x
+# bins at a time, of 34 MB each.
 SAMPLES = 1 << 18
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -67,8 +68,8 @@ def mutual_information_loss(warped: Tensor, fixed: Tensor, mask: Tensor, samples
         warped: (B, 1, z, y, x) the warped moving image, intensities about [0, 1].
         fixed: (B, 1, z, y, x) the fixed image.
         mask: (B, 1, z, y, x) bool, the voxels that count.
-        samples: the largest number of voxels that are looked at, always the same ones, spread evenly over the mask; the
-            others get no gradient.
+        samples: the largest number of voxels that are used; they are always the same ones, spread evenly over the
+            mask. The others get no gradient.
 
     Returns:
         (B,) in nats.

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from llmreg.settings import Settings
+from llmreg.settings import Settings, first_problem
 from llmreg.similarity.image_similarity import Kind
 from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs, TermSettings
 from llmreg.similarity.terms import SimilaritySettings
@@ -28,7 +28,7 @@ class LossSettings(Settings):
         similarity_kind: measure of the image term, see :mod:`llmreg.similarity.image_similarity`.
         smoothness: weight of the mean squared difference of neighbouring displacements, in voxels.
         bending: weight of the bending energy, the mean squared second derivatives of the displacement (MONAI's).
-        folding: weight of the mean of what determinants of the flow's Jacobian lack to zero.
+        folding: weight of the mean over the voxels of how far the determinant of the flow's Jacobian lies below zero.
         terms: parameters of further terms by name, for example ``{"rigidity": {"weight": 0.1}}``.
     """
 
@@ -48,7 +48,13 @@ class LossSettings(Settings):
         for name in value:
             if name in cls.model_fields:
                 raise ValueError(f"'{name}' is a key of the loss itself: give its weight as loss.{name}")
-        return {name: LOSS_TERMS.get(name).settings.model_validate(content) for name, content in value.items()}
+        terms = {}
+        for name, content in value.items():
+            try:
+                terms[name] = LOSS_TERMS.get(name).settings.model_validate(content)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {first_problem(error)}") from error
+        return terms
 
     @model_validator(mode="after")
     def _check_that_something_aligns(self) -> Self:

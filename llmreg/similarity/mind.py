@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from llmreg.similarity.box_sums import sum_boxes
 from llmreg.similarity.masks import count_voxels, full_or_checked_mask
 
-# Patches of 3^3 voxels, neighbours 2 voxels away: ConvexAdam's defaults.
+# ConvexAdam's defaults are patches of 3^3 voxels and neighbours that are 2 voxels away.
 RADIUS = 1
 DILATION = 2
 CHANNELS = 12
@@ -20,8 +20,8 @@ _VARIANCE_RANGE = (0.001, 1000.0)
 # The mean variance of a constant image is zero. This floor lies far below that of any image, and its square does not
 # underflow.
 _VARIANCE_FLOOR = 1e-12
-# Number of voxels whose twelve channels exist at a time: on a CPU they stay in the cache, on a GPU they need some 500
-# MB.
+# The twelve channels of this number of voxels exist at a time: on a CPU they stay in the cache, on a GPU they need some
+# 500 MB.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 16, 1 << 20
 
 
@@ -113,8 +113,8 @@ def _patch_distances(images: Sequence[Tensor], mask: Tensor, radius: int, dilati
     inside, *padded = (
         functional.pad(volume, (radius + dilation,) * 6, mode="replicate") for volume in (mask.float(), *images)
     )
-    # The starts of crops along both axes of the plane: of a side's two ends, and of the two parallel sides, for which
-    # the roles of the diagonals are exchanged.
+    # These are starts of crops along both axes of the plane. Where one has the ends of a side, the other has the places
+    # of the two parallel sides.
     along, across = ((0, 0), (dilation, dilation)), ((0, dilation), (dilation, 0))
     distances: list[list[Tensor]] = [[] for _ in images]
     for plane in combinations(range(3), 2):

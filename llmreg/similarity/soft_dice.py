@@ -58,7 +58,7 @@ def soft_dice(
     lookup = _build_lookup(labels.to(flow.device))
     moving, fixed = _encode(moving_labels, lookup), _encode(fixed_labels, lookup)
     if counted is not None:
-        # Voxels that do not count get a row of the table for themselves, which is left out of every sum.
+        # Voxels that do not count get a row of the table of their own, which is left out of every sum.
         fixed = fixed.masked_fill(~counted, len(labels) + 1)
     samples = zip(flow.float(), moving, fixed, strict=True)
     # The table is float64, (B, fixed, moving).
@@ -74,7 +74,7 @@ def soft_dice(
     label_counts = present.sum(dim=1)
     per_sample = torch.where(label_counts > 0, 1.0 - dice.sum(dim=1) / label_counts.clamp(min=1), 0.0)
     loss = per_sample.sum() / (label_counts > 0).sum().clamp(min=1)
-    per_label = dice.detach().sum(dim=0) / present.sum(dim=0)  # 0 / 0 is the promised NaN.
+    per_label = dice.detach().sum(dim=0) / present.sum(dim=0)  # 0 / 0 gives the NaN that the docstring promises.
     return loss.float(), per_label.float()
 
 

@@ -13,7 +13,7 @@ from llmreg.similarity.term_registry import LOSS_TERMS, LossInputs, LossTerm, Te
 def gradient_l2(flow: Tensor) -> Tensor:
     """Return the mean over the three axes of the mean squared forward difference (VoxelMorph's ``Grad("l2")``).
 
-    MONAI's ``DiffusionLoss`` is not used: its central differences ignore a field that alternates between voxels, leave
+    MONAI's ``DiffusionLoss`` is not used: its central differences ignore a flow that alternates between voxels, leave
     out the border voxels, and sum over the axes.
 
     Args:
@@ -121,7 +121,7 @@ LOSS_TERMS.register(
 LOSS_TERMS.register(
     "folding",
     LossTerm(
-        "mean of what determinants of the flow's Jacobian lack to zero",
+        "mean over the voxels of how far the determinant of the flow's Jacobian lies below zero",
         TermSettings,
         lambda prediction, settings: folding_penalty(prediction.flow),
     ),

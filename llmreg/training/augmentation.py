@@ -73,7 +73,7 @@ def _transform(case: CaseArrays, settings: AugmentationSettings, rng: np.random.
         case.image[None, None],
         np.stack((case.labels, case.seen))[None],
         case.image.shape,
-        # A crop of the full size whose centre varies is a translation.
+        # A crop of full size whose centre varies amounts to a translation.
         random_crop=True,
         patch_center_dist_from_border=[length / 2 - settings.translation for length in case.image.shape],
         do_elastic_deform=False,

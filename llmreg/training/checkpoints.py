@@ -19,7 +19,7 @@ from llmreg.files import atomic_write, write_json
 from llmreg.networks.factory import load_trainable_state, trainable_state
 
 # Prefixes of the names of tensors in a checkpoint: of the network's weights, and of the optimiser's moments.
-_NETWORK, _OPTIMIZER = "network.", "optimizer."
+WEIGHTS_PREFIX, _OPTIMIZER = "network.", "optimizer."
 
 
 class TrainingState(BaseModel):
@@ -101,7 +101,9 @@ def save_checkpoint(
     folder: Path, name: str, state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Write ``checkpoint_<name>``, with the moments of an optimiser when one is given, so that training can resume."""
-    tensors = {_NETWORK + name: value.detach().cpu().contiguous() for name, value in trainable_state(network).items()}
+    tensors = {
+        WEIGHTS_PREFIX + name: value.detach().cpu().contiguous() for name, value in trainable_state(network).items()
+    }
     if optimizer is not None:
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         tensors |= {
@@ -151,8 +153,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
 
     Raises:
         NotPrepared: the checkpoint does not exist.
-        UnreadableFile: it is damaged, or was trained with other frozen layers than the network has.
-        UserError: it does not fit the network.
+        UnreadableFile: it is damaged, does not fit the network, or was trained with other frozen layers than it has.
     """
     state = read_state(path)
     sha256 = getattr(network, "llm_sha256", state.llm_sha256)
@@ -162,7 +163,14 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
             f"was trained with other LLM layers (sha256 {state.llm_sha256[:12]}, here {sha256[:12]})",
             "use the weights it was trained with",
         )
-    load_trainable_state(network, read_tensors(path))
+    try:
+        load_trainable_state(network, read_tensors(path))
+    except ValueError as error:
+        raise UnreadableFile(
+            path,
+            f"does not fit the network of these plans ({error})",
+            "use the plans that it was trained with, or train again",
+        ) from error
     if optimizer is not None:
         stored = read_tensors(path, _OPTIMIZER)
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -177,7 +185,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
     return state
 
 
-def read_tensors(path: Path, prefix: str = _NETWORK) -> dict[str, Tensor]:
+def read_tensors(path: Path, prefix: str = WEIGHTS_PREFIX) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint by their names without a prefix: the network's, or those of another prefix."""
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118

@@ -54,7 +54,7 @@ class DistributedContext:
         number = next(self._numbers)
         self.store.set(f"{number}/{self.rank}", json.dumps(item))
         items = [json.loads(self.store.get(f"{number}/{rank}")) for rank in range(self.world)]
-        # Every process has sent its item after it had read those of the call before.
+        # Every process sent its item after it had read the items of the previous call, which can therefore be removed.
         self.store.delete_key(f"{number - 1}/{self.rank}")
         return items
 
@@ -100,7 +100,7 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # The others wait so long for the first process, which may have to fetch a language model.
+    # The other processes wait this long for the first one, which may have to fetch a language model.
     timeout = timedelta(hours=2)
     store, rank, world = next(distributed.rendezvous("env://", timeout=timeout))
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -108,7 +108,7 @@ def join_processes(device_name: str | None) -> Iterator[DistributedContext]:
     context = DistributedContext(rank, world, device, distributed.PrefixStore("llmreg", store))
     try:
         yield context
-        # The first process may hold the store, which the others read until they come here.
+        # The first process may hold the store, which the others still read until they arrive here.
         context.wait()
     finally:
         distributed.destroy_process_group()
@@ -122,6 +122,6 @@ def main_process_first(context: DistributedContext) -> Iterator[None]:
             context.wait()
         yield
     finally:
-        # Also after an error: the others meet it themselves instead of waiting for ever.
+        # This happens after an error too, so that the others meet the error themselves instead of waiting for ever.
         if context.first:
             context.wait()

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import join_processes, main_process_first
 from llmreg.training.loop import train
 from llmreg.training.options import FoldData, TrainingOptions
+from llmreg.training.resuming import find_checkpoint
 from llmreg.training.training_errors import NothingToTrainOn
 
 
@@ -84,6 +85,8 @@ def choose_plans(folder: Path, choice: PlansChoice) -> Plans:
             "name", f"'{name}' cannot name plans: use letters and digits, with single '_', '-' or '.' between them."
         )
     changed = override(plans, changes, name)
+    if (changed.network, changed.loss) != (plans.network, plans.loss):
+        changed = replace_network(changed, changed.network, Budget(detect_machine(), changed.loss))
     path = plans_path(folder, name)
     if path.exists() and read_plans(path).digest() != changed.digest():
         raise OtherPlans(path)
@@ -113,7 +116,7 @@ def train_fold(
     dataset_name: str,
     fold_name: str,
     options: TrainingOptions | None = None,
-    choice: PlansChoice | None = None,
+    choice: PlansChoice | str | None = None,
     *,
     configuration: str | None = None,
     device_name: str | None = None,
@@ -126,7 +129,7 @@ def train_fold(
         dataset_name: the dataset's id or whole name.
         fold_name: ``0``, ``fold0``, ``fold_0`` ... or ``all``.
         options: how it is trained.
-        choice: the plans; the default ones when None.
+        choice: the plans, or their name; the default ones when None.
         configuration: ``full``, ``half`` or another of the plans' configurations; the plans' default when None.
         device_name: such as ``cpu`` or ``cuda:1``; a GPU when None and there is one.
 
@@ -137,7 +140,10 @@ def train_fold(
         UserError: something is missing, or see :func:`llmreg.training.loop.train`.
         TrainingInterrupted: by a signal; the training can be resumed.
     """
-    options, choice = options or TrainingOptions(), choice or PlansChoice()
+    options = options or TrainingOptions()
+    choice = PlansChoice(choice) if isinstance(choice, str) else choice or PlansChoice()
+    if options.pretrained is not None:
+        options = replace(options, pretrained=find_checkpoint(Path(options.pretrained)))
     folder = preprocessed_dataset(dataset_name)
     with join_processes(device_name) as context:
         with main_process_first(context):

@@ -87,7 +87,7 @@ class TensorBoardLogger(Logger):
     def __init__(self, folder: Path, epochs: int, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Epochs after a checkpoint are trained, and shown, again.
+        # Epochs that follow the checkpoint are trained, and shown, again.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
     def log_epoch(self, row: Row) -> None:  # noqa: D102

@@ -89,7 +89,7 @@ def train_epoch(run: Run, batches: Iterator[dict[str, Tensor]], bar: "tqdm[Any]"
     sums = run.state.sums if context.first else {}
     first_step = run.state.epoch * settings.steps_per_epoch
     for step in range(run.state.step + 1, settings.steps_per_epoch + 1):
-        # What a network draws itself (TransMorph skips blocks) follows from the number of the step alone, too.
+        # What a network draws itself (TransMorph skips blocks) depends on the number of the step alone, too.
         torch.manual_seed(settings.seed + (first_step + step) * context.world + context.rank)
         try:
             values = run.learner.step(batches, rate)
@@ -177,7 +177,7 @@ def train(
                 "initial_similarity": run.initial.similarity,
                 "validation_folding": validation.folding,
                 "best": is_best(run, validation),
-                "learning_rate": learning_rate(plans.training, run.state.epoch, run.state.epochs),
+                "learning_rate": learning_rate(run.settings, run.state.epoch, run.state.epochs),
                 "seconds": time.monotonic() - start,
                 "training_seconds": training_seconds,
             }

@@ -43,7 +43,7 @@ def resume_or_start(
         if options.resume:
             log.info("%s holds no checkpoint to resume from: training starts.", folder)
         if options.pretrained is not None:
-            log.info("From %s: %s.", options.pretrained, transfer_weights(network, options.pretrained))
+            log.info("From %s: %s.", options.pretrained, transfer_weights(network, Path(options.pretrained)))
         return initial
     if not options.resume:
         raise HoldsTraining(folder)
@@ -84,7 +84,7 @@ class TransferReport:
     Attributes:
         same: names of tensors that were taken over.
         reshaped: names of tensors that start anew because they have another shape in the checkpoint, or because they
-            are LoRA of other layers.
+            adapt other frozen layers.
         missing: names of tensors that start anew because the checkpoint lacks them.
         unused: names of tensors of the checkpoint that this network lacks.
     """
@@ -111,17 +111,18 @@ class TransferReport:
 def transfer_weights(network: nn.Module, path: Path) -> TransferReport:
     """Copy the tensors of a checkpoint that fit into a network; the others keep their initial values.
 
-    A position embedding belongs to a number of tokens, and adapters to the width of a language model: they start anew
-    where the plans differ in these. So does LoRA of other frozen layers, whatever its shape.
+    A tensor of another shape starts anew: a position embedding belongs to a number of tokens, for example. So does what
+    adapts other frozen layers, whatever its shape.
 
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
     other_layers = read_state(path).llm_sha256 != getattr(network, "llm_sha256", "")
+    adaptation = getattr(network, "adaptation", "") if other_layers else ""
     stored, trained = read_tensors(path), trainable_state(network)
     shared = sorted(trained.keys() & stored.keys())
     transferable = [
-        name for name in shared if trained[name].shape == stored[name].shape and not (other_layers and "lora_" in name)
+        name for name in shared if trained[name].shape == stored[name].shape and not (adaptation and adaptation in name)
     ]
     with torch.no_grad():
         for name in transferable:

@@ -103,7 +103,9 @@ def set_up_run(
         pairs_sha256=pairs_digest(fold.training_pairs),
     )
     state = resume_or_start(fold.folder, initial_state, network, optimizer, options)
-    pairs = TrainingPairs(fold, plans, configuration)
+    pairs = TrainingPairs(
+        fold, configuration, settings, plans.augmentation, use_unlabelled=plans.loss.uses_unlabelled_pairs
+    )
     validator = Validator(fold, configuration, plans.loss, settings, context)
     initial = validator.validate(model, unmoved=True)
     log.info(

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from llmreg.data.dataset import Pair
 from llmreg.errors import UserError
 from llmreg.networks.registration_network import pad_to_shape
-from llmreg.plans.plan_settings import Configuration, Training
-from llmreg.plans.plans import Plans
+from llmreg.plans.plan_settings import AugmentationSettings, Configuration, Training
 from llmreg.preprocessing.preprocessed_volumes import read_case_record, read_volume
 from llmreg.training.augmentation import CaseArrays, augment_pair
 from llmreg.training.distributed import DistributedContext
@@ -72,21 +71,31 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
 
     Args:
         fold: its training pairs and volumes.
-        plans: how pairs are augmented, whether their roles are exchanged with probability 0.5, and whether the loss can
-            use pairs without a structure that is annotated in both images.
         configuration: the shape that volumes are padded to.
+        training: the seed, and whether the roles of a pair are exchanged with probability 0.5.
+        augmentation: how pairs are augmented.
+        use_unlabelled: whether the loss can use pairs without a structure that is annotated in both images.
 
     Raises:
         NothingToTrainOn: there is no pair that the loss can use.
     """
 
-    def __init__(self, fold: FoldData, plans: Plans, configuration: Configuration) -> None:
+    def __init__(
+        self,
+        fold: FoldData,
+        configuration: Configuration,
+        training: Training,
+        augmentation: AugmentationSettings,
+        *,
+        use_unlabelled: bool,
+    ) -> None:
         self._labels = common_labels(fold.volumes, fold.training_pairs)
-        self._pairs = [pair for pair in fold.training_pairs if self._labels[pair] or plans.loss.uses_unlabelled_pairs]
+        self._pairs = [pair for pair in fold.training_pairs if self._labels[pair] or use_unlabelled]
         if not self._pairs:
             raise NothingToTrainOn(fold.name, "has no training pair with a structure annotated in both images")
-        self._folder, self._plans, self._configuration = fold.volumes, plans, configuration
-        self._seed = [plans.training.seed, sum(map(ord, fold.name))]
+        self._folder, self._configuration, self._augmentation = fold.volumes, configuration, augmentation
+        self._bidirectional = training.bidirectional
+        self._seed = [training.seed, sum(map(ord, fold.name))]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -96,7 +105,7 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         fixed, moving = augment_pair(
             load_case(self._folder, pair.fixed, self._configuration),
             load_case(self._folder, pair.moving, self._configuration),
-            self._plans.augmentation,
+            self._augmentation,
             rng,
         )
         return to_tensors(fixed, moving, labels) | {"sample": torch.tensor(index)}
@@ -109,7 +118,7 @@ class TrainingPairs(TorchDataset[dict[str, Tensor]]):
         rng = np.random.default_rng([*self._seed, index])
         pair = self._pairs[int(rng.integers(len(self._pairs)))]
         labels = self._labels[pair]
-        if self._plans.training.bidirectional and rng.random() < 0.5:
+        if self._bidirectional and rng.random() < 0.5:
             pair = Pair(pair.moving, pair.fixed)
         return pair, labels, rng
 

@@ -13,7 +13,7 @@ from llmreg.plans.plan_settings import Training
 from llmreg.similarity.loss_settings import LossSettings, compute_terms, sum_terms
 from llmreg.similarity.term_registry import LossInputs
 
-# Of each logged value, its sum over steps and the number of steps in which it was known.
+# Each logged value has its sum over steps and the number of steps in which it was known.
 Sums = dict[str, tuple[float, int]]
 
 

@@ -43,6 +43,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
+def count_steps(folder: Path) -> int:
+    """How many steps the latest checkpoint has done."""
+    state = read_state(folder / LATEST)
+    return 6 * state.epoch + state.step
+
+
 @pytest.fixture
 def names(environment: Path) -> Iterator[list[str]]:
     """Names of plans whose files and models are removed after the test."""
@@ -54,13 +60,48 @@ def names(environment: Path) -> Iterator[list[str]]:
         (environment / "preprocessed" / NAME / f"plans_{name}.json").unlink(missing_ok=True)
 
 
-def start(arguments: list[str], *launcher: str, own_group: bool = False) -> subprocess.Popen[str]:
-    """Start a training in another process, on request with a process group of its own as a terminal does."""
-    words = [sys.executable, *launcher, "-m", "llmreg.commands", "train", *arguments]
+def start_process(words: list[str], *, own_group: bool = False) -> subprocess.Popen[str]:
+    """Start another process, on request with a process group of its own as a terminal does."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=own_group
     )
+
+
+# A training that waits in its ninth step until Ctrl-C has arrived, or for ever; the path of a file that it writes then,
+# and the arguments of llmreg.commands follow.
+HELD_TRAINING = """
+import runpy, signal, sys, time
+from pathlib import Path
+from llmreg.training.step import Learner
+
+held, steps, take_step = Path(sys.argv.pop(1)), [], Learner.step
+
+
+def hold(learner, batches, rate):
+    steps.append(rate)
+    if len(steps) == 9:
+        # The first signal's handler takes itself away.
+        handler = signal.getsignal(signal.SIGINT)
+        held.touch()
+        while signal.getsignal(signal.SIGINT) is handler:
+            time.sleep(0.01)
+    return take_step(learner, batches, rate)
+
+
+Learner.step = hold
+runpy.run_module("llmreg.commands", run_name="__main__", alter_sys=True)
+"""
+
+
+def start_held(arguments: list[str], held: Path, *, own_group: bool = False) -> subprocess.Popen[str]:
+    """Start a training, and return when it is held in its ninth step."""
+    words = [sys.executable, "-c", HELD_TRAINING, str(held), "train", *arguments]
+    process = start_process(words, own_group=own_group)
+    while not held.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
 
 
 def processes_of(group: int) -> list[str]:
@@ -74,15 +115,6 @@ def processes_of(group: int) -> list[str]:
         except (OSError, ProcessLookupError):
             continue
     return commands
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], newer_than: int = 0) -> int:
-    """Wait until the training has written its latest checkpoint anew, and return when that was."""
-    path = folder / LATEST
-    while not path.exists() or path.stat().st_mtime_ns <= newer_than:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    return path.stat().st_mtime_ns
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +139,18 @@ def assert_same_end(expected: Path, folder: Path) -> None:
 
 
 def test_a_training_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
-    environment: Path, names: list[str], undisturbed_fold: Path
+    environment: Path, names: list[str], undisturbed_fold: Path, tmp_path: Path
 ) -> None:
     """A terminal sends Ctrl-C to the training and to its loaders alike, and no process is left behind."""
     names.append("disturbed")
     arguments, folder = small_training("disturbed"), small_fold(environment, "disturbed")
-    process = start([*arguments, "--continue"])
-    written = wait_for_checkpoint(folder, process)
+    process = start_held([*arguments, "--continue"], tmp_path / "before_it_is_killed")
     process.kill()
     process.communicate()
-    read_state(folder / LATEST)
-    process = start([*arguments, "--continue", "--workers", "1"], own_group=True)
-    wait_for_checkpoint(folder, process, newer_than=written)
+    steps_done = count_steps(folder)
+    assert 6 <= steps_done < 9
+    arguments_with_loader = [*arguments, "--continue", "--workers", "1"]
+    process = start_held(arguments_with_loader, tmp_path / "before_it_is_stopped", own_group=True)
     assert len(processes_of(process.pid)) >= 2
     os.killpg(process.pid, signal.SIGINT)
     _, printed = process.communicate()
@@ -127,8 +159,7 @@ def test_a_training_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
     assert "Traceback" not in printed
     while processes_of(process.pid):
         time.sleep(0.02)
-    state = read_state(folder / LATEST)
-    assert 6 < 6 * state.epoch + state.step < 24
+    assert count_steps(folder) == steps_done + 9
     assert train.main([*arguments, "--continue"]) == 0
     assert_same_end(undisturbed_fold, folder)
 
@@ -139,7 +170,7 @@ def test_two_processes_train_like_one_with_twice_the_accumulation(environment: P
     assert train.main(small_training("single", *changes, "training.accumulate=2")) == 0
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     arguments = [word for word in small_training("double", *changes) if word != "--no_validation"]
-    process = start(arguments, *launcher)
+    process = start_process([sys.executable, *launcher, "-m", "llmreg.commands", "train", *arguments])
     _, printed = process.communicate()
     assert process.returncode == 0, printed
     single, double = (small_fold(environment, name) for name in ("single", "double"))

@@ -11,7 +11,7 @@ from llmreg.comparison.benchmark_settings import (
     BenchmarkSettings,
     count_layers,
     identity,
-    load_network_settings,
+    language_model_of,
     load_plans,
 )
 from llmreg.errors import BadArgument
@@ -43,15 +43,13 @@ def test_a_comparison_is_identified_by_its_plans_and_minutes(settings: Benchmark
     assert identity(replace(settings, device="cpu", workers=7, peer_seconds=1.0)) == identity(settings)
 
 
-def test_ablations_need_plans_of_the_default_network(settings: BenchmarkSettings) -> None:
-    assert load_plans(settings).network.name != "llm_morph"
-    with pytest.raises(BadArgument) as error:
-        load_network_settings(settings)
-    assert error.value.argument == "plans"
-
-
 def test_layers_are_those_of_the_language_model(tmp_path: Path) -> None:
     source = save_random_model(tmp_path / "model", "llama")
-    assert count_layers(network_settings("llm_morph", llm={"source": str(source), "layers": (1, 2)})) == 4
-    with pytest.raises(BadArgument):
-        count_layers(network_settings("voxelmorph"))
+    network = network_settings("llm_morph", llm={"source": str(source), "layers": (1, 2)})
+    assert count_layers(language_model_of(network)) == 4
+
+
+def test_a_network_without_a_language_model_is_refused(settings: BenchmarkSettings) -> None:
+    with pytest.raises(BadArgument) as error:
+        language_model_of(load_plans(settings).network)
+    assert error.value.argument == "plans"

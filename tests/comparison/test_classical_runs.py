@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ import SimpleITK as sitk
 from other_programs import SHIFT, replace_programs
 from smooth import smooth_noise
 
-from llmreg.comparison import classical_methods
+from llmreg.comparison import classical_methods, classical_runs
 from llmreg.comparison.classical_methods import CLASSICAL
 from llmreg.comparison.classical_runs import register_pairs, run_limited
 from llmreg.comparison.pair_tables import ClassicalPair
@@ -27,6 +28,7 @@ from llmreg.evaluation.evaluate import evaluate_folder
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array
 from llmreg.geometry.resampling import resample_image
 from llmreg.images.fields import read_field
+from llmreg.machine import process_peak_gb
 
 GRID = Grid(
     size=(36, 40, 32), spacing=(2.0, 2.0, 2.5), origin=(30.0, 20.0, -50.0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)
@@ -94,21 +96,67 @@ def test_what_is_there_is_kept_and_what_failed_is_tried_again(
     replace_programs(monkeypatch, "raise SystemExit('no luck today')")
     record = json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())
     assert record["pairs"] == []
-    assert "ended with exit code 1: no luck today" in record["failed"][0]["failed"]
+    assert record["failed"][0]["failed"].endswith("1: no luck today")
     replace_programs(monkeypatch, SHIFT)
     assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
     replace_programs(monkeypatch, "raise SystemExit('not called')")
     assert len(json.loads(register_pairs("ants", [pair], tmp_path, 60).read_text())["pairs"]) == 1
 
 
-def test_memory_is_the_programs_own(tmp_path: Path) -> None:
+# The program says that it has its memory, and waits until that was read.
+WAIT = """
+import sys, time
+from pathlib import Path
+
+x = b"x" * int(sys.argv[1])
+Path("ready").touch()
+while not Path("read").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(0, 0.002, 0.2), (2**29, 0.5, 0.7)])
+def test_memory_is_the_programs_own(
+    size: int, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The memory of the process that starts the program does not count."""
-    ballast = np.ones(2**29, np.uint8)
-    failure, memory = run_limited([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path, 60)
+    ballast = np.ones(3 * 2**28, np.uint8)
+
+    def read_memory(process: int) -> float | None:
+        is_ready = (tmp_path / "ready").exists()
+        peak = process_peak_gb(process)
+        if is_ready:
+            (tmp_path / "read").touch()
+        return peak
+
+    monkeypatch.setattr(classical_runs, "process_peak_gb", read_memory)
+    failure, memory = run_limited([sys.executable, "-c", WAIT, str(size)], tmp_path, 600)
     assert failure is None
-    assert 0.002 < memory < 0.2 < ballast.nbytes / 2**30
-    _, memory = run_limited([sys.executable, "-c", "import time; x = b'x' * 2**29; time.sleep(0.2)"], tmp_path, 60)
-    assert 0.5 < memory < 0.7
+    assert least < memory < most < ballast.nbytes / 2**30
+
+
+# Run by a process of its own, whose memory is small beside the other's.
+READ_TOO_EARLY = """
+import sys
+from pathlib import Path
+from llmreg.comparison import classical_runs
+from llmreg.machine import peak_memory_gb
+
+classical_runs.process_peak_gb = lambda process: 0.001
+program = [sys.executable, "-c", "x = b'x' * 2**30"]
+print(*classical_runs.run_limited(program, Path(sys.argv[1]), 600), peak_memory_gb())
+"""
+
+
+def test_memory_that_was_not_read_in_time_is_counted(tmp_path: Path) -> None:
+    """What was read while the program started is less than what it had in the end."""
+    process = subprocess.run(
+        [sys.executable, "-c", READ_TOO_EARLY, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    failure, memory, starters_memory = process.stdout.split()
+    assert failure == "None"
+    assert float(starters_memory) < 0.9
+    assert 1 < float(memory) < 1.2
 
 
 def test_a_pair_that_fails_is_the_last_and_a_field_that_is_gone_is_made_again(
@@ -166,7 +214,7 @@ def test_a_crash_and_a_method_that_takes_too_long_are_sentences(tmp_path: Path) 
     endless = (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(3600)', sys.argv[1]])"
     )
-    assert run_limited([sys.executable, "-c", endless, str(tmp_path)], tmp_path, 0.5)[0] == "took longer than 0.5 s"
+    assert run_limited([sys.executable, "-c", endless, str(tmp_path)], tmp_path, 0.5)[0].endswith(" 0.5 s")
     wait_for_the_end_of_processes_with(tmp_path)
 
 

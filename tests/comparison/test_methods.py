@@ -49,6 +49,19 @@ def test_the_first_table_has_every_registered_network() -> None:
     assert find_method("transmorph-3", SETTINGS).changes == ("network.stages=3",)
 
 
+def test_plans_of_any_network_are_compared() -> None:
+    settings = network_settings("transmorph")
+    rows = list_group("table1", settings)
+    assert rows[-2:] == ["transmorph", "transmorph+refine"]
+    assert find_method("transmorph", settings).network is None
+    assert find_method("llm_morph", settings).network == "llm_morph"
+    assert list_group("table2", settings) == ["initial", "transmorph"]
+    for name in ("table3", "figure4", "llm=/a/7b"):
+        with pytest.raises(BadArgument) as error:
+            select_methods([name], settings)
+        assert error.value.argument == "plans"
+
+
 def test_pairs_of_layers_are_where_the_paper_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_layers(32) == [0, 7, 15, 23, 30]
     assert first_layers(30)[0] == 0

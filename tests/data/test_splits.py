@@ -19,7 +19,7 @@ from llmreg.data.splits import (
     split_all,
     write_splits,
 )
-from llmreg.errors import UnknownName, UnreadableFile, UserError
+from llmreg.errors import BadDataset, UnknownName, UnreadableFile, UserError
 from llmreg.files import write_json
 
 SHARED = Path(os.environ.get("LLMREG_SHARED", Path(__file__).parents[3] / "shared"))
@@ -171,7 +171,7 @@ def test_held_out_subjects_are_never_used() -> None:
     dataset = toy([{0, 1}] * 8, held_out=frozenset({"Toy_0002_0000", "Toy_0002_0001"}))
     for split in (*make_splits(dataset), split_all(dataset)):
         assert "0002" not in subjects_of(dataset, split.train + split.validation + split.atlas)
-    with pytest.raises(UserError, match="registration_val"):
+    with pytest.raises(BadDataset, match="registration_val"):
         make_splits(toy([{0}, {0}, {1}], "unpaired", held_out=frozenset({"Toy_0002_0001"})))
 
 

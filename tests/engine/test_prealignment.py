@@ -15,10 +15,12 @@ from llmreg.engine.prealignment import (
     CaseToPlace,
     CaseTransform,
     PreAlignment,
+    PreAlignmentMethod,
     Template,
     align_case,
     pair_prealignment,
 )
+from llmreg.errors import UserError
 from llmreg.geometry.grid import Grid, array_to_image, orient_to_lps
 from llmreg.geometry.resampling import resample_image
 
@@ -76,6 +78,13 @@ placed = align_case(case, PreAlignment(method="lifted", reference_case="A"))
 print(json.dumps([placed.stage, placed.translation.tolist()]))
 """
     assert json.loads(run_python(tmp_path, script)) == ["lifted", [1, 2, 8]]
+
+
+def test_a_method_that_finds_nothing_is_a_sentence(body, monkeypatch):
+    nothing = PreAlignmentMethod("finds nothing", lambda case: iter(()))
+    monkeypatch.setattr(PREALIGNMENTS, "get", lambda name: nothing)
+    with pytest.raises(UserError, match="'lost' finds no transform"):
+        align_case(CaseToPlace(body, CASE_CENTRE, FRAME), settings("lost"))
 
 
 def test_identity_and_centre(body):

@@ -127,7 +127,7 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
         np.savetxt(landmarks / f"{name}.csv", np.array([[0.0, 10, 35], [2, 12, 38]]) + shift, delimiter=",")
     command = ["-i", str(predictions), "--landmarks", str(landmarks), "--num_processes", "1"]
     assert main(command) == 2
-    assert "Boxes_0001_0000 has no label map in predict.json" in capsys.readouterr().err
+    assert {"Boxes_0001_0000", "predict.json:"} <= set(capsys.readouterr().err.split())
 
     record["pairs"][1]["fixed_points"] = str(landmarks / "Boxes_0001_0000.csv")
     (predictions / "predict.json").write_text(json.dumps({"pairs": record["pairs"][:1]}))
@@ -152,7 +152,9 @@ def test_landmarks_alone(folders: tuple[Path, Path], tmp_path: Path, capsys: pyt
         record["pairs"][1][f"{role}_label"] = str(dataset / "labelsTr" / f"{record['pairs'][1][role]}.nii.gz")
     (predictions / "predict.json").write_text(json.dumps(record))
     assert main(command) == 0
-    assert "no TRE, because Boxes_0002_0001 has no landmarks" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "TRE" in error
+    assert "Boxes_0002_0001" in error
     text = (predictions / "metrics.csv").read_text()
     table = pd.read_csv(predictions / "metrics.csv")
     assert ",4,other," in text
@@ -245,7 +247,7 @@ def test_a_dataset_json_of_another_kind_leaves_the_ids_found(
     (dataset / "dataset.json").write_text('{"channel_names": {"0": "MR"}, "numTraining": 3}')
     summary = evaluate_folder(predictions, dataset / "labelsTr", tmp_path / "out", 1)
     assert {label: scores["name"] for label, scores in summary["labels"].items()} == {"1": "1", "4": "4"}
-    assert "Label names are unknown" in caplog.text
+    assert str(dataset / "dataset.json") in caplog.text
 
 
 def test_command(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmreg.errors import BadArgument, MissingFile, NotPrepared, UnreadableFile
+from llmreg.errors import BadArgument, MissingFile, MissingOutput, NotPrepared, UnreadableFile
 from llmreg.evaluation.inputs import find_inputs
 
 FIXED, MOVING = "A_0001_0000", "A_0001_0001"
@@ -114,9 +114,9 @@ def test_missing_files_are_named(tmp_path: Path, labels: Path) -> None:
 
 def test_arguments_that_do_not_fit_are_named(tmp_path: Path, labels: Path) -> None:
     folder = write(tmp_path / "out", {"field": None})
-    with pytest.raises(BadArgument) as refusal:
+    with pytest.raises(MissingOutput) as missing:
         find_inputs(folder, labels)
-    assert refusal.value.argument == "outputs"
+    assert (missing.value.folder, missing.value.output) == (folder, "field")
     folder = write(tmp_path / "out", {})
     with pytest.raises(BadArgument) as refusal:
         find_inputs(folder, None)

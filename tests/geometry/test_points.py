@@ -210,7 +210,7 @@ def test_merged_steps_need_no_more_than_they_must(oblique):
 def test_slabs_give_what_the_whole_gives(oblique, monkeypatch):
     steps = (random_field(oblique, 5, 1.0), turn(), InverseField(random_field(oblique, 6, 1.0)))
     expected = merge_steps(steps, oblique).vectors
-    monkeypatch.setattr("llmreg.geometry.points.SLAB_VOXELS", 1)
+    monkeypatch.setattr("llmreg.geometry.points.MERGE_SLAB_VOXELS", 1)
     np.testing.assert_allclose(merge_steps(steps, oblique).vectors, expected, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from random_fields import grids, random_field
 from scipy.ndimage import map_coordinates
 from smooth import smooth_noise
 
-from llmreg.errors import UserError
+from llmreg.errors import BadTransform
 from llmreg.geometry.field import DisplacementField
 from llmreg.geometry.grid import array_to_image, image_to_array
 from llmreg.images.fields import read_field, write_field
@@ -55,7 +55,7 @@ def test_fields_of_ras_programs_are_read(oblique, tmp_path, dimensions, intent):
     (tmp_path / "a.nii").write_bytes(content)
     if (dimensions, intent) == (4, 1006):
         # ITK gets such a file wrong without a word.
-        with pytest.raises(UserError, match="save it with five dimensions"):
+        with pytest.raises(BadTransform, match="five dimensions"):
             read_field(tmp_path / "a.nii", "nifti-ras")
         return
     result = read_field(tmp_path / "a.nii", "nifti-ras")

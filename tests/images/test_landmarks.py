@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_fields import grids
 
-from llmreg.errors import UserError
+from llmreg.errors import BadTable, UserError
 from llmreg.images.landmarks import read_landmarks, write_landmarks
 
 TABLES = {
@@ -110,14 +110,14 @@ def test_slicer_markups_keep_everything_else(system, sign, tmp_path):
     [
         ("a.csv", "", "lists no point"),
         ("a.csv", "x,y,z\n", "lists no point"),
-        ("a.csv", "x,y\n1,2\n", "no columns x, y and z"),
-        ("a.csv", "1 2 3\n4 5 6\n", "no columns x, y and z between commas"),
-        ("a.csv", "x,y,z,x\n1,2,3,4\n", "no columns x, y and z"),
+        ("a.csv", "x,y\n1,2\n", "columns x, y and z"),
+        ("a.csv", "1 2 3\n4 5 6\n", "between commas"),
+        ("a.csv", "x,y,z,x\n1,2,3,4\n", "columns x, y and z"),
         ("a.csv", "1,2,3,4\n", "4 columns of numbers"),
         ("a.csv", "1,2,3\n4,5\n", "2 cells in point 2"),
         ("a.csv", "1,2,3\n4,five,6\n", "y = 'five' in point 2"),
         ("a.csv", "x,y,z\n1,2,nan\n", "z = 'nan' in point 1"),
-        ("a.csv", b"\xff\xfe\x00", "cannot be read as text"),
+        ("a.csv", b"\xff\xfe\x00", "read as text"),
         ("a.csv", None, "does not exist"),
         ("a.fcsv", "# CoordinateSystem = IJK\n# columns = id,x,y,z\na,1,2,3\n", "coordinate system 'IJK'"),
         ("a.fcsv", "# columns = id,x,y,z\n", "lists no point"),
@@ -139,8 +139,9 @@ def test_bad_points_are_refused(name, content, sentence, tmp_path):
 
 def test_voxels_need_an_image(tmp_path, oblique):
     (tmp_path / "a.csv").write_text("1,2,3\n")
-    with pytest.raises(UserError, match="of which image"):
+    with pytest.raises(BadTable) as refusal:
         read_landmarks(tmp_path / "a.csv", "voxel")
+    assert refusal.value.path == tmp_path / "a.csv"
     table, _ = read_landmarks(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="2 points"):
         write_landmarks(table, np.zeros((2, 3)), tmp_path / "b.csv")

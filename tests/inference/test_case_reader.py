@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from tiny_model_folder import make_plans, write_model, write_pair
 
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, UserError
 from llmreg.geometry.grid import Grid, array_to_image
 from llmreg.inference.case_reader import CaseReader, ImageInput, is_large
 from llmreg.inference.models import load_model
@@ -96,3 +96,13 @@ def test_only_images_of_many_voxels_are_large(files: tuple[Path, Path], tmp_path
     assert is_large(tmp_path / "large.nii.gz")
     (tmp_path / "broken.nii.gz").write_bytes(b"broken")
     assert not is_large(tmp_path / "broken.nii.gz")
+
+
+def test_an_image_says_where_it_lies(files: tuple[Path, Path]) -> None:
+    image = sitk.ReadImage(str(files[0]))
+    array, grid = sitk.GetArrayFromImage(image), Grid.from_image(image)
+    for bad in (array, (array, None), (array.swapaxes(0, 2), grid), [array, grid, grid], 3):
+        for argument, arguments in (("image", (bad,)), ("mask", (image, None, bad))):
+            with pytest.raises(BadArgument) as refusal:
+                ImageInput(*arguments)  # type: ignore[arg-type]
+            assert refusal.value.argument == argument

@@ -32,7 +32,7 @@ from llmreg.inference.predict_folder import (
 from llmreg.inference.predictor import Predictor, RegistrationOptions
 from llmreg.predictions import (
     FailedPair,
-    Placement,
+    PlacementRecord,
     PredictedPair,
     Provenance,
     read_predictions,
@@ -285,7 +285,7 @@ def test_removing_leaves_nothing_of_the_pair(pair: PairInput, tmp_path: Path) ->
 
 
 def test_columns_without_a_value_are_left_out() -> None:
-    placements = [Placement(matrix=[[1.0]], translation=[0.0], stage=stage) for stage in ("rigid", "centre")]
+    placements = [PlacementRecord(matrix=[[1.0]], translation=[0.0], stage=stage) for stage in ("rigid", "centre")]
     pair = PredictedPair(
         pair_id="p",
         fixed="f",

@@ -140,3 +140,10 @@ def test_missing_outputs_are_refused(pair: Registration, tmp_path: Path) -> None
     with pytest.raises(UnknownName, match="png"):
         pair.save(tmp_path, "pair", format="png")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interpolation_that_does_not_exist_is_refused(pair: Registration) -> None:
+    for warp, kind in ((pair.warp_image, "interpolator"), (pair.warp_label, "interpolation")):
+        with pytest.raises(UnknownName) as refusal:
+            warp(pair.moving, "cubic")
+        assert (refusal.value.kind, refusal.value.name) == (kind, "cubic")

@@ -20,7 +20,7 @@ from llmreg.geometry.grid import Grid, array_to_image, orient_to_lps
 from llmreg.images.image_files import write_image
 from llmreg.plans.plan_settings import Normalization
 from llmreg.preprocessing.common_frame import (
-    COARSE_MM,
+    FOREGROUND_MM,
     REFERENCE_FILE,
     bring_into_frame,
     check_window,
@@ -125,7 +125,7 @@ def test_centre_and_extent_are_those_at_full_resolution(name: str, ct: bool) -> 
     image = orient_to_lps(array_to_image((values if ct else values + 1000).astype(np.int16), grid))
     foreground = find_foreground(image, ct=ct)
     assert min(foreground.grid.spacing) > 1.5 * min(grid.spacing)
-    assert max(foreground.grid.spacing) <= COARSE_MM
+    assert max(foreground.grid.spacing) <= FOREGROUND_MM
     # Centre and extent are measured along LPS, however the image is turned.
     body_points = points[body]
     coarse, fine = (np.abs(g.matrix).sum(axis=1) for g in (foreground.grid, grid))
@@ -150,7 +150,7 @@ def test_its_grid_is_every_so_many_voxels_of_the_image(size, spacing, direction)
     sampled_indices = np.stack(np.unravel_index(foreground.intensities, grid.shape)[::-1], axis=-1)
     grid_indices = grid.physical_to_index(foreground.grid.physical_points().reshape(-1, 3))
     assert np.abs(sampled_indices - grid_indices).max() <= 0.5 + 1e-6
-    assert np.all(np.array(foreground.grid.spacing) <= np.maximum(COARSE_MM, orient_to_lps(stored).GetSpacing()))
+    assert np.all(np.array(foreground.grid.spacing) <= np.maximum(FOREGROUND_MM, orient_to_lps(stored).GetSpacing()))
     # Less than a coarse voxel of the image is left out.
     assert np.all(
         np.abs(foreground.grid.extent - Grid.from_image(orient_to_lps(stored)).extent) < foreground.grid.spacing

@@ -46,8 +46,9 @@ def test_facts_are_those_of_the_fingerprint(report) -> None:
     facts = {row[0]: row[1] for row in rows_of(page) if len(row) == 2}
     assert facts["annotated"].startswith("100 %")
     dice = [100 * pair.dice for pair in fingerprint.pairs]
-    assert f"{sum(dice) / len(dice):.1f} %" in facts["Dice as the images lie"]
-    assert f"{min(dice):.1f} to {max(dice):.1f}, {len(dice)} pairs" in facts["Dice as the images lie"]
+    (said,) = (text for title, text in facts.items() if title.startswith("Dice"))
+    assert f"{sum(dice) / len(dice):.1f} %" in said
+    assert f"{min(dice):.1f} to {max(dice):.1f}, {len(dice)} pairs" in said
     smallest = min(fingerprint.structure_voxels, key=fingerprint.structure_voxels.__getitem__)
     assert facts["smallest structure"].startswith(fingerprint.labels[smallest])
 
@@ -75,7 +76,7 @@ def test_a_dataset_without_labels_has_no_figures_of_them(tmp_path) -> None:
     page = write_report(tmp_path / "report.html", dataset, fingerprint, plans).read_text(encoding="utf-8")
     facts = {row[0]: row[1] for row in rows_of(page) if len(row) == 2}
     assert facts["annotated"].startswith("0 %")
-    assert not {"smallest structure", "Dice as the images lie"} & facts.keys()
+    assert not [title for title in facts if title.startswith(("Dice", "smallest structure"))]
 
 
 @pytest.fixture(scope="module")

@@ -204,10 +204,9 @@ def test_a_configuration_that_does_not_hold_the_new_grid_is_a_sentence(toy: Toy,
     toy.add_configuration()
     before = (toy.folder / "plans.json").read_bytes()
     write_raw(tmp_path, spacing=3.0)
-    with pytest.raises(
-        UserError, match=r"plans\.json with the configurations added to it.*mine.*does not fit|fit.*mine"
-    ):
+    with pytest.raises(BadPlans, match=r"configurations\.mine\.padded_size") as refusal:
         toy.plan()
+    assert str(refusal.value.source).startswith(str(toy.folder / "plans.json"))
     assert (toy.folder / "plans.json").read_bytes() == before
     toy.edit("default", "configurations", read_json(toy.folder / "plans_paper.json")["configurations"])
     assert toy.plan().size > small.size

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from tiny_predictions import write_predictions
 
-from llmreg.errors import UserError
+from llmreg.errors import MissingFile, UnreadableFile
 from llmreg.geometry.grid import Grid, array_to_image, image_to_array, orient_to_lps
 from llmreg.images.image_files import read_image
 from llmreg.images.itk import write_with_itk
@@ -121,7 +121,8 @@ def test_windows_show_the_foreground_and_of_ct_soft_tissue() -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     required = {"folder": tmp_path, "pair_id": "a pair", "fixed": "F", "moving": "M"}
-    with pytest.raises(UserError, match=r"a pair.*fixed image"):
+    with pytest.raises(UnreadableFile, match="a pair") as unnamed:
         read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**required),)))
-    with pytest.raises(UserError, match="does not exist"):
+    assert unnamed.value.path == tmp_path / "predict.json"
+    with pytest.raises(MissingFile):
         read_scene(ShownPair("a pair", 1, 1, (PredictedPair(**required, fixed_path="a.nii", moving_path="b.nii"),)))

@@ -139,13 +139,13 @@ def test_on_a_gpu_it_is_the_same(kind: Kind) -> None:
 def test_wrong_input_is_refused() -> None:
     image = random_image(1)
     mask = torch.ones_like(image, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"warped must be \(B, 1, z, y, x\)"):
+    with pytest.raises(ValueError, match=r"^warped .*\(B, 1, z, y, x\)"):
         similarity_loss("mind", image[0], image[0])
-    with pytest.raises(ValueError, match="fixed must have warped's shape"):
+    with pytest.raises(ValueError, match=r"^fixed "):
         similarity_loss("mind", image, image[..., 1:])
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"^mask "):
         similarity_loss("mind", image, image, mask.float())
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"^mask "):
         similarity_loss("mind", image, image, mask[:, 0])
 
 

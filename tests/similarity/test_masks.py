@@ -52,5 +52,5 @@ def test_a_mask_of_another_type_or_shape_is_refused() -> None:
     image = torch.zeros(1, 1, *SHAPE)
     assert full_or_checked_mask(None, image).all()
     for mask in (image, torch.ones(1, 1, *SHAPE[::-1], dtype=torch.bool)):
-        with pytest.raises(ValueError, match="mask must be bool and of the image's shape"):
+        with pytest.raises(ValueError, match=r"^mask "):
             full_or_checked_mask(mask, image)

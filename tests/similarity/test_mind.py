@@ -99,7 +99,7 @@ def test_wrong_input_is_refused() -> None:
     image = random_image(1)
     with pytest.raises(ValueError, match=r"\(B, 1, z, y, x\)"):
         mind_ssc(image[0])
-    with pytest.raises(ValueError, match="dilation at least 1"):
+    with pytest.raises(ValueError, match="dilation"):
         mind_ssc(image, 1, 0)
-    with pytest.raises(ValueError, match="mask must be bool"):
+    with pytest.raises(ValueError, match=r"^mask "):
         mind_ssc(image, mask=image)

@@ -45,6 +45,12 @@ PROGRAM = """
         {"dice": 0, "smoothness": 0, "terms": {"distance": {"weight": 3.0, "power": 1.0}}}
     )
     assert LossSettings.model_validate(loss.model_dump(mode="json")) == loss
+    try:
+        LossSettings.model_validate({"terms": {"distance": {"weight": 1.0, "power": -1}}})
+    except ValueError as error:
+        assert "distance: power" in str(error), error
+    else:
+        raise AssertionError("a wrong parameter was accepted")
     assert str(loss) == "3 x distance"
     assert loss.uses_unlabelled_pairs
     flow = random_flow()

@@ -72,6 +72,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"aaaaaaaaaaaa, here bbbbbbbbbbbb\)") as mismatch:
         load_checkpoint(path, network)
     assert mismatch.value.path == path
+    with pytest.raises(UnreadableFile) as misfit:
+        load_checkpoint(path, nn.Linear(2, 3))
+    assert misfit.value.path == path
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UnreadableFile) as damaged:
         read_state(path)

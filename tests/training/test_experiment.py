@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_fold import make_plans
 
 from llmreg.data.dataset import Pair, load_dataset
-from llmreg.errors import BadArgument, NotPrepared, OtherPlans, UnknownName, UserError
+from llmreg.devices import detect_machine
+from llmreg.errors import BadArgument, MissingFile, NotPrepared, OtherPlans, UnknownName, UserError
 from llmreg.paths import ModelName
 from llmreg.plans.plans import Plans, plans_path, read_plans, write_plans
+from llmreg.preprocessing.planning.sizes import Budget, plan_configuration
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.experiment import PlansChoice, choose_plans, find_fold, model_folder, train_fold, usable_cases
 from llmreg.training.options import TrainingOptions
@@ -119,6 +122,9 @@ def test_a_model_folder_is_named_after_dataset_network_plans_and_configuration(p
     assert ModelName.of(folder) == ModelName(NAME, "dual_pyramid", "default", "full")
 
 
+BUDGET = Budget(detect_machine())
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_plans(tmp_path / "plans.json", make_plans(reasons={"network.width": "it is small", "spacing": "theirs"}))
@@ -143,6 +149,17 @@ def test_changed_plans_have_a_name_and_nothing_is_written(folder: Path) -> None:
     with pytest.raises(OtherPlans) as refusal:
         choose_plans(folder, PlansChoice(changes=["loss.smoothness=0.4"], name="smooth"))
     assert refusal.value.folder == folder / "plans_smooth.json"
+
+
+def test_memory_is_estimated_for_what_the_changes_train(folder: Path) -> None:
+    plain, wide, smooth, timed = (
+        choose_plans(folder, PlansChoice(changes=[change], name="changed")).configurations["full"].memory_gb
+        for change in ("network.width=1", "network.width=8", "loss.similarity=1", "training.epochs=3")
+    )
+    written = make_plans().configurations["full"].memory_gb
+    assert plain == timed == written
+    assert wide > plan_configuration((16, 16, 16), 1, make_plans().network, BUDGET).memory_gb
+    assert smooth != written
 
 
 @pytest.mark.parametrize(
@@ -193,3 +210,18 @@ def test_an_ablation_names_the_plans(llm_folder: Path) -> None:
     assert ablate(llm_folder, name="mine").plans_name == "mine"
     changed_plans = ablate(llm_folder, changes=["network.width=4"])
     assert (changed_plans.network.width, changed_plans.network.llm.lora) == (4, None)
+
+
+def test_plans_and_the_model_to_start_from_are_given_by_name(
+    preprocessed_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_plans(plans_path(preprocessed_folder, "quick"), make_plans(plans_name="quick"))
+    first = train_fold(NAME, "0", OPTIONS, device_name="cpu")
+    assert first is not None
+    caplog.set_level("INFO")
+    second = train_fold(NAME, "0", replace(OPTIONS, pretrained=str(first.model)), "quick", device_name="cpu")
+    assert second is not None
+    assert second.model.name == "dual_pyramid__quick__full"
+    assert f"From {first.model}" in caplog.text
+    with pytest.raises(MissingFile):
+        train_fold(NAME, "0", TrainingOptions(pretrained="nowhere"), "quick", device_name="cpu")

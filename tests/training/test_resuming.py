@@ -130,13 +130,15 @@ def test_tensors_of_the_same_name_and_shape_are_taken_over(tmp_path: Path) -> No
     assert transfer_weights(Small(5, more=True), save(tmp_path / "less", Small(5))).missing == ("extra",)
 
 
-def test_lora_of_other_layers_starts_anew(tmp_path: Path) -> None:
+def test_what_adapts_other_layers_starts_anew(tmp_path: Path) -> None:
     pretrained, network = Small(5), Small(5)
     for model in (pretrained, network):
         model.lora_a = nn.Parameter(torch.randn(2))
     path = save(tmp_path, pretrained)
     assert transfer_weights(network, path).same == ("inner", "lora_a", "outer")
     network.llm_sha256 = "other"
+    assert transfer_weights(network, path).same == ("inner", "lora_a", "outer")
+    network.adaptation = "lora_"
     assert transfer_weights(network, path).reshaped == ("lora_a",)
 
 

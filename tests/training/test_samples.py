@@ -71,7 +71,10 @@ def training_pairs(
 ) -> TrainingPairs:
     changes = {"augmentation": AugmentationSettings(mirror_axes=("x",)), "loss": {"similarity": int(unlabelled)}}
     fold = FoldData("0", pairs, (), folder, folder)
-    return TrainingPairs(fold, make_plans({"bidirectional": bidirectional}, **(changes | plans)), HALF)
+    plans = make_plans({"bidirectional": bidirectional}, **(changes | plans))
+    return TrainingPairs(
+        fold, HALF, plans.training, plans.augmentation, use_unlabelled=plans.loss.uses_unlabelled_pairs
+    )
 
 
 def batches_of_one(numbers: range) -> list[list[int]]:

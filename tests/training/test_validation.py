@@ -20,7 +20,7 @@ from llmreg.training.validation import Validation, Validator
 class Contrast(nn.Module):
     """A stand-in for a network: it shifts along x by the difference of the images' means, so that a swap shows."""
 
-    velocity = False
+    predicts_velocity = False
     shape = (16, 16, 16)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:

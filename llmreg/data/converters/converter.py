@@ -28,8 +28,9 @@ class Converter:
 
     Attributes:
         summary: a line for the command line's help and the documentation.
-        options: the class of its options. Each field has a default and a description, and is a string, a path, a number
-            or one of several strings (``Literal``); ``llmreg_convert_dataset`` offers it as an option of its name.
+        options: the class of its options. Each field has a description, and is a string, a path, a number or one of
+            several strings (``Literal``); ``llmreg_convert_dataset`` offers it as an option of its name, which must be
+            given where the field has no default.
         default_id: the id of the dataset where none is given, for the help.
         convert: takes the folder of the unpacked download, the options and the dataset's id (None: the default one),
             writes the dataset below ``llmreg_raw`` and returns its folder.

@@ -1,4 +1,4 @@
-"""Dual-PRNet: features of both images, compared from coarse to fine, each level warped by the field so far."""
+"""Dual-PRNet: features of both images, compared from coarse to fine, each level warped by the flow so far."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,14 +11,15 @@ from llmreg.networks.dual_pyramid.plugin import DualPyramidSettings
 from llmreg.networks.layers import ConvBlock, FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 
-# 3x3x3 convolution and ReLU.
+# A 3x3x3 convolution and ReLU.
 _conv = partial(ConvBlock, normalization="none", slope=0.0)
 
 
 class DualPyramid(RegistrationNetwork):
     """Dual-PRNet's pyramid, with 200,455 parameters at the published width of 8.
 
-    One encoder and decoder for both images; fields at 1/8, 1/4, 1/2 and twice at 1 of the resolution are composed.
+    One encoder and one decoder serve both images; flows at 1/8, 1/4 and 1/2 of the resolution, and two at the full
+    resolution, are composed.
     Reference: Kang et al., Dual-stream pyramid registration network, MedIA 2022.
 
     Args:
@@ -51,7 +52,7 @@ class DualPyramid(RegistrationNetwork):
         return self._refine(4, self.up[4](features), flow)
 
     def _refine(self, level: int, features: Tensor, coarse: Tensor | None) -> Tensor:
-        # The field from a level's features, of the moving images before the fixed ones, and from the coarser field.
+        """Improve the coarser flow by a level's features, which hold the moving images before the fixed ones."""
         moving, fixed = features.chunk(2)
         if coarse is not None:
             # As in the authors' code, no gradient reaches the coarser levels through the warping.

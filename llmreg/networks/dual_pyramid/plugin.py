@@ -12,7 +12,7 @@ class DualPyramidSettings(NetworkSettings):
 
     Attributes:
         width: channels c at full resolution; the levels have c, 2c, 2c, 4c and 4c.
-        field: the fields of the levels are composed, so they are displacements.
+        field: always ``displacement``, since the flows of the levels are composed.
     """
 
     name: Literal["dual_pyramid"]
@@ -34,7 +34,7 @@ class DualPyramidPlugin(NetworkPlugin[DualPyramidSettings]):
 
     def step_cost(self, settings: DualPyramidSettings, size: StepSize) -> StepCost:
         # The numbers are fitted to benchmarks/training_memory.py: widths 8 and 16, 64 and 96 voxels along each axis. In
-        # both sums, the first one is the memory of the fields, the second that of the features.
+        # both sums, the first one is the memory of the flows, the second that of the features.
         wider = settings.width / 8
         activations_gb = (0.48 + 0.74 * wider, 0.64 + 0.45 * wider)
         return scale_cost(size, 200_455 * wider**2, activations_gb, core_seconds=(12.0 * wider, 8.0 * wider))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel, UnknownName
 from llmreg.networks.language_models.llm_settings import LLMSettings
 
 # Key of a configuration for a rotary scaling of the model that transformers' keys cannot express.
@@ -85,23 +85,25 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model by its ``config.json``.
 
     Raises:
-        UserError: the family is not among the known ones.
+        BadLanguageModel: the family is not among the known ones.
     """
     model_type = str(config.get("model_type")) if isinstance(config, dict) else "none"
     family = FAMILIES.get(_TEXT_MODEL.get(model_type, model_type))
     if family is None:
-        raise UserError(
-            f"{where}: model family '{model_type}' is not supported; known: "
-            f"{', '.join(sorted(FAMILIES | _TEXT_MODEL))}. Choose another model."
+        known = ", ".join(sorted(FAMILIES | _TEXT_MODEL))
+        raise BadLanguageModel(
+            where,
+            f"is of the family '{model_type}', which is not supported",
+            f"choose a model of one of the families {known}",
         )
     return family
 
 
-def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
+def build_config(config: Mapping[str, Any], family: Family, where: str) -> PreTrainedConfig:
     """Transformers' configuration of the text model, without dropout.
 
     Raises:
-        UserError: the configuration makes no sense.
+        BadLanguageModel: the configuration makes no sense; ``where`` is what the message calls the model.
     """
     try:
         text = {
@@ -120,7 +122,7 @@ def build_config(config: Mapping[str, Any], family: Family) -> PreTrainedConfig:
         built._attn_implementation = family.kernel
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"config.json of the {family.name} model is damaged ({first}): get the model again.") from error
+        raise BadLanguageModel(where, f"has a damaged configuration ({first})", "get the model again") from error
     return built
 
 
@@ -168,27 +170,28 @@ def check_runnable(config: Mapping[str, Any], settings: LLMSettings) -> None:
     """Check that a model's layers can be run as the settings say.
 
     Raises:
-        UserError: the family is unknown or has no rotary embedding, or a LoRA target is not in its layers.
+        BadLanguageModel: the family is unknown or has no rotary embedding that can be used.
+        UnknownName: a LoRA target is not in the layers.
     """
     family = family_of(config, settings.source)
     if settings.rotary != "none" and not family.rotary:
-        raise UserError(
-            f"Models of the family '{family.name}' have no rotary embedding: set network.llm.rotary to none."
+        raise BadLanguageModel(
+            settings.source,
+            f"has no rotary embedding, as all of the family '{family.name}'",
+            "set network.llm.rotary to none",
         )
     if settings.rotary != "none" and UNKNOWN_ROTARY in config:
-        raise UserError(
-            f"The rotary embedding of {settings.source} is scaled in a way ({config[UNKNOWN_ROTARY]}) that is not "
-            "supported: set network.llm.rotary to none, or use the model's safetensors."
+        raise BadLanguageModel(
+            settings.source,
+            f"scales its rotary embedding in a way that is not supported ({config[UNKNOWN_ROTARY]})",
+            "set network.llm.rotary to none, or use the model's safetensors",
         )
     if settings.lora is None:
         return
-    built = build_config(config, family)
+    built = build_config(config, family, settings.source)
     layer = family.build_layer(built, 0)
     split_fused(layer, family, built)
     linear = {name.split(".")[-1] for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
     for target in settings.lora.targets:
         if target not in linear:
-            raise UserError(
-                f"LoRA target '{target}' is not in the language model's layers; use some of "
-                f"{', '.join(sorted(linear))}."
-            )
+            raise UnknownName("LoRA target", target, sorted(linear), f"These are the layers of {settings.source}.")

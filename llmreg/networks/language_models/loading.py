@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from llmreg.devices import has_bfloat16
-from llmreg.errors import MissingLayers, UserError
+from llmreg.errors import BadArgument, BadLanguageModel, BadPlans, MissingLayers, UserError
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.families import Family, build_config, check_runnable, family_of
@@ -57,7 +57,8 @@ def select_layers(source: str | None, layers: Sequence[str] | None, settings: LL
         settings: what else is kept; the defaults when None.
 
     Raises:
-        UserError: the layers are neither, or there is no such model or layer.
+        BadArgument: the layers are neither.
+        BadLanguageModel: there is no such model.
     """
     settings = settings or LLMSettings()
     source = source or settings.source
@@ -68,11 +69,13 @@ def select_layers(source: str | None, layers: Sequence[str] | None, settings: LL
         indices = tuple(map(int, layers))
     elif tuple(layers) in (("middle",), ("deep",)):
         model = open_model(source)
-        count = int(build_config(model.config, model.family).num_hidden_layers)
+        count = int(build_config(model.config, model.family, model.where).num_hidden_layers)
         # 15 and 16, or 30 and 31, of 32.
         indices = (count // 2 - 1, count // 2) if layers[0] == "middle" else (count - 2, count - 1)
     else:
-        raise UserError(f"'{' '.join(layers)}' names no layers: give one or two numbers from 0, or middle, or deep.")
+        raise BadArgument(
+            "layers", f"'{' '.join(layers)}' names no layers: give one or two numbers from 0, or middle, or deep."
+        )
     return settings.model_copy(update={"source": source, "layers": indices, "sha256": None})
 
 
@@ -116,9 +119,11 @@ def _find_record(settings: LLMSettings, folder: Path) -> cache.Record | None:
     record = cache.read_layers_record(cached)
     for key in ("source", "weights"):
         if getattr(record, key) != getattr(settings, key):
-            raise UserError(
-                f"The plans' network.llm.sha256 {record.sha256[:12]} stands for layers with {key} "
-                f"'{getattr(record, key)}', not '{getattr(settings, key)}': set network.llm.sha256 to null."
+            raise BadPlans(
+                "The plans",
+                "network.llm.sha256",
+                f"it stands for layers with {key} '{getattr(record, key)}', not '{getattr(settings, key)}'",
+                "set it to null",
             )
     return record
 
@@ -156,10 +161,12 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
     if sha256 is not None and (cached := cache.find(sha256, folder)) is not None:
         stored = cache.read(cached)
         if stored.layers != settings.layers:
-            raise UserError(
-                f"The plans' sha256 {sha256[:12]} stands for layers {', '.join(map(str, stored.layers))}, not for "
-                f"layers {', '.join(map(str, settings.layers))} of the language model '{settings.source}': restore "
-                "the plans, or set network.llm.sha256 to null."
+            raise BadPlans(
+                "The plans",
+                "network.llm.sha256",
+                f"it stands for layers {', '.join(map(str, stored.layers))}, not for layers "
+                f"{', '.join(map(str, settings.layers))} of the language model {settings.source}",
+                "restore the plans, or set it to null",
             )
         return stored
     try:
@@ -176,10 +183,10 @@ def find_layers(settings: LLMSettings, folder: Path) -> StoredLayers:
             raise
         raise MissingLayers(settings.source, settings.layers, sha256, folder, str(error)) from error
     if sha256 is not None and stored.sha256 != sha256:
-        raise UserError(
-            f"Layers {', '.join(map(str, settings.layers))} of the language model '{settings.source}' are not those of "
-            f"this plan (sha256 {stored.sha256[:12]}, not {sha256[:12]}): put the same weights there, or their layer "
-            f"cache into {folder}."
+        raise BadLanguageModel(
+            settings.source,
+            f"has other layers than the plans name (sha256 {stored.sha256[:12]}, not {sha256[:12]})",
+            f"put the same weights there, or their layer cache into {folder}",
         )
     return stored
 
@@ -191,7 +198,7 @@ def random_layers(source: str, config: Mapping[str, Any], layers: Sequence[int])
     the scales of norms are as their class makes them.
     """
     family = family_of(config, source)
-    spread = build_config(config, family).initializer_range
+    spread = build_config(config, family, source).initializer_range
     generator = torch.Generator().manual_seed(0)
     tensors: dict[tuple[int, str], StoredTensor] = {}
     for index, name, values in initial_tensors(config, family, layers, source, "cpu"):
@@ -214,10 +221,10 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, compute_dtype: torch.
         compute_dtype: type that they are held and computed in; ``dtype`` when None.
 
     Raises:
-        UserError: the family is unknown, or tensors are missing.
+        BadLanguageModel: the family is unknown, or tensors are missing.
     """
     family = family_of(stored.config, stored.source)
-    config = build_config(stored.config, family)
+    config = build_config(stored.config, family, stored.source)
     modules = []
     for index in stored.layers:
         module = family.build_layer(config, index)
@@ -229,7 +236,9 @@ def build_layers(stored: StoredLayers, dtype: torch.dtype, compute_dtype: torch.
         try:
             module.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise UserError(f"The layers of '{stored.source}' do not fit its configuration: get them again.") from error
+            raise BadLanguageModel(
+                stored.source, "has layers that do not fit its configuration", "get them again"
+            ) from error
         modules.append(module.requires_grad_(requires_grad=False).eval())
     return LoadedLayers(family, config, modules, stored.layers)
 

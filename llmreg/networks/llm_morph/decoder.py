@@ -1,4 +1,4 @@
-"""From tokens to the field: the adapters of the stages, cost volumes, and the coarse-to-fine decoder.
+"""From tokens to the flow: the adapters of the stages, cost volumes, and the coarse-to-fine decoder.
 
 Cost volumes are PWC-Net's (Sun et al., "PWC-Net: CNNs for Optical Flow Using Pyramid, Warping, and Cost Volume", CVPR
 2018). Features of two contrasts cannot be compared before they are learnt, so MIND-SSC's self-similarities are compared
@@ -19,8 +19,8 @@ from llmreg.networks.layers import ConvBlock, FieldHead, up_convolution
 from llmreg.networks.llm_morph.plugin import cost_channels
 from llmreg.similarity.mind import mind_ssc
 
-# Voxels between a voxel and the neighbours that describe it (small, since the levels are coarse already), and the
-# factor of a mean squared difference of descriptors, which makes it about as large as other features.
+# DILATION is the distance in voxels of the neighbours that describe a voxel; it is small, since the levels are coarse.
+# SCALE multiplies a mean squared difference of descriptors, to make it about as large as other features.
 DILATION, SCALE = 1, 10.0
 
 
@@ -68,10 +68,10 @@ def cost_volume(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
     """Mean squared difference of MIND-SSC between the fixed image and the moving image one step away, for all steps.
 
     Beyond its faces the moving image is continued by its outermost voxels. There is no gradient: the costs inform the
-    decoder, but the field is not pulled towards what looks alike.
+    decoder, but the flow is not pulled towards what looks alike.
 
     Args:
-        moving: (B, 1, z, y, x), warped by the field so far.
+        moving: (B, 1, z, y, x), warped by the flow so far.
         fixed: (B, 1, z, y, x).
         radius: the longest step along each axis, voxels.
 
@@ -91,20 +91,25 @@ def cost_volume(moving: Tensor, fixed: Tensor, radius: int) -> Tensor:
 class Decoder(nn.Module):
     """Stages S4 to S1 at 1/8, 1/4, 1/2 and 1 of the resolution.
 
-    S4 fuses [F^4, F_m^4, F_f^4]. S3 adds S4's upsampled output and predicts the first field. S2 and S1 add the moving
-    image warped by the upsampled field, and that field, and predict the displacement that is left. All three may be
-    given cost volumes too, of the images as the field so far aligns them.
+    S4 fuses [F^4, F_m^4, F_f^4]. S3 adds S4's upsampled output and predicts the first flow. S2 and S1 add the moving
+    image warped by the upsampled flow, and that flow, and predict the displacement that is left. All three may also
+    get cost volumes of the images as the flow so far aligns them.
 
     Args:
         width: channels at full resolution.
-        adapted: channels of F^1 to F^4; 0 for a decoder without them.
+        adapted_channels: channels of F^1 to F^4; 0 for a decoder without them.
         normalization: ``instance`` or ``none``.
         accumulate: ``compose`` or ``sum`` (see :class:`llmreg.networks.llm_morph.plugin.LLMMorphSettings`).
         cost_radius: of the cost volumes; 0 for none.
     """
 
     def __init__(
-        self, width: int, adapted: Sequence[int], normalization: str, accumulate: str, cost_radius: int = 0
+        self,
+        width: int,
+        adapted_channels: Sequence[int],
+        normalization: str,
+        accumulate: str,
+        cost_radius: int = 0,
     ) -> None:
         super().__init__()
         self.compose = accumulate == "compose"
@@ -114,7 +119,7 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleDict()
         for stage in (4, 3, 2, 1):
             channels = width * 2 ** (stage - 1)
-            incoming = adapted[stage - 1] + 2 * channels
+            incoming = adapted_channels[stage - 1] + 2 * channels
             if stage < 4:
                 self.ups[str(stage)] = up_convolution(2 * channels, channels)
                 self.heads[str(stage)] = FieldHead(channels)
@@ -132,7 +137,7 @@ class Decoder(nn.Module):
         *,
         recompute: bool = False,
     ) -> Tensor:
-        """Predict the field.
+        """Predict the flow.
 
         Args:
             adapted: F^1 to F^4, finest first; None for one that has no channels.
@@ -164,7 +169,7 @@ class Decoder(nn.Module):
         *skips: Tensor | None,
         save_memory: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        # Features and field of stage 2 or 1, from those of the stage before.
+        """Compute the features and the flow of stage 2 or 1 from those of the stage before."""
         coarse = warping.upsample(flow, 2)
         if not self.compose:
             coarse = coarse / 2
@@ -183,7 +188,7 @@ class Decoder(nn.Module):
 
 
 class _Stage(nn.Sequential):
-    # Two convolutions over the inputs of a stage; an input that is None has no channels.
+    """Two convolutions over the inputs of a stage; an input that is None has no channels."""
 
     def __init__(self, incoming: int, channels: int, normalization: str) -> None:
         super().__init__(ConvBlock(incoming, channels, normalization), ConvBlock(channels, channels, normalization))

@@ -98,7 +98,7 @@ def encoding_blocks(
     """The blocks of a network, one after the other.
 
     Args:
-        settings: the network's settings; ``blocks`` says of which kind they are.
+        settings: the network's settings; ``blocks`` names the kind of the blocks.
         channels: channels of the encoders' deepest features, both images together.
         hidden: channels inside the adapters.
         token_grid: (d, h, w).
@@ -112,7 +112,7 @@ def encoding_blocks(
         eps = float(getattr(loaded.config, "rms_norm_eps", eps))
         layers = [FrozenLayer(loaded, position, settings.llm, token_grid) for position in range(len(loaded.layers))]
     elif settings.blocks == "vit":
-        # Imported here, since it takes a second or two, for which the other kinds need not wait.
+        # transformers is imported here, since that takes a second or two, and the other kinds do not need it.
         from transformers import ViTConfig
         from transformers.models.vit.modeling_vit import ViTLayer
 

@@ -26,13 +26,15 @@ class LLMMorph(RegistrationNetwork):
         ValueError: the shape is not a multiple of 16.
     """
 
+    adaptation = "lora_"
+
     def __init__(self, settings: LLMMorphSettings, shape: Sequence[int], loaded: LoadedLayers | None = None) -> None:
         super().__init__(shape, settings.field)
         if any(size % STRIDE for size in self.shape):
             raise ValueError(f"shape {self.shape} is not three multiples of {STRIDE}")
         d, h, w = (size // STRIDE for size in self.shape)
         self.token_grid = (d, h, w)
-        # Of both images' deepest features, and between an adapter's two linear layers.
+        # Both images' deepest features have this number of channels together, and an adapter's hidden layer the other.
         channels, hidden = 32 * settings.width, 64 * settings.width
         self.llm_sha256 = "" if loaded is None else loaded.sha256
         with_tokens = settings.blocks != "none"
@@ -49,9 +51,9 @@ class LLMMorph(RegistrationNetwork):
             if with_tokens
         ]
         self.adapters = nn.ModuleList(adapters)
-        adapted = [adapter.channels for adapter in adapters] or [0] * 4
+        adapted_channels = [adapter.channels for adapter in adapters] or [0] * 4
         self.decoder = Decoder(
-            settings.width, adapted, settings.normalization, settings.accumulate, settings.cost_volume
+            settings.width, adapted_channels, settings.normalization, settings.accumulate, settings.cost_volume
         )
 
     def merge_lora(self) -> Callable[[], None] | None:
@@ -67,7 +69,7 @@ class LLMMorph(RegistrationNetwork):
         )
 
     def _adapt(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
-        # F^1 to F^4 from the deepest features.
+        """Compute F^1 to F^4 from the deepest features."""
         tokens = torch.cat([moving, fixed], dim=1).flatten(2).transpose(1, 2)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,8 @@ class LLMMorphSettings(NetworkSettings):
         normalization: what follows each convolution (the adapters over tokens are always normalised).
         reshape: ``half`` shuffles tokens to half a stage's resolution and a transposed convolution does the rest;
             ``direct`` shuffles straight to the stage's resolution.
-        accumulate: ``compose`` composes the fields of the stages; ``sum`` adds them and leaves the values of an
-            upsampled field as they are, like the authors' earlier code.
+        accumulate: ``compose`` composes the flows of the stages; ``sum`` adds them and leaves the values of an
+            upsampled flow as they are, like the authors' earlier code.
         cost_volume: radius, in voxels of the stage, within which the decoder is told how unlike the images are
             (:func:`llmreg.networks.llm_morph.decoder.cost_volume`); 0, as in the paper: it is not told.
         position_embedding: learned embedding added to the tokens before the first block.
@@ -81,21 +81,20 @@ _ABLATIONS = {
     "adapters-only": Variant(
         "adapters without LLM", ("network.blocks=adapters",), "the adapters without the language model's layers"
     ),
-    "no-cost-volume": Variant(
-        "w/o cost volumes", ("network.cost_volume=0",), "no cost volumes, which the paper's network has not either"
-    ),
+    "no-cost-volume": Variant("w/o cost volumes", ("network.cost_volume=0",), "no cost volumes, as in the paper"),
 }
 
+_LAYER_KEYS = tuple(f"network.llm.{key}=" for key in ("source", "layers", "weights"))
 # The constants are fitted to benchmarks/training_memory.py, which measured 14 sizes of SmolLM2-135M's network in
 # float32 and bfloat16; the estimate of memory is within 15 % of each.
-# Memory (GiB) of transformers and peft, and of activations for a million network voxels: of images and fields, of
-# features at width 16, and of one channel of a cost volume.
+# LIBRARIES_GB is the memory (GiB) of transformers and peft. The others are GiB of activations for a million network
+# voxels: of images and flows, of features at width 16, and of one channel of a cost volume.
 LIBRARIES_GB, FIELDS_GB, FEATURES_GB, COSTS_GB = 0.33, 0.5, 1.3, 0.0037
-# The share of activations that is left in bfloat16, and when the finest level is recomputed.
+# These shares of the activations are left in bfloat16, and when the finest level is recomputed.
 BFLOAT16_SHARE, RECOMPUTED_SHARE = 0.87, 0.7
 # Seconds of one CPU core for a million network voxels at width 16, forward and backward.
 FLOAT32_SECONDS, BFLOAT16_SECONDS = 35.0, 9.2
-# How many times that time is needed when the finest level is recomputed, and with cost volumes.
+# The time is multiplied by these when the finest level is recomputed, and with cost volumes.
 RECOMPUTED_TIME, COSTS_TIME = 1.15, 1.2
 # The hidden width of SmolLM2-135M, the built-in model, and the parameters of one of its layers.
 BUILT_IN_SIZE = 576, 3_540_096
@@ -115,7 +114,7 @@ def llm_size(settings: LLMSettings) -> tuple[int, int]:
     from llmreg.networks.language_models.loading import find_layers
 
     stored = find_layers(settings, llm_cache_folder())
-    config = build_config(stored.config, family_of(stored.config, stored.source))
+    config = build_config(stored.config, family_of(stored.config, stored.source), stored.source)
     hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     heads = int(config.num_attention_heads)
@@ -132,11 +131,11 @@ def trained_parameters(settings: LLMMorphSettings, hidden: int, tokens: int) -> 
         tokens: how many there are; each has a position embedding.
     """
     width, blocks = settings.width, len(settings.llm.layers)
-    # Both encoders' first four levels and the decoder have so many.
+    # This is the number in both encoders' first four levels and the decoder.
     convolutions = 19_500 * width**2
     if settings.blocks == "none":
         return convolutions
-    # The encoders' last level is added, and the decoder's convolutions over what the adapters give.
+    # This adds the encoders' last level and the decoder's convolutions over the adapters' features.
     convolutions += 10_500 * width**2
     adapters = 1360 * width * hidden + 2048 * width**2 + (2 * blocks - 1) * 64 * width * hidden
     positions = 32 * width * tokens if settings.position_embedding else 0
@@ -158,6 +157,24 @@ class LLMMorphPlugin(NetworkPlugin[LLMMorphSettings]):
     ablations = {name: variant.summary for name, variant in _ABLATIONS.items()} | {
         "one-block": "the first encoding block alone (paper: 3)",
         "layers-I-J": "layers I and J of the language model",
+        "layers-I-J-no-lora": "those layers as they are",
+    }
+    # The paper compares language models without LoRA.
+    llm_ablation = "no-lora"
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "loss": {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1},
+        "training": {
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "clip_gradient": None,
+            "epochs": 50,
+            "steps_per_epoch": 1620,
+        },
+        "augmentation": {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0},
+        "reasons": {
+            "paper": "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its "
+            "brain 300 epochs."
+        },
     }
 
     def step_cost(self, settings: LLMMorphSettings, size: StepSize) -> StepCost:
@@ -208,7 +225,19 @@ class LLMMorphPlugin(NetworkPlugin[LLMMorphSettings]):
         # What takes the layers' place in ablations has their width.
         return settings.model_copy(update={"llm": fetched, "token_width": llm_size(fetched)[0]})
 
+    def language_model_changes(self, settings: LLMMorphSettings, source: str, layers: Sequence[int]) -> tuple[str, ...]:
+        return f"network.llm.source={source}", f"network.llm.layers=[{','.join(map(str, layers))}]"
+
+    def without_digests(self, settings: LLMMorphSettings, changes: Sequence[str]) -> LLMMorphSettings:
+        # The digest is that of the layers that these keys choose.
+        if not any(change.startswith(_LAYER_KEYS) for change in changes):
+            return settings
+        return settings.model_copy(update={"llm": settings.llm.model_copy(update={"sha256": None})})
+
     def ablation(self, settings: LLMMorphSettings, name: str) -> Variant:
+        if (without := name.removesuffix(f"-{self.llm_ablation}")) != name:
+            layers, no_lora = self.ablation(settings, without), _ABLATIONS[self.llm_ablation]
+            return Variant(f"{layers.title}, {no_lora.title}", layers.changes + no_lora.changes, no_lora.summary)
         if pair := re.fullmatch(r"layers-(\d+)-(\d+)", name):
             first, second = map(int, pair.groups())
             return Variant(

@@ -36,11 +36,11 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, _STATES + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        # The steps lie between these sizes at first.
+        # The initial step sizes lie between these.
         low, high = math.log(1e-3), math.log(1e-1)
         steps = torch.exp(low + (high - low) * torch.rand(inner))
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        # The inverse of softplus.
+        # This is the inverse of softplus.
         self.dt_proj.bias = nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from llmreg.networks.fast_layers import call_with_checkpointing
 
-# Steps that are taken one after the other; chunks of so many are computed side by side.
+# A chunk has this number of steps. They are taken one after the other, for all chunks of a block at once.
 CHUNK = 32
-# So many numbers of states are held at once.
+# The states of a block have at most about this number of values.
 HELD_NUMBERS = 2**21
 
 
@@ -53,9 +53,9 @@ def fused_scan() -> Callable[..., Tensor] | None:
 
 
 def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    # The part of y that goes through the states, in blocks of tokens, of which only the last states are kept.
+    """Compute the part of y that comes from the states, block by block; only the last state of each block is kept."""
     length = u.shape[1]
-    # A step of size 0 leaves the state alone.
+    # The padded steps have size 0 and leave the state as it is.
     u, delta, b, c = (torch.nn.functional.pad(value, (0, 0, 0, -length % CHUNK)) for value in (u, delta, b, c))
     state = u.new_zeros(len(u), *a.shape)
     size = max(1, HELD_NUMBERS // state.numel() // CHUNK) * CHUNK
@@ -67,10 +67,10 @@ def _scan_in_blocks(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -
 
 
 def _scan_block(state: Tensor, a: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    # Y and the last state of a block, from the state before it.
+    """Compute y of a block and its last state, from the state before the block."""
     decay = torch.exp(delta[..., None] * a)
     states = _Recurrence.apply(decay, (delta * u)[..., None] * b[:, :, None], state)  # type: ignore[no-untyped-call]
-    # A view of the last state would keep all of them.
+    # A view of the last state would keep all states in memory.
     return (states @ c[..., None])[..., 0], states[:, -1].clone()
 
 
@@ -86,7 +86,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         decay, states, start = ctx.saved_tensors
-        # The gradient of a state: its own, and that of the next state, into which it decays.
+        # A state's total gradient is its own plus that of the next state, which decays on its way back.
         after = torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], dim=1)
         total = _run_recurrence(after, gradient, torch.zeros_like(start), range(CHUNK)[::-1])
         before = torch.cat([start[:, None], states[:, :-1]], dim=1)
@@ -94,10 +94,10 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _run_recurrence(decay: Tensor, drive: Tensor, start: Tensor, steps: Sequence[int]) -> Tensor:
-    # States of the recurrence, forwards in time, or backwards where the steps within a chunk go backwards.
+    """Compute the states forwards in time, or backwards in time when ``steps`` descends."""
     chunks = decay.shape[1] // CHUNK
     decay, drive = (value.reshape(len(value), chunks, CHUNK, *value.shape[2:]) for value in (decay, drive))
-    # First the end of each chunk if it started at zero, and the share of its starting state that remains there.
+    # These are the last state of each chunk as if it started at zero, and the share of its first state that remains.
     end, remaining = torch.zeros_like(drive[:, :, 0]), torch.ones_like(decay[:, :, 0])
     for step in steps:
         end.mul_(decay[:, :, step]).add_(drive[:, :, step])

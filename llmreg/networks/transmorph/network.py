@@ -38,7 +38,7 @@ class WindowStage(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, d, h, w, C) -> the same."""
         d, h, w = tokens.shape[1:4]
-        # Of less than a window, MONAI's blocks would take the wrong rows of their table of relative positions.
+        # With less than a window, MONAI's blocks would take the wrong rows of their table of relative positions.
         short = [max(0, least - size) for least, size in zip(WINDOW, (d, h, w), strict=True)]
         tokens = nn.functional.pad(tokens, (0, 0, 0, short[2], 0, short[1], 0, short[0]))
         sizes = tuple(tokens.shape[1:4])

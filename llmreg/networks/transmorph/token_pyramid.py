@@ -30,8 +30,8 @@ def stage_widths(stages: int) -> list[int]:
 def sinusoidal_positions(shape: Sequence[int], channels: int, device: torch.device) -> Tensor:
     """Sines and cosines of each voxel's indices, (1, channels, z, y, x).
 
-    A third of the channels, rounded up to an even number, is for each of z, y and x: the sines of the index at falling
-    frequencies, then the cosines; channels beyond the last are cut off.
+    Each of z, y and x gets a third of the channels, rounded up to an even number: the sines of the index at falling
+    frequencies, then the cosines. Channels that exceed the number are cut off.
     Reference: Vaswani et al., Attention is all you need, NeurIPS 2017.
 
     Args:
@@ -94,7 +94,7 @@ class UpBlock(nn.Module):
 
 
 class SkipDecoder(nn.Module):
-    """From the features of tokens up to a field, with skips from the tokens and, by one convolution, from the images.
+    """Decode tokens to a flow or a velocity, with skips from the tokens and, by one convolution, from the images.
 
     Args:
         incoming: channels of the images, or of their features at full resolution, together.
@@ -110,13 +110,13 @@ class SkipDecoder(nn.Module):
         self.head = FieldHead(_FINEST)
 
     def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """The field (B, 3, z, y, x), float32.
+        """Predict the flow or velocity (B, 3, z, y, x), float32.
 
         Args:
             images: (B, incoming, z, y, x).
             pyramid: (B, width, z / 4, y / 4, x / 4) and so on, finest first.
         """
-        # A mean of 3 x 3 x 3 voxels, as published, whose border counts zeros in.
+        # As published, this is a mean of 3 x 3 x 3 voxels in which the zeros beyond the border count.
         half = nn.functional.avg_pool3d(images, 3, stride=2, padding=1)
         skips = [self.full_skip(images), self.half_skip(half), *pyramid[:-1]]
         features = pyramid[-1]

@@ -11,7 +11,7 @@ from llmreg.networks.layers import ConvBlock, FieldHead
 from llmreg.networks.registration_network import RegistrationNetwork
 from llmreg.networks.voxelmorph.plugin import VoxelMorphSettings
 
-# Channels down and up: the authors' default, and what MambaMorph's scripts compare with.
+# The channels on the way down and up are the authors' default, with which MambaMorph's scripts compare too.
 _CHANNELS = {
     "published": ((16, 32, 32, 32), (32, 32, 32, 32, 32, 16, 16)),
     "small": ((16, 16, 16, 16), (16, 16, 16, 16, 16, 16)),
@@ -75,5 +75,5 @@ class VoxelMorph(RegistrationNetwork):
 
     def predict(self, moving: Tensor, fixed: Tensor) -> Tensor:
         flow: Tensor = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
-        # Halves of values on half the grid, and back: what is left is smooth.
+        # The velocity is brought to half the grid, where its values in voxels are halved, and back, which smooths it.
         return warping.upsample(warping.downsample_image(flow, 2) / 2) if self.predicts_velocity else flow

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from llmreg.arguments import check_choice, check_positive
 from llmreg.data.dataset import Dataset
 from llmreg.engine.prealignment import PreAlignment
-from llmreg.errors import UnknownName
+from llmreg.errors import BadArgument
 from llmreg.networks.network_registry import NetworkSettings, default_settings, plugin_of
 from llmreg.plans.plan_settings import AugmentationSettings, Normalization, Training
 from llmreg.plans.plans import Plans
@@ -26,7 +27,7 @@ from llmreg.preprocessing.planning.sizes import (
 )
 from llmreg.similarity.loss_settings import LossSettings
 
-# The paper's window (section Data Preparation), for soft tissue.
+# The paper's window for soft tissue (section Data Preparation).
 PAPER_HU = (-180.0, 400.0)
 # Structures get a window of their own if their range, with as much again on each side, is less than this share of the
 # paper's window.
@@ -98,11 +99,23 @@ class PlannerOverrides:
         network: its settings, by default those of the default network; the planner may make it smaller.
         configuration: the default one, ``full`` or ``half``.
         spacing: of the common grid, mm, x, y, z.
+
+    Raises:
+        UnknownName: the configuration is neither ``full`` nor ``half``.
+        BadArgument: the spacing is not three numbers above 0.
     """
 
     network: NetworkSettings = field(default_factory=default_settings)
     configuration: str | None = None
     spacing: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("configuration", self.configuration, CONFIGURATIONS)
+        if self.spacing is not None:
+            if np.shape(self.spacing) != (3,):
+                raise BadArgument("spacing", f"spacing is {self.spacing}: give three numbers of mm, for x, y and z.")
+            for length in self.spacing:
+                check_positive("spacing", length)
 
 
 def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, overrides: PlannerOverrides) -> Plans:
@@ -117,14 +130,13 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, overr
         overrides: what the user decides.
 
     Raises:
-        UnknownName: the user decides for another configuration than ``full`` and ``half``.
         NotEnoughMemory: not even the smallest network fits.
     """
     cases = [case for case in fingerprint.cases if case.case not in dataset.held_out]
     reasons: dict[str, str] = {}
     normalization = {}
     for modality, name in sorted(dataset.modalities.items()):
-        # Where all cases of a modality are held out, there is nothing else to choose its normalisation by.
+        # Where all cases of a modality are held out, its normalisation can only be chosen by them.
         of_modality = [c for c in cases if c.modality == modality] or [
             c for c in fingerprint.cases if c.modality == modality
         ]
@@ -138,8 +150,6 @@ def make_plans(dataset: Dataset, fingerprint: Fingerprint, budget: Budget, overr
     displacement = displacement_voxels(fingerprint.pairs, sizes.spacing, aligned=aligned)
     default, reasons["default_configuration"] = choose_configuration(sizes, displacement, budget)
     if overrides.configuration is not None:
-        if overrides.configuration not in CONFIGURATIONS:
-            raise UnknownName("configuration", overrides.configuration, CONFIGURATIONS)
         default, reasons["default_configuration"] = overrides.configuration, f"{overrides.configuration}: requested."
     chosen = sizes.configurations[default]
     if chosen.memory_gb > budget.machine.memory_gb:
@@ -217,38 +227,21 @@ def plan_mirroring(cases: Sequence[CaseFingerprint]) -> tuple[AugmentationSettin
 
 
 def paper_plans(plans: Plans) -> Plans:
-    """Change plans to the paper's settings.
+    """Change plans to the settings of the paper of their network: its recipe, without pre-alignment, its windows.
 
-    These are Dice + 0.1 L2, a learning rate of 1e-4, no pre-alignment, the paper's windows, and 50 epochs of 1,620
-    pairs. Settings that the paper leaves open (normalisation of the convolutions, attention, rotary embedding) stay.
+    Settings that the paper leaves open stay, and all of them where no recipe is known.
     """
-    content = plans.model_dump()
+    plugin, content = plugin_of(plans.network), plans.model_dump() | {"plans_name": "paper"}
+    if not plugin.recipe:
+        reason = "No settings of a paper are known for this network: these are the planner's."
+        return Plans.model_validate(content | {"reasons": content["reasons"] | {"paper": reason}})
     for modality in content["normalization"].values():
         if modality["scheme"] == "window" and is_ct(modality["modality"]) and modality["lower"] < -1:
             modality["lower"], modality["upper"] = PAPER_HU
     aligned = plans.prealignment.aligned_grid is not None
-    reason = (
-        "The paper's settings (Implementing Details); its abdomen has 1,620 pairs and 50 epochs, its brain 300 epochs."
-        + ("" if aligned else " Unlike in the paper, cases are centred, since they have different grids.")
-    )
-    return Plans.model_validate(
-        content
-        | {
-            "plans_name": "paper",
-            # Images on different grids need at least a common centre to lie in the frame at all.
-            "prealignment": content["prealignment"] | {"method": "identity" if aligned else "centre"},
-            "network": plugin_of(plans.network).as_published(plans.network),
-            "loss": content["loss"] | {"dice": 1.0, "similarity": 0.0, "smoothness": 0.1},
-            "training": content["training"]
-            | {
-                "learning_rate": 1e-4,
-                "schedule": "constant",
-                "clip_gradient": None,
-                "epochs": 50,
-                "steps_per_epoch": 1620,
-            },
-            "augmentation": content["augmentation"]
-            | {"mirror_axes": (), "spatial_probability": 0.0, "intensity_probability": 0.0},
-            "reasons": content["reasons"] | {"paper": reason},
-        }
-    )
+    # Images on different grids need at least a common centre to lie in the frame at all.
+    content["prealignment"]["method"] = "identity" if aligned else "centre"
+    content |= {section: content[section] | dict(changes) for section, changes in plugin.recipe.items()}
+    if not aligned:
+        content["reasons"]["paper"] += " Unlike in the paper, cases are centred, since they have different grids."
+    return Plans.model_validate(content | {"network": plugin.as_published(plans.network)})

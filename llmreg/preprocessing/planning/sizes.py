@@ -1,4 +1,4 @@
-"""Sizes that train within the memory and the time: the frame's grid, configurations, the network's width, epochs."""
+"""Sizes that train within the memory and the time: the frame's grid, configurations, the network's size, epochs."""
 
 import math
 from collections.abc import Sequence
@@ -210,7 +210,7 @@ class Sizes:
         spacing: of the common grid, mm, x, y, z.
         size: its voxels, x, y, z.
         configurations: ``full`` at the grid's resolution and ``half`` at half of it.
-        network: its settings, of which the planner chose the size.
+        network: its settings, with the size that the planner chose.
     """
 
     spacing: tuple[float, ...]
@@ -229,7 +229,7 @@ def plan_sizes(
 ) -> tuple[Sizes, dict[str, str]]:
     """Choose the finest grid and the largest network that can be trained within the memory, if only at half resolution.
 
-    A smaller network is preferred to a coarser grid, which would leave fewer tokens.
+    A smaller network is preferred to a coarser grid, which would leave less for it to see.
 
     Args:
         cases: of both modalities.
@@ -258,7 +258,7 @@ def plan_sizes(
                 size_reason = (
                     f"{value}: training needs at least {least.memory_gb:.1f} of {memory:g} GB."
                     if chosen is network
-                    else f"{value}: a wider network does not fit into {memory:g} GB even at half resolution."
+                    else f"{value}: a larger network does not fit into {memory:g} GB even at half resolution."
                 )
                 sizes = Sizes(voxel, size, {"full": full, "half": half}, chosen)
                 return sizes, {"grid": reason, f"network.{key or 'name'}": size_reason}
@@ -283,11 +283,13 @@ def displacement_voxels(pairs: Sequence[PairFingerprint], spacing: Sequence[floa
 def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budget) -> tuple[str, str]:
     """Choose full or half resolution by displacement, then by memory, then by time."""
     full, half = sizes.configurations["full"], sizes.configurations["half"]
-    # Where structures lie further apart than half a token, half resolution is needed: it doubles the network's reach.
+    # Where structures lie further apart than half of the coarsest features' step, half resolution is needed: it doubles
+    # the network's reach.
     reach = plugin_of(sizes.network).coarsest_stride(sizes.network) / 2
     if min(half.token_grid) < FEWEST_TOKENS_PER_AXIS:
         return "full", (
-            f"full: half resolution would leave {min(half.token_grid)} token along an axis, too few for attention."
+            f"full: half resolution would leave {min(half.token_grid)} of the network's coarsest features along an "
+            f"axis, fewer than {FEWEST_TOKENS_PER_AXIS}."
         )
     if displacement is None:
         return (
@@ -296,10 +298,10 @@ def choose_configuration(sizes: Sizes, displacement: float | None, budget: Budge
         )
     if displacement > reach:
         return "half", (
-            f"half: structures lie {displacement:.1f} voxels apart, more than the {reach:g} of half a token, and "
-            "half resolution reaches twice as far."
+            f"half: structures lie {displacement:.1f} voxels apart, more than the {reach:g} that the network "
+            "reaches, and half resolution reaches twice as far."
         )
-    distance = f"structures lie {displacement:.1f} voxels apart, no more than the {reach:g} of half a token"
+    distance = f"structures lie {displacement:.1f} voxels apart, no more than the {reach:g} that the network reaches"
     machine = budget.machine
     if full.memory_gb > machine.memory_gb:
         return "half", f"half: {distance}, but full resolution needs {full.memory_gb:.1f} GB of {machine.memory_gb:g}."

@@ -21,13 +21,14 @@ def test_constant_fields_of_the_levels_add_up_in_the_finest_voxels() -> None:
     assert flow[:, [0, 2]].abs().max() == 0
 
 
-def test_both_images_pass_through_one_encoder() -> None:
-    """The coarsest level's head gets the same features of two images that are equal."""
+def test_each_image_passes_through_the_encoder_alone_and_moving_features_come_first() -> None:
     network = DualPyramid(network_settings("dual_pyramid", width=2), (16, 16, 16))
     head_inputs = []
     network.heads[0].register_forward_hook(lambda module, inputs, output: head_inputs.append(inputs[0]))
-    image = torch.rand(1, 1, 16, 16, 16)
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 16)
     with torch.no_grad():
-        network(image, image)
-    moving, fixed = head_inputs[0].chunk(2, dim=1)
-    torch.testing.assert_close(moving, fixed)
+        for pair in ((moving, fixed), (moving, moving), (fixed, fixed)):
+            network(*pair)
+    of_pair, (of_moving, _), (of_fixed, _) = (features.chunk(2, dim=1) for features in head_inputs)
+    torch.testing.assert_close(of_pair, (of_moving, of_fixed))
+    assert not torch.allclose(of_moving, of_fixed)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel, DamagedLayers, MissingLayers, UserError
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.cache import StoredLayers, StoredTensor
 from llmreg.networks.language_models.llm_settings import LLMSettings
@@ -110,7 +110,7 @@ def test_layers_are_hashed_once_and_again_when_their_file_changes(
     before, record = path.stat(), (folder / "layers.json").read_text()
     # The record lists the layers in another order under the same hash.
     (folder / "layers.json").write_text(json.dumps(json.loads(record) | {"layers": [2, 1]}))
-    with pytest.raises(UserError, match="does not hold the weights"):
+    with pytest.raises(DamagedLayers, match="does not hold"):
         cache.read(folder)
     (folder / "layers.json").write_text(record)
     cache.read(folder)
@@ -120,7 +120,7 @@ def test_layers_are_hashed_once_and_again_when_their_file_changes(
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     for _ in range(2):
-        with pytest.raises(UserError, match="does not hold the weights"):
+        with pytest.raises(DamagedLayers, match="does not hold"):
             cache.read(folder)
 
 
@@ -180,27 +180,30 @@ def test_the_source_is_enough_when_there_is_no_cache(tiny_llama: Path, tmp_path:
         _same(find_layers(settings.model_copy(update={"sha256": sha256}), tmp_path / "none"), stored)
 
 
-def _not_found(settings: LLMSettings, folder: Path, match: str) -> str:
-    with pytest.raises(UserError, match=match) as raised:
+def _refuse_other_weights(settings: LLMSettings, folder: Path) -> None:
+    assert settings.sha256 is not None
+    with pytest.raises(BadLanguageModel, match=settings.sha256[:12]) as raised:
         find_layers(settings, folder)
+    assert raised.value.source == settings.source
     assert "\n" not in str(raised.value)
-    return str(raised.value)
 
 
 def test_layers_that_are_nowhere_are_a_sentence(llama_copy: Path, tmp_path: Path) -> None:
     sha256 = read_layers(str(llama_copy), (1, 2)).sha256
     shutil.rmtree(llama_copy)
     settings = LLMSettings(source=str(llama_copy), layers=(1, 2), sha256=sha256)
-    message = _not_found(settings, tmp_path / "cache", "not in the layer cache .* and not at their source")
-    for part in ("Layers 1, 2", str(llama_copy), sha256[:12], str(tmp_path / "cache")):
-        assert part in message
+    with pytest.raises(MissingLayers) as raised:
+        find_layers(settings, tmp_path / "cache")
+    error = raised.value
+    assert (error.source, error.layers, error.sha256) == (str(llama_copy), (1, 2), sha256)
+    assert error.folder == tmp_path / "cache"
+    assert "\n" not in str(error)
 
 
 def test_other_weights_than_planned_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256="0" * 64)
-    _not_found(settings, tmp_path, "are not those of this plan .*, not 000000000000")
-    random = settings.model_copy(update={"weights": "random"})
-    _not_found(random, tmp_path, "are not those of this plan")
+    _refuse_other_weights(settings, tmp_path)
+    _refuse_other_weights(settings.model_copy(update={"weights": "random"}), tmp_path)
 
 
 def test_a_cache_of_other_weights_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_cache_of_other_weights_is_refused(tiny_llama: Path, tmp_path: Path) -
     cache.write(stored, tmp_path)
     alike = stored.sha256[:12] + "0" * 52
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256=alike)
-    _not_found(settings, tmp_path, "are not those of this plan")
+    _refuse_other_weights(settings, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["value", "missing", "cut", "record", "no record", "text"])
@@ -222,11 +225,11 @@ def test_a_tampered_cache_is_refused(tiny_llama: Path, tmp_path: Path, kind: str
     if kind == "value":
         tensors["2.mlp.up_proj.weight"][3, 4] += 1e-3
         save_file(tensors, weights)
-        match = "does not hold the weights that its layers.json names"
+        match = "does not hold .*layers.json"
     elif kind == "missing":
         del tensors["2.mlp.up_proj.weight"]
         save_file(tensors, weights)
-        match = "does not hold the weights that its layers.json names"
+        match = "does not hold .*layers.json"
     elif kind == "cut":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif kind == "record":
@@ -272,5 +275,6 @@ def test_layers_are_found_by_name_when_their_source_is_gone(tiny_llama: Path, tm
     cache.write(stored, tmp_path / "cache")
     _same(find_layers(settings, tmp_path / "cache"), stored)
     for other in ({"layers": (1, 3)}, {"weights": "random"}, {"source": str(tmp_path / "elsewhere")}):
-        with pytest.raises(UserError, match="neither a built-in name"):
+        with pytest.raises(BadLanguageModel) as raised:
             find_layers(settings.model_copy(update=other), tmp_path / "cache")
+        assert raised.value.source == other.get("source", settings.source)

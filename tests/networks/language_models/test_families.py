@@ -13,7 +13,7 @@ from tiny_models import TINY, save_random_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel, UnknownName
 from llmreg.networks.language_models import families
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
@@ -159,16 +159,16 @@ def test_an_unknown_family_is_a_sentence_with_the_known_ones(tiny_llama: Path, t
     config = json.loads((tiny_llama / "config.json").read_text())
     shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt_next"}))
-    with pytest.raises(UserError, match="'gpt_next' is not supported; known: ") as raised:
+    with pytest.raises(BadLanguageModel, match="'gpt_next'") as raised:
         open_model(str(tmp_path))
-    families = "gemma2, gemma3, gemma3_text, gpt2, llama, mistral, phi3, phi3_v, qwen2, qwen3."
-    assert families in str(raised.value)
+    assert raised.value.source == str(tmp_path)
+    assert "gemma2, gemma3, gemma3_text, gpt2, llama, mistral, phi3, phi3_v, qwen2, qwen3" in raised.value.remedy
 
 
 def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]) -> None:
     configs = {name: dict(read_layers(str(tiny_model(name)), (0,)).config) for name in ("llama", "phi3", "gpt2")}
     for rotary in ("1d", "3d"):
-        with pytest.raises(UserError, match="family 'gpt2' have no rotary embedding: set network"):
+        with pytest.raises(BadLanguageModel, match=r"'gpt2'.*network\.llm\.rotary"):
             families.check_runnable(configs["gpt2"], LLMSettings(rotary=rotary, lora=None))
     wrong = LLMSettings(lora=LoRASettings(targets=("q_proj", "query")))
     for name, projections in (
@@ -176,8 +176,9 @@ def test_what_a_family_cannot_do_is_a_sentence(tiny_model: Callable[[str], Path]
         ("phi3", "down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj"),
         ("gpt2", "k_proj, q_proj, v_proj"),
     ):
-        with pytest.raises(UserError, match=f"LoRA target 'query' .*; use some of {projections}"):
+        with pytest.raises(UnknownName) as unknown:
             families.check_runnable(configs[name], wrong)
+        assert (unknown.value.name, unknown.value.known) == ("query", tuple(projections.split(", ")))
         families.check_runnable(configs[name], LLMSettings())
-    with pytest.raises(UserError, match="'gpt_next' is not supported"):
+    with pytest.raises(BadLanguageModel, match="'gpt_next'"):
         families.check_runnable(configs["llama"] | {"model_type": "gpt_next"}, LLMSettings())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmreg.errors import UserError
+from llmreg.errors import BadArgument, BadLanguageModel, BadPlans, MissingLayers, UnknownName
 from llmreg.networks.factory import build_network
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.llm_settings import LLMSettings, LoRASettings
@@ -34,8 +34,9 @@ def test_fetched_layers_are_pinned_and_the_source_is_needed_no_more(tiny_llama: 
     # Without a digest the name serves.
     assert fetch(settings, folder) == pinned
     for change, said in (({"source": str(tmp_path / "other")}, "source"), ({"weights": "random"}, "weights")):
-        with pytest.raises(UserError, match=f"with {said} .* set network.llm.sha256 to null"):
+        with pytest.raises(BadPlans, match=f"with {said} ") as refusal:
             fetch(pinned.model_copy(update=change), folder)
+        assert refusal.value.key == "network.llm.sha256"
 
 
 def test_random_weights_are_pinned(tiny_llama: Path, tmp_path: Path) -> None:
@@ -51,15 +52,18 @@ def test_layers_that_cannot_be_run_so_are_not_fetched(tiny_llama: Path, tmp_path
         settings = fetch(settings, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     wrong = settings.model_copy(update={"lora": LoRASettings(targets=("query",))})
-    with pytest.raises(UserError, match="LoRA target 'query' is not in the language model's layers"):
+    with pytest.raises(UnknownName) as refusal:
         fetch(wrong, tmp_path)
+    assert (refusal.value.kind, refusal.value.name) == ("LoRA target", "query")
+    assert "q_proj" in refusal.value.known
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_layers_than_pinned_are_not_fetched(tiny_llama: Path, tmp_path: Path) -> None:
     settings = LLMSettings(source=str(tiny_llama), layers=(1, 2), sha256="0" * 64, lora=None)
-    with pytest.raises(UserError, match="are not those of this plan"):
+    with pytest.raises(BadLanguageModel, match="0" * 12) as refusal:
         fetch(settings, tmp_path)
+    assert refusal.value.source == str(tiny_llama)
     assert cache.find("0" * 64, tmp_path) is None
     assert not any(tmp_path.rglob("layers.*"))
 
@@ -79,8 +83,9 @@ def test_a_network_is_built_from_the_layer_cache_alone(
     assert frozen
     assert all(torch.equal(p, frozen[name]) for name, p in expected.named_parameters() if name in frozen)
     shutil.rmtree(cache_folder)
-    with pytest.raises(UserError, match="are not in the layer cache"):
+    with pytest.raises(MissingLayers) as refusal:
         build_network(pinned, (16, 16, 32))
+    assert (refusal.value.source, refusal.value.folder) == (pinned.llm.source, cache_folder)
 
 
 def test_a_folder_is_pinned_by_its_whole_path(
@@ -102,8 +107,9 @@ def test_layers_are_named_by_number_or_depth(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("names", [["1", "2", "3"], ["-1"], ["middle", "3"], ["shallow"]])
 def test_what_names_no_layers_is_a_sentence(tiny_llama: Path, names: list[str]) -> None:
-    with pytest.raises(UserError, match="names no layers: give one or two numbers from 0, or middle, or deep"):
+    with pytest.raises(BadArgument, match=" ".join(names)) as refusal:
         select_layers(str(tiny_llama), names)
+    assert refusal.value.argument == "layers"
 
 
 def test_nothing_but_the_chosen_layers_is_needed(tiny_llama: Path, tmp_path: Path) -> None:

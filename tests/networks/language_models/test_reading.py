@@ -21,7 +21,7 @@ from tiny_models import save_random_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel, PreTrainedModel
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel
 from llmreg.networks.language_models.layer import FrozenLayer
 from llmreg.networks.language_models.llm_settings import LLMSettings
 from llmreg.networks.language_models.loading import build_layers
@@ -112,26 +112,27 @@ def test_only_the_layers_tensors_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _check_refusal(source: Path, match: str, layers: tuple[int, ...] = (1, 2)) -> None:
-    with pytest.raises(UserError, match=match) as raised:
+    with pytest.raises(BadLanguageModel, match=match) as raised:
         read_layers(str(source), layers)
+    assert raised.value.source == str(source)
     assert "\n" not in str(raised.value)
 
 
 def test_pickled_weights_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_llama / "config.json", tmp_path)
-    _check_refusal(tmp_path, r"no model\.safetensors or .*; get it again")
+    _check_refusal(tmp_path, r"no model\.safetensors or .*get the model")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    _check_refusal(tmp_path, "pickled weights could run code: convert them to safetensors")
+    _check_refusal(tmp_path, "pickled weights.* to safetensors")
 
 
 def test_what_is_no_model_is_a_sentence(tmp_path: Path) -> None:
-    _check_refusal(tmp_path / "nowhere", "neither a built-in name")
+    _check_refusal(tmp_path / "nowhere", "not known")
     _check_refusal(tmp_path, r"holds no config\.json")
 
 
 @pytest.mark.parametrize("layers", [(1, 4), (-1,)])
 def test_layers_that_do_not_exist_are_a_sentence(tiny_llama: Path, layers: tuple[int, ...]) -> None:
-    _check_refusal(tiny_llama, f"has layers 0 to 3, so layer {layers[-1]} cannot be used", layers)
+    _check_refusal(tiny_llama, f"layers 0 to 3, .* layer {layers[-1]}", layers)
 
 
 @pytest.fixture
@@ -149,8 +150,8 @@ def single_file_model(tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"intermediate_size": 32}, "but its configuration says"),
-        ({"num_hidden_layers": 6}, "lacks the tensors of layer 5"),
+        ({"intermediate_size": 32}, "its configuration says"),
+        ({"num_hidden_layers": 6}, "tensors of layer 5"),
         ({"attention_bias": True}, r"lacks model\.layers\.1\.self_attn\.[qkvo]_proj\.bias"),
     ],
     ids=str,
@@ -173,10 +174,10 @@ def _rewrite_header(path: Path, name: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"dtype": "F8_E4M3"}, "is of type F8_E4M3; known: F64, F32, F16, BF16"),
-        ({"data_offsets": [0, 100]}, "another size than its shape says"),
+        ({"dtype": "F8_E4M3"}, "F8_E4M3: .*F64, F32, F16, BF16"),
+        ({"data_offsets": [0, 100]}, "another size"),
         ({"data_offsets": [10**9, 10**9 + 64 * 64 * 4]}, "cannot be read.*ends too early"),
-        ({"shape": [64, 32]}, "but its configuration says"),
+        ({"shape": [64, 32]}, "its configuration says"),
     ],
     ids=str,
 )
@@ -305,7 +306,7 @@ def test_gguf_files_keep_their_rotary_scaling(tmp_path: Path, kind: str) -> None
     states = _whole_states(_save_gguf(model, path, "F32"))
     if kind in ("yarn", "other"):
         # Only a rotary embedding that is used needs to be known.
-        with pytest.raises(UserError, match=r"is scaled in a way.*rotary to none"):
+        with pytest.raises(BadLanguageModel, match=r"network\.llm\.rotary"):
             _run(str(path), 1, states[1])
         settings = LLMSettings(source=str(path), layers=(1,), lora=None)
         FrozenLayer(build_layers(read_layers(str(path), (1,)), torch.float32), 0, settings, (1, 1, 11))
@@ -363,16 +364,16 @@ def test_what_is_wrong_with_gguf_files_is_a_sentence(tiny_llama: Path, tmp_path:
     broken_file = tmp_path / "broken.gguf"
     for content in (b"", b"GGUF", b"GGUF" + bytes(20), b"no model at all, but some text"):
         broken_file.write_bytes(content)
-        _check_refusal(broken_file, "cannot be read" if content[:4] == b"GGUF" else "not a GGUF file.*name the folder")
+        _check_refusal(broken_file, "cannot be read" if content[:4] == b"GGUF" else "not a GGUF file")
     bert_file = tmp_path / "other.gguf"
     writer = gguf.GGUFWriter(bert_file, "bert")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _check_refusal(bert_file, "GGUF files of the family 'bert' are not supported; known: llama, qwen2, qwen3")
+    _check_refusal(bert_file, "'bert', .*llama, qwen2, qwen3")
     model_file = tmp_path / "model.gguf"
     _save_gguf(AutoModelForCausalLM.from_pretrained(tiny_llama), model_file, "F16")
-    _check_refusal(model_file, "has layers 0 to 3, so layer 4", (4,))
+    _check_refusal(model_file, "layers 0 to 3, .* layer 4", (4,))
     model_file.write_bytes(model_file.read_bytes()[:-100_000])
     _check_refusal(model_file, "cannot be read")

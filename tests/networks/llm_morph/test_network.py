@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from llmreg.errors import UserError
+from llmreg.errors import BadLanguageModel, UnknownName
 from llmreg.networks.factory import build_network, load_trainable_state, trainable_state
 from llmreg.networks.language_models.families import family_of
 from llmreg.networks.language_models.llm_settings import LLMSettings
@@ -186,20 +186,27 @@ def test_a_state_that_does_not_fit_is_a_sentence_and_changes_nothing(tiny_settin
     zeros = {key: torch.zeros_like(value) for key, value in before.items()}
     for wrong, match in (
         ({key: value for key, value in zeros.items() if key != name}, "lacks"),
-        (zeros | {"other": torch.zeros(1)}, "unknown other"),
-        (zeros | {name: torch.zeros(1)}, r"is \(1,\)"),
+        (zeros | {"other": torch.zeros(1)}, "unknown tensor other"),
+        (zeros | {name: torch.zeros(1)}, r"shape \(1,\)"),
     ):
-        with pytest.raises(UserError, match=match):
+        with pytest.raises(ValueError, match=match):
             load_trainable_state(network, wrong)
     assert all(torch.equal(value, before[key]) for key, value in trainable_state(network).items())
+
+
+def test_what_adapts_the_layers_is_told_by_its_name(tiny_settings: Make) -> None:
+    network = build_network(tiny_settings(), SHAPE)
+    names = {name for name in trainable_state(network) if network.adaptation in name}
+    assert names
+    assert names.isdisjoint(trainable_state(build_network(tiny_settings(llm={"lora": None}), SHAPE)))
 
 
 def test_another_language_model_than_planned_is_refused(tiny_settings: Make) -> None:
     digest = build_network(tiny_settings(), SHAPE).llm_sha256
     build_network(tiny_settings(llm={"sha256": digest}), SHAPE)
-    with pytest.raises(UserError, match="are not those of this plan"):
+    with pytest.raises(BadLanguageModel, match="0" * 12):
         build_network(tiny_settings(llm={"sha256": "0" * 64}), SHAPE)
-    with pytest.raises(UserError, match="LoRA target 'query'"):
+    with pytest.raises(UnknownName, match="LoRA target 'query'"):
         build_network(tiny_settings(llm={"lora": {"targets": ("query",)}}), SHAPE)
 
 

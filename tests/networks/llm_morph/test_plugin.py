@@ -149,11 +149,23 @@ def test_ablations_name_their_layers_and_need_what_they_take_away() -> None:
     assert plugin.ablation(settings, "one-block").changes == ("network.llm.layers=[3]",)
     assert plugin.ablation(settings, "layers-05-12").changes == ("network.llm.layers=[5,12]",)
     assert plugin.ablation(settings, "layers-5-12").title == "layers 5/12"
+    plain = plugin.ablation(settings, "layers-5-12-no-lora")
+    assert plain.title == "layers 5/12, w/o LoRA"
+    assert plain.changes == ("network.llm.layers=[5,12]", "network.llm.lora=null")
     with pytest.raises(UserError, match="no cost volumes"):
         plugin.ablation(settings, "no-cost-volume")
     with pytest.raises(UnknownName) as error:
         plugin.ablation(settings, "layers-5")
     assert {"vit", "one-block", "no-cost-volume"} <= set(error.value.known)
+
+
+def test_other_layers_have_another_digest() -> None:
+    settings = LLMMorphSettings(llm=LLMSettings(sha256="a" * 64))
+    plugin = plugin_of(settings)
+    for kept in ([], ["network.llm.attention=causal", "network.width=8"]):
+        assert plugin.without_digests(settings, kept) == settings
+    for change in plugin.language_model_changes(settings, "/models/7B", (1, 2)):
+        assert plugin.without_digests(settings, ["network.width=8", change]) == LLMMorphSettings()
 
 
 def test_settings_as_published_have_no_cost_volume() -> None:
