@@ -69,7 +69,7 @@ def hint(error: Exception) -> str:
         case errors.BadPlans(source=source) if Path(source).match("Dataset*/*.json"):
             return "Or replace the file: plan again with --overwrite."
         case errors.MissingOutput(output=output):
-            return f"Predict again with --save {output}."
+            return f"Type: llmreg_predict with --save {output}."
         case errors.MissingFolder(variable=variable):
             return f"Type: export {variable}=/path/to/a/folder."
         case errors.Ambiguous(kind="trained model"):

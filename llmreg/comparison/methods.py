@@ -42,32 +42,32 @@ class Method:
         return self.name.removesuffix(REFINED)
 
 
-def list_methods(own: str = DEFAULT_NETWORK) -> dict[str, Method]:
+def list_methods(network: str = DEFAULT_NETWORK) -> dict[str, Method]:
     """The methods that are the same for all plans, by name: programs, networks and their variants.
 
     Args:
-        own: name of the plans' network, which comes last.
+        network: name of the plans' network, which comes last.
     """
     methods = {INITIAL: Method(INITIAL, "Initial", "initial")}
     methods |= {name: Method(name, program.title, "classical") for name, program in CLASSICAL.items()}
-    for name, plugin in sorted(NETWORKS.parts.items(), key=lambda part: part[0] == own):
+    for name, plugin in sorted(NETWORKS.parts.items(), key=lambda part: part[0] == network):
         for key, variant in plugin.variants.items():
             methods[key] = Method(key, variant.title, "learned", name, variant.changes)
-        methods[name] = Method(name, plugin.title, "learned", None if name == own else name)
+        methods[name] = Method(name, plugin.title, "learned", None if name == network else name)
     return methods
 
 
 def list_group(group: str, settings: NetworkSettings, llms: Sequence[str] = ()) -> list[str]:
     """The names of a group's methods, for the plans' network and, in ``table3``, other language models."""
-    own, plugin = settings.name, plugin_of(settings)
+    network, plugin = settings.name, plugin_of(settings)
     if group == "table1":
         hidden = {k for p in NETWORKS.parts.values() for k, variant in p.variants.items() if not variant.in_tables}
-        return [*(name for name in list_methods(own) if name not in hidden), own + REFINED]
+        return [*(name for name in list_methods(network) if name not in hidden), network + REFINED]
     if group == "table2":
-        return [INITIAL, *plugin.applicable_ablations(settings), own]
+        return [INITIAL, *plugin.applicable_ablations(settings), network]
     llm = language_model_of(settings)
     if group == "table3":
-        return [INITIAL, plugin.llm_ablation or own, *(f"llm={source}" for source in llms)]
+        return [INITIAL, plugin.llm_ablation or network, *(f"llm={source}" for source in llms)]
     ending = f"-{plugin.llm_ablation}" if plugin.llm_ablation else ""
     return [INITIAL, *(f"layers-{first}-{first + 1}{ending}" for first in first_layers(count_layers(llm)))]
 

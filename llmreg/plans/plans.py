@@ -184,10 +184,6 @@ def find_plans(folder: Path, name: str) -> Plans:
     return plans
 
 
-# The digest in the plans is that of the layers that these keys choose: other layers have another digest.
-_LAYER_KEYS = tuple(f"network.llm.{key}=" for key in ("source", "layers", "weights"))
-
-
 def override(plans: Plans, assignments: Sequence[str], name: str) -> Plans:
     """Copy plans under another name with some keys changed.
 
@@ -200,9 +196,8 @@ def override(plans: Plans, assignments: Sequence[str], name: str) -> Plans:
         BadAssignment: an assignment has no value, or names a key that plans do not have.
         BadPlans: the changed plans are not valid.
     """
-    content = plans.model_dump(mode="json") | {"plans_name": name}
-    if "llm" in content["network"] and any(assignment.startswith(_LAYER_KEYS) for assignment in assignments):
-        content["network"]["llm"]["sha256"] = None
+    network = plugin_of(plans.network).without_digests(plans.network, assignments)
+    content = plans.model_copy(update={"network": network}).model_dump(mode="json") | {"plans_name": name}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:

@@ -68,14 +68,14 @@ def start_process(words: list[str], *, own_group: bool = False) -> subprocess.Po
     )
 
 
-# A training that waits in its ninth step until Ctrl-C has arrived, or for ever; the path of a file that it writes then,
-# and the arguments of llmreg.commands follow.
+# A training that waits in its ninth step until Ctrl-C has arrived or the tests have ended. Its arguments are a file
+# that it writes when it waits, and those of llmreg.commands.
 HELD_TRAINING = """
-import runpy, signal, sys, time
+import os, runpy, signal, sys, time
 from pathlib import Path
 from llmreg.training.step import Learner
 
-held, steps, take_step = Path(sys.argv.pop(1)), [], Learner.step
+held, steps, take_step, tests = Path(sys.argv.pop(1)), [], Learner.step, os.getppid()
 
 
 def hold(learner, batches, rate):
@@ -84,7 +84,7 @@ def hold(learner, batches, rate):
         # The first signal's handler takes itself away.
         handler = signal.getsignal(signal.SIGINT)
         held.touch()
-        while signal.getsignal(signal.SIGINT) is handler:
+        while signal.getsignal(signal.SIGINT) is handler and os.getppid() == tests:
             time.sleep(0.01)
     return take_step(learner, batches, rate)
 

@@ -179,9 +179,12 @@ def test_only_networks_know_their_settings() -> None:
     """The rest of the package names no setting of LLM-Morph: other networks have others."""
     root = Path(llmreg.__file__).parent
     # Low-rank adaptation is merged by a method that every network has.
-    own = re.compile(r"(?<!merge_)lora|network\.llm\b|network\.width")
+    settings_of_llm_morph = re.compile(r"(?<!merge_)lora|network\.llm\b|network\.width")
     modules = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.py")}
     assert len(modules) > 100
-    named = {name for name, text in modules.items() if not name.startswith("networks/") and own.search(text)}
-    # Plans that are changed drop the digest of LLM-Morph's layers: NetworkPlugin.without_digests can do it.
-    assert named <= {"plans/plans.py"}
+    named = {
+        name
+        for name, text in modules.items()
+        if not name.startswith("networks/") and settings_of_llm_morph.search(text)
+    }
+    assert named == set()
