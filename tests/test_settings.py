@@ -42,4 +42,7 @@ def test_the_first_problem_is_located_by_its_key() -> None:
 def test_a_name_that_no_registry_has_is_a_problem_of_its_key() -> None:
     with pytest.raises(ValidationError) as error:
         Nested.model_validate({"name": "other"})
-    assert locate_problem(error.value) == ("name", "There is no part 'other': choose toy")
+    assert locate_problem(error.value) == (
+        "name",
+        "There is no part 'other': choose toy. A package that adds it may be missing here",
+    )

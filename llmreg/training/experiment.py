@@ -86,7 +86,9 @@ def choose_plans(folder: Path, choice: PlansChoice) -> Plans:
         )
     changed = override(plans, changes, name)
     if (changed.network, changed.loss) != (plans.network, plans.loss):
-        changed = replace_network(changed, changed.network, Budget(detect_machine(), changed.loss))
+        estimated = replace_network(changed, changed.network, Budget(detect_machine(), changed.loss))
+        # A choice of memory or of gradient checkpointing stands above the estimate.
+        changed = override(estimated, [change for change in changes if change.startswith("configurations.")], name)
     path = plans_path(folder, name)
     if path.exists() and read_plans(path).digest() != changed.digest():
         raise OtherPlans(path)

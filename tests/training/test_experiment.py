@@ -160,6 +160,8 @@ def test_memory_is_estimated_for_what_the_changes_train(folder: Path) -> None:
     assert plain == timed == written
     assert wide > plan_configuration((16, 16, 16), 1, make_plans().network, BUDGET).memory_gb
     assert smooth != written
+    chosen = PlansChoice(changes=["network.width=8", "configurations.full.recompute=true"], name="changed")
+    assert choose_plans(folder, chosen).configurations["full"].recompute
 
 
 @pytest.mark.parametrize(
