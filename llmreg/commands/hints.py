@@ -40,13 +40,13 @@ _HINTS: dict[type[Exception], str] = {
 }
 # The command that makes what is missing, by the step's name.
 _COMMANDS = {
-    "fingerprint": "llmreg_extract_fingerprint",
-    "plan": "llmreg_plan_and_preprocess",
-    "preprocess": "llmreg_preprocess",
-    "train": "llmreg_train",
-    "predict": "llmreg_predict",
-    "evaluate": "llmreg_evaluate",
-    "fetch_llm": "llmreg_fetch_llm",
+    "fingerprint": "llmreg_extract_fingerprint -d {dataset}",
+    "plan": "llmreg_plan_and_preprocess -d {dataset}",
+    "preprocess": "llmreg_preprocess -d {dataset}",
+    "train": "llmreg_train {dataset} FOLD",
+    "predict": "llmreg_predict -i IMAGES -o PREDICTIONS",
+    "evaluate": "llmreg_evaluate -i PREDICTIONS",
+    "fetch_llm": "llmreg_fetch_llm SOURCE",
 }
 # Options whose names are not those of the arguments that they set.
 _OPTIONS = {
@@ -85,9 +85,5 @@ def hint(error: Exception) -> str:
 
 def _spell_command(error: errors.NotPrepared) -> str:
     """Spell the command that makes what is missing."""
-    words = [_COMMANDS[error.step]]
-    if error.dataset is not None:
-        words.append(f"{error.dataset} FOLD" if error.step == "train" else f"-d {error.dataset}")
-    if error.plans is not None:
-        words.append(f"-p {error.plans}")
-    return " ".join(words)
+    command = _COMMANDS[error.step].format(dataset=error.dataset or "DATASET")
+    return command if error.plans is None else f"{command} -p {error.plans}"

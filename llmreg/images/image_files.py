@@ -71,7 +71,7 @@ def read_stored(path: Path, kind: str) -> sitk.Image:
     image_format.check(path)
     try:
         return image_format.read(path)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
         if re.search("orthonormal|Refusing to change (direction|spacing)", str(error)):
             raise _explain_skewed_grid(path) from error
         raise BadImage(
