@@ -70,7 +70,7 @@ def register_all(
     try:
         is_alone = False
         for pair in pairs:
-            was_alone, is_alone = is_alone, is_large(pair.fixed) or is_large(pair.moving)
+            was_alone, is_alone = is_alone, any(map(is_large, (pair.fixed, pair.moving)))
             while pending and (is_alone or was_alone or len(pending) == IN_FLIGHT):
                 yield _finish(*pending.popleft())
             seconds: list[float] = []

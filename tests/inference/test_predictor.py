@@ -276,6 +276,18 @@ def test_lora_is_taken_out_again_where_it_changes_the_field_by_the_limit_or_more
     assert predict_with_lora(tmp_path, change, monkeypatch).unique().tolist() == [0.0]
 
 
+def test_lora_is_judged_on_one_pair_whose_images_keep_their_roles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network's flow depends on both images, and differs by far more than the limit when they are exchanged."""
+    merges = []
+    monkeypatch.setattr(RegistrationNetwork, "merge_lora", lambda network: merges.append(network) or bool)
+    plans = make_plans()
+    Ensemble(load_model(write_model(tmp_path, plans)), plans, CPU)
+    # It is merged once to be judged, and once more to stay.
+    assert len(merges) == 2
+
+
 def test_no_lora_is_merged_where_folds_share_the_frozen_weights_or_nobody_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
