@@ -17,6 +17,8 @@ Points = NDArray[np.float64]
 
 # The search for an inverse ends when the field leads from it back to the start to within this error, in voxels.
 _CONVERGENCE_TOLERANCE = 1e-3
+# The field's slope is a difference over this distance, in voxels.
+_DIFFERENCE = 1e-2
 # From this number of points on, using torch saves more time than importing it takes.
 TORCH_FROM_POINTS = 2**17
 # In folds the search does not end that well. A result with a larger error than this, in voxels, is no inverse.
@@ -55,7 +57,7 @@ def transform_points(points: ArrayLike, transform: Step) -> Points:
 
 
 def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Points:
-    """Map moving points p (N, 3), LPS mm, to fixed points x with x + u(x) = p, by 200 iterations at most.
+    """Map moving points p (N, 3), LPS mm, to fixed points x with x + u(x) = p, by 100 iterations at most.
 
     Outside the field's grid its affine part continues from the edge. Where the field folds, the result may lead back
     elsewhere: compare with :func:`transform_points`.
@@ -70,21 +72,31 @@ def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Poi
         inside = np.clip(index, 0, np.asarray(field.grid.size) - 1)
         return inside + _interpolate_vectors(inside, field) @ to_voxels + (index - inside) @ matrix.T - target
 
+    def newton_step(index: Points, target: Points) -> Points:
+        start = residual(index, target)
+        slopes = [(residual(index + _DIFFERENCE * axis, target) - start) / _DIFFERENCE for axis in np.eye(3)]
+        return np.asarray((np.linalg.pinv(np.stack(slopes, axis=-1)) @ start[..., None])[..., 0])
+
     index = (targets - offset) @ inverse_matrix
     error = residual(index, targets)
     step = np.ones(len(index))
     active = np.arange(len(index))
-    # Most points need a few iterations; of thousands in a strong field, some need more than 50.
-    for _ in range(200):
+    # Most points need a few cheap steps. Where the field varies strongly, some need its slope at the point itself.
+    for iteration in range(100):
         active = active[np.abs(error[active]).max(axis=1) > _CONVERGENCE_TOLERANCE]
         if active.size == 0:
             break
-        candidate = index[active] - step[active, None] * (error[active] @ inverse_matrix)
+        is_slow = iteration >= 50
+        if iteration == 50:
+            step[:] = 1
+        change = newton_step(index[active], targets[active]) if is_slow else error[active] @ inverse_matrix
+        candidate = index[active] - step[active, None] * change
         new_error = residual(candidate, targets[active])
         better = (new_error**2).sum(axis=1) < (error[active] ** 2).sum(axis=1)
         index[active[better]], error[active[better]] = candidate[better], new_error[better]
         # Where the field varies strongly, whole steps lead away.
         step[active[~better]] /= 2
+        step[active[better & is_slow]] = 1
     return field.grid.index_to_physical(index)
 
 
