@@ -146,6 +146,8 @@ def test_a_given_start_leads_from_the_fixed_to_the_moving_image(tmp_path: Path, 
         np.testing.assert_allclose(
             registration.transform.TransformPoint(point), initial.TransformPoint(point), atol=1e-3
         )
+        for image, path in zip((registration.fixed, registration.moving), images, strict=True):
+            np.testing.assert_array_equal(image_to_array(image), image_to_array(sitk.ReadImage(str(path))))
 
 
 def test_refinement_moves_the_moving_image(tmp_path: Path) -> None:
