@@ -32,3 +32,21 @@ def test_each_image_passes_through_the_encoder_alone_and_moving_features_come_fi
     of_pair, (of_moving, _), (of_fixed, _) = (features.chunk(2, dim=1) for features in head_inputs)
     torch.testing.assert_close(of_pair, (of_moving, of_fixed))
     assert not torch.allclose(of_moving, of_fixed)
+
+
+def test_the_coarser_flow_moves_the_features_of_the_moving_image_alone() -> None:
+    network = DualPyramid(network_settings("dual_pyramid", width=2), (16, 16, 64))
+    for head in network.heads:
+        nn.init.zeros_(head.weight)
+    head_inputs = []
+    network.heads[1].register_forward_hook(lambda module, inputs, output: head_inputs.append(inputs[0]))
+    moving, fixed = torch.rand(2, 1, 1, 16, 16, 64)
+    with torch.no_grad():
+        for displacement in (0.0, 0.5):
+            network.heads[0].bias.data = torch.tensor([displacement, 0.0, 0.0])
+            network(moving, fixed)
+    (plain_moving, plain_fixed), (warped_moving, warped_fixed) = (inputs.chunk(2, dim=1) for inputs in head_inputs)
+    torch.testing.assert_close(warped_fixed, plain_fixed)
+    # Half a voxel of the coarsest level is a whole one of the next.
+    torch.testing.assert_close(warped_moving[..., :-1], plain_moving[..., 1:])
+    assert not torch.allclose(warped_moving, plain_moving)
