@@ -42,10 +42,12 @@ def test_the_coarser_flow_moves_the_features_of_the_moving_image_alone() -> None
     network.heads[1].register_forward_hook(lambda module, inputs, output: head_inputs.append(inputs[0]))
     moving, fixed = torch.rand(2, 1, 1, 16, 16, 64)
     with torch.no_grad():
-        for displacement in (0.0, 0.5):
+        for displacement, *pair in ((0.0, moving, moving), (0.0, fixed, fixed), (0.5, moving, fixed)):
             network.heads[0].bias.data = torch.tensor([displacement, 0.0, 0.0])
-            network(moving, fixed)
-    (plain_moving, plain_fixed), (warped_moving, warped_fixed) = (inputs.chunk(2, dim=1) for inputs in head_inputs)
+            network(*pair)
+    (plain_moving, _), (plain_fixed, _), (warped_moving, warped_fixed) = (
+        inputs.chunk(2, dim=1) for inputs in head_inputs
+    )
     torch.testing.assert_close(warped_fixed, plain_fixed)
     # Half a voxel of the coarsest level is a whole one of the next.
     torch.testing.assert_close(warped_moving[..., :-1], plain_moving[..., 1:])
