@@ -53,6 +53,22 @@ def test_every_variant_gives_a_small_field_and_learns(tiny_settings: Make, chang
     assert not without
 
 
+def test_each_image_has_its_own_encoder_and_moving_features_come_first(tiny_settings: Make) -> None:
+    network = build_network(tiny_settings(position_embedding=False), SHAPE)
+    inputs, features, tokens = {}, {}, []
+    for name in ("moving", "fixed"):
+        encoder = getattr(network, f"{name}_encoder")
+        encoder.register_forward_pre_hook(lambda module, images, name=name: inputs.update({name: images[0]}))
+        encoder.register_forward_hook(lambda module, images, output, name=name: features.update({name: output[4]}))
+    network.blocks[0].register_forward_pre_hook(lambda module, values: tokens.append(values[0]))
+    moving, fixed = _images()
+    with torch.no_grad():
+        network(moving, fixed)
+    torch.testing.assert_close(inputs, {"moving": moving, "fixed": fixed})
+    channels_of_tokens = torch.cat([features["moving"], features["fixed"]], dim=1)
+    torch.testing.assert_close(tokens[0], channels_of_tokens.flatten(2).transpose(1, 2))
+
+
 @pytest.mark.parametrize("shape", [(32, 16, 40), (32, 16), (0, 16, 16)])
 def test_shapes_that_do_not_halve_four_times_are_refused(tiny_settings: Make, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="is not three"):
