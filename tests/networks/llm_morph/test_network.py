@@ -55,15 +55,19 @@ def test_every_variant_gives_a_small_field_and_learns(tiny_settings: Make, chang
 
 def test_each_image_has_its_own_encoder_and_moving_features_come_first(tiny_settings: Make) -> None:
     network = build_network(tiny_settings(position_embedding=False), SHAPE)
-    inputs, features, tokens = {}, {}, []
+    inputs, features, tokens, decoded = {}, {}, [], []
     for name in ("moving", "fixed"):
         encoder = getattr(network, f"{name}_encoder")
         encoder.register_forward_pre_hook(lambda module, images, name=name: inputs.update({name: images[0]}))
         encoder.register_forward_hook(lambda module, images, output, name=name: features.update({name: output[4]}))
     network.blocks[0].register_forward_pre_hook(lambda module, values: tokens.append(values[0]))
+    network.decoder.register_forward_pre_hook(lambda module, values: decoded.append(values[1:]))
     moving, fixed = _images()
     with torch.no_grad():
         network(moving, fixed)
+    ((moving_features, fixed_features, images),) = decoded
+    torch.testing.assert_close((moving_features[4], fixed_features[4]), (features["moving"], features["fixed"]))
+    torch.testing.assert_close(images, (moving, fixed))
     torch.testing.assert_close(inputs, {"moving": moving, "fixed": fixed})
     channels_of_tokens = torch.cat([features["moving"], features["fixed"]], dim=1)
     torch.testing.assert_close(tokens[0], channels_of_tokens.flatten(2).transpose(1, 2))
