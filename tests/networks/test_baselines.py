@@ -113,3 +113,18 @@ def test_settings_that_no_network_has_are_refused(name: str, changes: dict[str, 
 def test_shapes_that_are_not_three_sizes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="three sizes"):
         build_small("voxelmorph", shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("voxelmorph", "unet"), ("transmorph", "encoder"), ("mambamorph", "encoder")]
+)
+def test_the_moving_image_is_the_first_channel(name: str, first: str) -> None:
+    """Checkpoints of a network that was trained so would predict nonsense if the channels were exchanged."""
+    network = build_small(name)
+    inputs: list[Tensor] = []
+    getattr(network, first).register_forward_pre_hook(lambda module, values: inputs.append(values[0]))
+    moving, fixed = images()
+    with torch.no_grad():
+        network(moving, fixed)
+    padded = inputs[0][:, :, : SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    torch.testing.assert_close(padded, torch.cat([moving, fixed], dim=1))
