@@ -72,10 +72,9 @@ def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Poi
         inside = np.clip(index, 0, np.asarray(field.grid.size) - 1)
         return inside + _interpolate_vectors(inside, field) @ to_voxels + (index - inside) @ matrix.T - target
 
-    def newton_step(index: Points, target: Points) -> Points:
-        start = residual(index, target)
-        slopes = [(residual(index + _DIFFERENCE * axis, target) - start) / _DIFFERENCE for axis in np.eye(3)]
-        return np.asarray((np.linalg.pinv(np.stack(slopes, axis=-1)) @ start[..., None])[..., 0])
+    def newton_step(index: Points, target: Points, error: Points) -> Points:
+        slopes = [(residual(index + _DIFFERENCE * axis, target) - error) / _DIFFERENCE for axis in np.eye(3)]
+        return np.asarray((np.linalg.pinv(np.stack(slopes, axis=-1)) @ error[..., None])[..., 0])
 
     index = (targets - offset) @ inverse_matrix
     error = residual(index, targets)
@@ -89,7 +88,10 @@ def inverse_transform_points(points: ArrayLike, field: DisplacementField) -> Poi
         is_slow = iteration >= 50
         if iteration == 50:
             step[:] = 1
-        change = newton_step(index[active], targets[active]) if is_slow else error[active] @ inverse_matrix
+        if is_slow:
+            change = newton_step(index[active], targets[active], error[active])
+        else:
+            change = error[active] @ inverse_matrix
         candidate = index[active] - step[active, None] * change
         new_error = residual(candidate, targets[active])
         better = (new_error**2).sum(axis=1) < (error[active] ** 2).sum(axis=1)

@@ -3,8 +3,8 @@
 The file holds what prediction needs and nothing that can run: JSON, images, and tensors in safetensors.
 """
 
+import hashlib
 import re
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from llmreg.engine.templates import TEMPLATES_FILE, read_templates
 from llmreg.errors import BadArgument, UserError
-from llmreg.files import atomic_write, check_outputs, file_digest, write_json
+from llmreg.files import atomic_write, check_outputs, write_json
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.inference.models import Model, read_own_state
 from llmreg.networks.language_models import cache
@@ -218,10 +218,13 @@ def _add(archive: zipfile.ZipFile, name: str, path: Path) -> SharedFile:
     info.file_size = size
     # Compressed weights would be 8 % smaller, and take many times as long.
     info.compress_type = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
+    digest = hashlib.sha256()
     with (
         path.open("rb") as file,
         tqdm.wrapattr(file, "read", size, desc=f"Export {name}", disable=size < WORTH_A_BAR) as source,
         archive.open(info, "w") as member,
     ):
-        shutil.copyfileobj(source, member, CHUNK)
-    return SharedFile(size=size, sha256=file_digest(path))
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            member.write(chunk)
+    return SharedFile(size=size, sha256=digest.hexdigest())

@@ -1,5 +1,6 @@
 """Turning a zip of a shared model into a model folder. The zip is checked in full before it becomes one."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from llmreg.engine.templates import TEMPLATES_FILE, read_templates
 from llmreg.errors import BadModelZip, NotWritable, UnreadableFile, UserError, WouldOverwrite
-from llmreg.files import file_digest, read_json, report_unwritable
+from llmreg.files import read_json, report_unwritable
 from llmreg.inference.models import Model, load_model, read_own_state
 from llmreg.networks.language_models import cache
 from llmreg.networks.language_models.llm_settings import LLMSettings
@@ -167,11 +168,14 @@ def _extract(content: zipfile.ZipFile, manifest: Manifest, folder: Path, archive
         bar = tqdm(
             chunks, f"Install {name}", math.ceil(expected.size / CHUNK), unit="MiB", disable=expected.size < WORTH_A_BAR
         )
+        digest = hashlib.sha256()
         with path.open("xb") as file:
-            file.writelines(bar)
+            for chunk in bar:
+                digest.update(chunk)
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if (path.stat().st_size, file_digest(path)) != (expected.size, expected.sha256):
+        if (path.stat().st_size, digest.hexdigest()) != (expected.size, expected.sha256):
             raise BadModelZip(archive, f"holds another {name} than it lists (sha256)")
 
 
