@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llmreg.data.dataset import Dataset, Pair, load_dataset, pairs_among
+from llmreg.data.dataset import Dataset, Pair, pairs_among
 from llmreg.data.splits import SPLITS_FILE, Split, check_splits, parse_fold, read_splits, split_all
 from llmreg.devices import detect_machine
 from llmreg.errors import BadArgument, NotPrepared, OtherPlans
@@ -16,12 +16,10 @@ from llmreg.files import atomic_write
 from llmreg.networks.network_registry import default_settings, plugin_of
 from llmreg.paths import (
     ModelName,
-    find_dataset_folder,
     find_fold_folders,
     fold_folder,
     is_word,
     preprocessed_dataset,
-    raw_folder,
     results_folder,
 )
 from llmreg.plans.plans import PLANS_FILE, Plans, find_plans, override, plans_path, read_plans, write_plans
@@ -29,6 +27,7 @@ from llmreg.preprocessing.common_frame import REFERENCE_FILE
 from llmreg.preprocessing.dataset_alignment import ALL_CASES, TEMPLATES_FOLDER, name_template_set
 from llmreg.preprocessing.fingerprint import FINGERPRINT_FILE
 from llmreg.preprocessing.planning.sizes import Budget, replace_network
+from llmreg.preprocessing.preparation import load_raw_dataset
 from llmreg.preprocessing.preprocessed_volumes import volumes_folder
 from llmreg.training.distributed import join_processes, main_process_first
 from llmreg.training.loop import train
@@ -150,7 +149,7 @@ def train_fold(
     with join_processes(device_name) as context:
         with main_process_first(context):
             plans = choose_plans(folder, choice)
-            dataset = load_dataset(find_dataset_folder(dataset_name, raw_folder()))
+            dataset = load_raw_dataset(dataset_name)
             configuration = configuration or plans.default_configuration
             plans.configuration(configuration)
             model = model_folder(dataset.name, plans, configuration)

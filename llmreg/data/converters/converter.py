@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from llmreg import paths
 from llmreg.data.dataset import Pair, load_dataset, pairs_among
-from llmreg.errors import BadArgument, BadDownload, NotWritable, UserError
-from llmreg.files import read_json, write_json, write_text
+from llmreg.errors import BadArgument, BadDownload, UserError
+from llmreg.files import read_json, report_unwritable, write_json, write_text
 from llmreg.images.formats import DEFAULT_ENDING
 from llmreg.registry import Registry
 from llmreg.settings import Settings
@@ -145,11 +145,9 @@ def write_raw_dataset(
     subjects = {image.subject for image in images if image.name in held_out}
     training = [image for image in images if image.subject not in subjects]
     used = [image for image in images if image.name in held_out or image.subject not in subjects]
-    try:
+    with report_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=".partial-", dir=folder.parent)
-    except OSError as error:
-        raise NotWritable(folder, error.strerror or str(error)) from error
     # The hidden folder has the dataset's name, so that the dataset can be loaded before it is moved to its place.
     unfinished = Path(temporary, folder.name)
     try:
